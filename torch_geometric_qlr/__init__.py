@@ -1,0 +1,41 @@
+"""Low-bit PyTorch Geometric: any model in one line, with ranges that learn.
+
+>>> import torch_geometric_qlr as qlr
+>>> from torch_geometric.nn import GCN
+>>> qmodel = qlr.quantize(GCN(16, 32, num_layers=2, out_channels=4), bits=2)
+"""
+
+import warnings as _warnings
+
+with _warnings.catch_warnings():
+    # Brevitas announces at import which of its own optional packages it lacks.
+    _warnings.simplefilter("ignore")
+    import brevitas as _brevitas  # noqa: F401
+
+from torch_geometric_qlr import errors, nn, quantizers, transforms
+from torch_geometric_qlr._version import __version__
+from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.nn import register_conv, register_linear
+from torch_geometric_qlr.transforms import (
+    plan,
+    quant_parameters,
+    quantize,
+    quantize_,
+    weight_parameters,
+)
+
+__all__ = [
+    "QLRConfig",
+    "__version__",
+    "errors",
+    "nn",
+    "plan",
+    "quant_parameters",
+    "quantize",
+    "quantize_",
+    "quantizers",
+    "register_conv",
+    "register_linear",
+    "transforms",
+    "weight_parameters",
+]

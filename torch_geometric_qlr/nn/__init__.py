@@ -1,0 +1,64 @@
+"""Quantized layers, the table of what is known about each, and propagation layers.
+
+Every registered convolution also exists by name: ``QuantGCNConv`` is what quantizing a ``GCNConv``
+gives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch_geometric.nn as _pyg_nn
+
+from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
+from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
+from torch_geometric_qlr.nn.plan import Plan, PlanEntry
+from torch_geometric_qlr.nn.registry import (
+    REWRITTEN,
+    LayerSpec,
+    conv_specs,
+    find_spec,
+    register_conv,
+    register_linear,
+)
+from torch_geometric_qlr.nn.rewrite import class_for
+
+__all__ = [
+    "LayerSpec",
+    "Plan",
+    "PlanEntry",
+    "QuantLayer",
+    "QuantLinearLayer",
+    "QuantMessagePassing",
+    "QuantWeightLayer",
+    "conv_specs",
+    "find_spec",
+    "quant_conv_names",
+    "register_conv",
+    "register_linear",
+]
+
+
+def quant_conv_names() -> list[str]:
+    r"""Names of the quantized convolutions of this module.
+
+    Example:
+        >>> "QuantGCNConv" in quant_conv_names()
+        True
+    """
+    specs = conv_specs().items()
+    return [f"Quant{n}" for n, s in specs if s.family in REWRITTEN and hasattr(_pyg_nn, n)]
+
+
+def __getattr__(name: str) -> Any:
+    base_name = name.removeprefix("Quant")
+    spec = conv_specs().get(base_name)
+    base = getattr(_pyg_nn, base_name, None)
+    if name == base_name or spec is None or base is None or spec.family not in REWRITTEN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return class_for(base, spec)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *quant_conv_names()])
