@@ -1,4 +1,4 @@
-"""What a user asks for: bit widths, where to round, and how, as frozen and versioned dataclasses."""
+"""What a user asks for: bit widths, where to round, and how; frozen, versioned dataclasses."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ class QuantizerConfig:
         _check_choice("statistics", self.statistics, ("running", "current"))
         _check_choice("skewness_unit", self.skewness_unit, ("code", "step"))
         if not 0.0 < self.momentum <= 1.0:
-            raise ConfigError(f"momentum={self.momentum!r} is out of range; choose 0 < momentum <= 1.")
+            raise ConfigError(
+                f"momentum={self.momentum!r} is out of range; choose 0 < momentum <= 1."
+            )
 
     @property
     def truncates(self) -> bool:
@@ -247,6 +249,18 @@ class QLRConfig:
     def __hash__(self) -> int:
         return hash(repr(self.to_dict()))
 
+    def quantizes(self, point: str) -> bool:
+        r"""Whether a place is among those to quantize."""
+        assert self.points is not None
+        return point in self.points
+
+    def width(self, role: str) -> int:
+        r"""Bits for a role: :obj:`"weight"`, :obj:`"activation"`, :obj:`"message"` or
+        :obj:`"input"`."""
+        bits = getattr(self, f"{role}_bits")
+        assert isinstance(bits, int)
+        return bits
+
     def quantizer(self, role: str, bits: int | None = None) -> QuantizerConfig:
         r"""The quantizer for a role: :obj:`"weight"`, :obj:`"activation"`, :obj:`"message"`,
         :obj:`"input"` or :obj:`"output"`.
@@ -273,7 +287,9 @@ class QLRConfig:
             gradient_scaling=self.gradient_scaling,
         )
 
-    def rule_for(self, name: str, cls: type, ancestors: Sequence[tuple[str, type]] = ()) -> str | None:
+    def rule_for(
+        self, name: str, cls: type, ancestors: Sequence[tuple[str, type]] = ()
+    ) -> str | None:
         r"""The override that holds for a module, or :obj:`None`.
 
         Args:
@@ -361,7 +377,7 @@ def _override_fields(value: Any, where: str) -> dict[str, Any] | None:
     check_fields(value, where)
     if value.get("overrides"):
         raise ConfigError(f"{where} has overrides of its own; list them side by side.")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     QLRConfig(**fields)
     return fields
 

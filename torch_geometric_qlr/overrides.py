@@ -1,4 +1,4 @@
-"""Ordered rules from modules to what differs there: exact name > regular expression > glob > type."""
+"""Ordered rules from modules to what differs there: exact name > regex > glob > type."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def normalize_overrides(
             try:
                 re.compile(name[3:])
             except re.error as error:
-                raise ConfigError(f"override {name!r} is no regular expression: {error}.") from error
+                raise ConfigError(
+                    f"override {name!r} is no regular expression: {error}."
+                ) from error
         out[name] = fields_of(value, f"override {name!r}")
     return out
 
@@ -63,9 +65,7 @@ def _is_regex_match(rule: str, name: str, cls: type) -> bool:
 
 
 def _is_glob_match(rule: str, name: str, cls: type) -> bool:
-    return (
-        not rule.startswith("re:") and _GLOB.search(rule) is not None and fnmatchcase(name, rule)
-    )
+    return not rule.startswith("re:") and _GLOB.search(rule) is not None and fnmatchcase(name, rule)
 
 
 def _is_type(rule: str, name: str, cls: type) -> bool:
@@ -76,7 +76,9 @@ def check_all_matched(rules: Iterable[str], counts: Mapping[str, int], names: li
     """Refuses a rule that matched nothing, with the nearest module names."""
     for rule in rules:
         if counts.get(rule, 0) == 0:
-            near = get_close_matches(rule.removeprefix("re:"), [n for n in names if n], n=3, cutoff=0.4)
+            near = get_close_matches(
+                rule.removeprefix("re:"), [n for n in names if n], n=3, cutoff=0.4
+            )
             hint = f" Nearest: {', '.join(near)}." if near else ""
             raise ConfigError(
                 f"override {rule!r} matches no layer of the model.{hint} qlr.plan(model) lists the "

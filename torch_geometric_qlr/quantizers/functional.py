@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops.reference import fake_quantize as _forward
-from torch_geometric_qlr.ops.reference import fake_quantize_backward as _backward
+import torch_geometric_qlr.ops  # noqa: F401  (registers the op)
 
 __all__ = ["fake_quantize", "scale_gradient", "floor"]
-
-
-class _FakeQuantize(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor,
-        skew: Tensor | None,
-        bits: int,
-        truncate: bool,
-    ) -> Tensor:
-        x_hat, mask = _forward(x, scale, zero_point, bits, truncate=truncate, skew=skew)
-        ctx.save_for_backward(x, x_hat, mask, scale)
-        return x_hat
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, x_hat, mask, scale = ctx.saved_tensors
-        axis = -1 if scale.numel() == 1 else (0 if scale.size(1) == 1 else 1)
-        grad_x, grad_rho = _backward(grad, x, x_hat, mask, axis)
-        return grad_x, grad_rho.view_as(scale) / scale, None, None, None, None
 
 
 def fake_quantize(
@@ -47,7 +21,7 @@ def fake_quantize(
 ) -> Tensor:
     r"""Quantizes and dequantizes, with gradients for the values and for the scale.
 
-    Forward it is :func:`torch_geometric_qlr.ops.fake_quantize`. Backward, with the zero point held
+    Forward it is :func:`torch_geometric_qlr.ops.reference.fake_quantize`. Backward, with the zero point held
     fixed and *in range* meaning that no clamp acted on :math:`x`,
 
     .. math::
@@ -72,8 +46,8 @@ def fake_quantize(
         >>> x.grad, scale.grad
         (tensor([1., 0.]), tensor(2.6000))
     """
-    out: Tensor = _FakeQuantize.apply(x, scale, zero_point, skew, bits, truncate)
-    return out
+    value: Tensor = torch.ops.qlr.fake_quantize(x, scale, zero_point, bits, truncate, skew)[0]
+    return value
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:

@@ -56,7 +56,7 @@ class QLRInjector(ExtendedInjector):
     channel_dim = 0
 
     @value
-    def config(  # noqa: PLR0913
+    def config(
         bit_width: int,
         truncation: str | None,
         granularity: str,
@@ -112,7 +112,7 @@ class QLRActPerTensorBT(QLRActPerTensor):
     r"""Activations, one learned range, bitwise truncation from 8 bits."""
 
     bit_width = 2
-    truncation = "bt"
+    truncation = "bt"  # type: ignore[assignment]
 
 
 class QLRActPerTensorSkewBT(QLRActPerTensorBT):
@@ -143,16 +143,14 @@ class QLRWeightPerChannel(QLRWeightPerTensor):
     @value
     def num_groups(module: nn.Module | tuple[nn.Module, ...]) -> int:
         first = module[0] if isinstance(module, tuple) else module
-        weight = first.weight
-        assert hasattr(weight, "shape")
-        return int(weight.shape[0])
+        return len(first.get_parameter("weight"))
 
 
 class QLRWeightPerChannelBT(QLRWeightPerChannel):
     r"""Weights, one learned range per output channel, bitwise truncation from 8 bits."""
 
     bit_width = 2
-    truncation = "bt"
+    truncation = "bt"  # type: ignore[assignment]
 
 
 class QLRWeightPerChannelSkewBT(QLRWeightPerChannelBT):

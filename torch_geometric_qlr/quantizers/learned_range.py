@@ -75,6 +75,7 @@ class LearnedRangeQuant(nn.Module):
     hi: Tensor
     skew: Tensor
     calibrated: Tensor
+    _bit_width: Tensor
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class LearnedRangeQuant(nn.Module):
             zero_point = torch.round(zero_point / step) * step
         elif self.config.code_bits > 1:
             zero_point = torch.round(zero_point)
-        gamma = self.gamma
+        gamma: Tensor = self.gamma
         if self.config.gradient_scaling:
             gamma = scale_gradient(gamma, self._lsq_factor(x))
         return floor(gamma, _MIN_MULTIPLIER) * scale0, zero_point, self._shift(skew)
@@ -174,7 +175,11 @@ class LearnedRangeQuant(nn.Module):
             value = fake_quantize(
                 matrix, scale, zero_point, self.bits, truncate=self.config.truncates, skew=skew
             ).view_as(x)
-        return value, *affine_params(scale, zero_point, self.bits, self.config.truncates), self._bit_width
+        return (
+            value,
+            *affine_params(scale, zero_point, self.bits, self.config.truncates),
+            self._bit_width,
+        )
 
     def quantize_sparse(self, x: Tensor) -> Tensor:
         r"""Quantizes the stored values of a :obj:`torch.sparse` matrix; its zeros stay zero.
@@ -206,8 +211,8 @@ class LearnedRangeQuant(nn.Module):
             return self(values)[0]
         if self.config.granularity != "node":
             raise InputError(
-                f"{self.path or 'quantizer'}: the input is sparse, which needs one range per tensor "
-                f"or per node. Set granularity={{'input': 'node'}}, or x.to_dense()."
+                f"{self.path or 'quantizer'}: the input is sparse, which needs one range per "
+                f"tensor or per node. Set granularity={{'input': 'node'}}, or x.to_dense()."
             )
         if values.numel() == 0:
             return values
@@ -271,7 +276,11 @@ class LearnedRangeQuant(nn.Module):
 
     def _agree(self) -> None:
         # Every process searched on its own first batch; they train one and the same multiplier.
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and self.training:
+        if (
+            torch.distributed.is_available()
+            and torch.distributed.is_initialized()
+            and self.training
+        ):
             torch.distributed.broadcast(self.gamma, src=0)
 
     def _check_finite(self, lo: Tensor, hi: Tensor) -> None:
@@ -279,8 +288,8 @@ class LearnedRangeQuant(nn.Module):
             return
         if not bool(torch.isfinite(lo.sum() + hi.sum())):
             raise InputError(
-                f"{self.path or 'quantizer'}: the tensor to quantize holds NaN or Inf, so it has no "
-                f"range. Look for a diverged loss or a division by zero before this layer; "
+                f"{self.path or 'quantizer'}: the tensor to quantize holds NaN or Inf, so it has "
+                f"no range. Look for a diverged loss or a division by zero before this layer; "
                 f"torch.nan_to_num(x) replaces such values."
             )
 

@@ -1,0 +1,42 @@
+"""`python -m torch_geometric_qlr`: versions, back ends and kernels, for a bug report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+import torch
+
+import torch_geometric_qlr
+from torch_geometric_qlr.ops import backend_info
+
+_PACKAGES = ("torch", "torch_geometric", "brevitas", "torch_sparse", "pyg_lib", "triton")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """Prints what computes here, and why."""
+    info = backend_info()
+    rows = {
+        "torch_geometric_qlr": torch_geometric_qlr.__version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        **{package: _version(package) for package in _PACKAGES},
+        "threads": str(torch.get_num_threads()),
+        "CPU kernels": str(info["library"] or f"none: {info['reason']}"),
+        "CPU back end": f"{info['selected']} (of {', '.join(info['available'])})",
+        "VNNI, OpenMP": f"{'yes' if info['vnni'] else 'no'}, {'yes' if info['openmp'] else 'no'}",
+        "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "not available",
+    }
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()
