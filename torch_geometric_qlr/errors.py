@@ -38,8 +38,8 @@ class ConfigError(QLRError, ValueError):
 
 
 class InputError(QLRError, ValueError):
-    r"""A tensor or graph that a layer cannot take: wrong dtype or shape, NaN or Inf, a sparse matrix
-    where zero would not stay zero."""
+    r"""A tensor or graph that a layer cannot take: wrong dtype or shape, NaN or Inf, a layout it
+    has no meaning for."""
 
 
 class NothingToQuantizeError(QLRError, ValueError):

@@ -1,0 +1,149 @@
+"""Packed sums along a graph on the CPU, against every FP32 way PyG has to take them.
+
+All candidates of a graph and width take turns in every round, in random order; ratios are medians
+over rounds of peer time over our time. Packed candidates read packed features; the time to quantize
+and pack those is a candidate of its own.
+
+    python examples/benchmarks/cpu_kernels.py --graphs arxiv --features 128 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.utils import scatter
+
+from _graphs import CSR, SHAPES, generate
+from _timing import environment, interleave, markdown, paired_ratio
+from torch_geometric_qlr.ops import backend_info
+from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor, spmm
+
+try:
+    import torch_sparse
+except ImportError:  # an extra, and one peer less
+    torch_sparse = None
+
+Candidates = dict[str, Callable[[], Any]]
+
+NATIVE, OWN = "torch.sparse.mm", "own fp32"
+# A gather of E x F floats beyond this many bytes is left out: it would swap.
+MAX_GATHER = 3e9
+
+
+def peers(graph: CSR, x: Tensor) -> Candidates:
+    """Unweighted sums in float32 and, where it is accepted, in bfloat16."""
+    n, ones = graph.num_nodes, torch.ones(graph.num_edges)
+    long = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), ones, (n, n))
+    short = torch.sparse_csr_tensor(graph.rowptr.int(), graph.col, ones, (n, n))
+    half = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), ones.bfloat16(), (n, n))
+    x_half = x.bfloat16()
+    edge_index = graph.edge_index()
+    by_target = EdgeIndex(edge_index.flip(0), sparse_size=(n, n), sort_order="row")
+    by_target.fill_cache_()
+    found: Candidates = {
+        NATIVE: lambda: torch.sparse.mm(long, x, "sum"),
+        "torch.sparse.mm bf16": lambda: torch.sparse.mm(half, x_half, "sum"),
+        "torch CSR int32": lambda: short @ x,
+        "torch CSR int64": lambda: long @ x,
+        "EdgeIndex.matmul": lambda: by_target.matmul(x),
+        OWN: lambda: torch.ops.qlr.spmm(graph.rowptr, graph.col, x),
+    }
+    if torch_sparse is not None:
+        matrix = torch_sparse.SparseTensor(
+            rowptr=graph.rowptr, col=graph.col.long(), sparse_sizes=(n, n)
+        )
+        found["torch-sparse"] = lambda: torch_sparse.matmul(matrix, x)
+    if graph.num_edges * x.size(1) * 4 <= MAX_GATHER:
+        source, target = edge_index
+        found["gather-scatter"] = lambda: scatter(x[source], target, 0, n, "sum")
+    return found
+
+
+def packed(graph: CSR, x: Tensor, bits: int, norm: Tensor) -> Candidates:
+    """Sums and GCN-weighted sums over packed features, to floats and to packed features."""
+    scale = torch.tensor(6.0 / (2**bits - 1))
+    zero = torch.tensor(float(2 ** (bits - 1)))
+    x_packed = PackedTensor.from_float(x, scale, zero, bits)
+    out = OutputQuantizer(scale * 4, zero, bits)
+    gcn = {"source_weight": norm, "row_scale": norm}
+    weight = norm.repeat_interleave(graph.rowptr.diff()) * norm[graph.col.long()]
+    name = f"INT{bits}"
+    return {
+        name: lambda: spmm(graph.rowptr, graph.col, x_packed),
+        f"{name} -> packed": lambda: spmm(graph.rowptr, graph.col, x_packed, out=out),
+        f"{name} edge weights": lambda: spmm(graph.rowptr, graph.col, x_packed, edge_weight=weight),
+        f"{name} GCN -> packed": lambda: spmm(graph.rowptr, graph.col, x_packed, out=out, **gcn),
+        f"{name} quantize and pack": lambda: PackedTensor.from_float(
+            x, scale, zero, bits, check=False
+        ),
+    }
+
+
+def check(candidates: Candidates, x: Tensor) -> None:
+    """The peers agree with each other, so that a ratio compares like with like."""
+    truth = candidates[NATIVE]()
+    for name, run in candidates.items():
+        y = run()
+        if y.dtype == torch.float32:
+            torch.testing.assert_close(y, truth, rtol=1e-3, atol=1e-3 * float(truth.abs().max()))
+        else:
+            assert y.shape == truth.shape, name
+
+
+def measure(name: str, features: int, bits: list[int], rounds: int) -> dict[str, Any]:
+    """One table."""
+    graph = generate(name)
+    x = torch.randn(graph.num_nodes, features)
+    norm = (graph.rowptr.diff() + 1.0).rsqrt()
+    candidates = peers(graph, x)
+    check(candidates, x)
+    for width in bits:
+        candidates.update(packed(graph, x, width, norm))
+    times = interleave(candidates, rounds)
+    float_peers = [key for key in times if key in peers_of(times) and "bf16" not in key]
+    fastest = max(float_peers, key=lambda key: -sorted(times[key])[rounds // 2])
+    shown = list(dict.fromkeys([fastest, NATIVE, OWN]))
+    title = f"{name}: {graph.num_nodes} nodes, {graph.num_edges} edges, F={features}"
+    print(f"\n### {title}\n\nfastest FP32 peer: {fastest}\n\n{markdown(times, shown)}", flush=True)
+    ratios = {key: {peer: paired_ratio(times, peer, key) for peer in shown} for key in times}
+    return {"graph": title, "fastest_peer": fastest, "seconds": times, "ratios": ratios}
+
+
+def peers_of(times: dict[str, list[float]]) -> list[str]:
+    """The candidates that are not ours."""
+    return [key for key in times if not key.startswith("INT") and key != OWN]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--graphs", nargs="+", choices=SHAPES, default=["cora", "arxiv"])
+    parser.add_argument("--features", nargs="+", type=int, default=[128])
+    parser.add_argument("--bits", nargs="+", type=int, choices=(1, 2, 4, 8), default=[8, 4, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write all times here")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    setting = {**environment(), "kernels": backend_info()["selected"], "rounds": args.rounds}
+    print("\n".join(f"{key}: {value}" for key, value in setting.items()))
+    tables = [
+        measure(graph, features, args.bits, args.rounds)
+        for graph in args.graphs
+        for features in args.features
+    ]
+    if args.json is not None:
+        args.json.write_text(json.dumps({"environment": setting, "tables": tables}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Every instruction set of the C++ kernels against the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import (
+    ISAS,
+    assert_float32_close,
+    axis_strategy,
+    bits_strategy,
+    parameters,
+    problem,
+    seed_strategy,
+    width_strategy,
+)
+
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.ops import reference, use_backend
+
+qlr = torch.ops.qlr
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
+
+every_isa = pytest.mark.parametrize("isa", ISAS)
+examples = settings(max_examples=40, deadline=None)
+
+
+@every_isa
+@examples
+@given(seed_strategy, st.integers(1, 8), width_strategy, axis_strategy, st.booleans())
+def test_quantize_pack_gives_identical_codes(isa, seed, bits, cols, axis, truncate):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(11, cols, generator=rng) * 3
+    scale, zero = parameters(11, cols, axis, 8 if truncate else bits, rng)
+    if seed % 2:  # values exactly between two codes
+        x, zero = (x / scale).round() * scale + scale / 2, zero.round()
+    skew = torch.tensor(40.25) if truncate and seed % 3 == 0 else None
+    expected = reference.quantize_pack(x, scale, zero, bits, truncate=truncate, skew=skew)
+    with use_backend(isa):
+        assert torch.equal(qlr.quantize_pack(x, scale, zero, bits, truncate, skew), expected)
+
+
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, width_strategy, axis_strategy)
+def test_pack_unpack_dequantize_select(isa, seed, bits, cols, axis):
+    case = problem(seed, cols=cols, bits=bits, axis=axis)
+    packed = reference.pack(case.codes, bits)
+    index = torch.randint(12, (20,), generator=torch.Generator().manual_seed(seed))
+    with use_backend(isa):
+        assert torch.equal(qlr.pack(case.codes, bits), packed)
+        assert torch.equal(qlr.unpack(packed, cols, bits), case.codes)
+        assert torch.equal(qlr.dequantize_packed(*case.packed), case.values)
+        assert torch.equal(qlr.index_select(packed, index), packed[index])
+
+
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, width_strategy, st.sampled_from((0, 1, 3, 18, 90, 300)))
+def test_unweighted_sums_are_exact_integers(isa, seed, bits, cols, hub):
+    case = problem(seed, cols=cols, bits=bits, hub=hub)
+    case.scale, case.zero_point = torch.tensor(1.0), torch.tensor(float(seed % 2**bits))
+    truth = reference.spmm(case.rowptr, case.col, case.codes, case.scale, case.zero_point)
+    with use_backend(isa):
+        ours = qlr.packed_spmm(case.rowptr, case.col, *case.packed)
+    assert torch.equal(ours, truth)
+
+
+@every_isa
+@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("cols", (16, 64, 200))
+def test_hub_of_largest_codes_does_not_overflow(isa, bits, cols):
+    degree, top = 33_000, 2**bits - 1
+    rowptr = torch.tensor([0, degree, degree, degree + 1])
+    col = torch.zeros(degree + 1, dtype=torch.int32)
+    packed = reference.pack(torch.full((1, cols), top, dtype=torch.uint8), bits)
+    one, zero = torch.tensor(1.0), torch.tensor(0.0)
+    with use_backend(isa):
+        plain = qlr.packed_spmm(rowptr, col, packed, cols, bits, one, zero)
+        weighted = qlr.packed_spmm(
+            rowptr, col, packed, cols, bits, one, zero, torch.full((degree + 1,), 0.5)
+        )
+    expected = torch.tensor([degree, 0, 1]).mul(top).float().view(3, 1).expand(3, cols)
+    assert torch.equal(plain, expected)
+    torch.testing.assert_close(weighted, expected / 2, rtol=1e-6, atol=0)
+
+
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, width_strategy, axis_strategy, st.data())
+def test_weighted_sums_and_epilogue(isa, seed, bits, cols, axis, data):
+    case = problem(seed, cols=cols, bits=bits, axis=axis, hub=data.draw(st.sampled_from((0, 600))))
+    rng = torch.Generator().manual_seed(seed)
+    optional = {
+        "edge_weight": torch.randn(case.col.numel(), generator=rng),
+        "source_weight": torch.rand(12, generator=rng) ** 8,  # like the normalisation of hubs
+        "row_scale": torch.rand(9, generator=rng),
+        "bias": torch.randn(cols, generator=rng),
+        "addend": torch.randn(9, cols, generator=rng),
+    }
+    chosen = data.draw(st.sets(st.sampled_from(sorted(optional))))
+    kwargs = {name: optional[name] for name in chosen}
+    kwargs["reduce"] = data.draw(st.sampled_from(("sum", "mean")))
+    kwargs["relu"] = data.draw(st.booleans())
+    kwargs["addend_scale"] = 0.25
+    truth = reference.spmm(case.rowptr, case.col, case.codes, case.scale, case.zero_point, **kwargs)
+    kwargs_of_size = {k: v.abs() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+    one, none = torch.tensor(1.0), torch.tensor(0.0)
+    size = reference.spmm(case.rowptr, case.col, case.values.abs(), one, none, **kwargs_of_size)
+    with use_backend(isa):
+        ours = qlr.packed_spmm(case.rowptr, case.col, *case.packed, **kwargs)
+    assert_float32_close(ours, truth, size)
+
+
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, width_strategy, st.integers(1, 8), st.booleans())
+def test_packed_output_has_the_codes_of_the_float_output(isa, seed, bits, cols, out_bits, truncate):
+    case = problem(seed, cols=cols, bits=bits)
+    rng = torch.Generator().manual_seed(seed)
+    scale, zero = parameters(9, cols, "column" if seed % 2 else "tensor", out_bits, rng)
+    output = (scale, zero, out_bits, truncate, torch.tensor(3.0) if truncate else None)
+    weight = torch.rand(12, generator=rng)
+    with use_backend(isa):
+        y = qlr.packed_spmm(case.rowptr, case.col, *case.packed, source_weight=weight)
+        packed = qlr.packed_spmm(
+            *(case.rowptr, case.col, *case.packed, None, weight, None),
+            *(None, None, 1.0, "sum", False, *output),
+        )
+    expected = reference.quantize_pack(y, scale, zero, out_bits, truncate=truncate, skew=output[-1])
+    assert torch.equal(packed, expected)
+
+
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, width_strategy, axis_strategy, st.booleans())
+def test_extremum(isa, seed, bits, cols, axis, largest):
+    case = problem(seed, cols=cols, bits=bits, axis=axis)
+    truth = reference.extremum(
+        case.rowptr, case.col, case.codes, case.scale, case.zero_point, largest=largest
+    )
+    with use_backend(isa):
+        ours = qlr.packed_extremum(case.rowptr, case.col, *case.packed, largest)
+    assert_float32_close(ours, truth)
+
+
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, st.integers(1, 20), st.integers(1, 40), axis_strategy)
+def test_attention(isa, seed, bits, heads, channels, axis):
+    case = problem(seed, cols=heads * channels, bits=bits, axis=axis)
+    rng = torch.Generator().manual_seed(seed)
+    alpha = torch.rand(case.col.numel(), heads, generator=rng)
+    bias = torch.randn(heads * channels, generator=rng)
+    truth = reference.attention(
+        *(case.rowptr, case.col, case.codes, case.scale, case.zero_point, alpha), bias=bias
+    )
+    with use_backend(isa):
+        ours = qlr.packed_attention(case.rowptr, case.col, *case.packed, alpha, bias)
+    assert_float32_close(ours, truth)
+
+
+@every_isa
+@examples
+@given(
+    *(seed_strategy, bits_strategy, bits_strategy, width_strategy),
+    *(st.integers(0, 20), st.integers(1, 150), st.sampled_from(("tensor", "row"))),
+)
+def test_linear(isa, seed, bits, weight_bits, inputs, rows, outputs, axis):
+    rng = torch.Generator().manual_seed(seed)
+    codes = torch.randint(2**bits, (rows, inputs), generator=rng, dtype=torch.uint8)
+    weight = torch.randint(2**weight_bits, (outputs, inputs), generator=rng, dtype=torch.uint8)
+    params = parameters(rows, inputs, axis if rows > 1 else "tensor", bits, rng)
+    weight_params = parameters(outputs, inputs, "row", weight_bits, rng)
+    bias = torch.randn(outputs, generator=rng)
+    truth = reference.linear(codes, *params, weight, *weight_params, bias=bias, relu=True)
+    size = reference.dequantize(codes, *params).abs() @ (
+        reference.dequantize(weight, *weight_params).abs().t()
+    )
+    packed, packed_weight = reference.pack(codes, bits), reference.pack(weight, weight_bits)
+    with use_backend(isa):
+        ours = qlr.packed_linear(
+            *(packed, inputs, bits, *params, packed_weight, weight_bits, *weight_params),
+            *(bias, True),
+        )
+    assert_float32_close(ours, truth, size)
+
+
+@every_isa
+@examples
+@given(seed_strategy, width_strategy, st.booleans(), st.booleans())
+def test_float_spmm(isa, seed, cols, mean, weighted):
+    case = problem(seed, cols=cols, hub=600)
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(12, cols, generator=rng)
+    weight = torch.randn(case.col.numel(), generator=rng) if weighted else None
+    reduce = "mean" if mean else "sum"
+    one, none = torch.tensor(1.0), torch.tensor(0.0)
+    truth = reference.spmm(case.rowptr, case.col, x, one, none, edge_weight=weight, reduce=reduce)
+    with use_backend(isa):
+        assert_float32_close(qlr.spmm(case.rowptr, case.col, x, weight, reduce=reduce), truth)
+
+
+@every_isa
+@pytest.mark.parametrize("threads", (1, 2))
+def test_large_graph_takes_the_parallel_path(isa, threads):
+    case = problem(0, targets=3000, sources=3000, mean_degree=20.0, cols=64, bits=4, hub=9000)
+    truth = reference.spmm(case.rowptr, case.col, case.codes, case.scale, case.zero_point)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with use_backend(isa):
+            ours = qlr.packed_spmm(case.rowptr, case.col, *case.packed)
+    finally:
+        torch.set_num_threads(before)
+    assert_float32_close(ours, truth)
+
+
+@every_isa
+@pytest.mark.parametrize("column", (-1, 12, 2**32))
+def test_index_out_of_range_is_refused(isa, column):
+    case = problem(0)
+    col = case.col.long()
+    col[0] = column
+    with use_backend(isa), pytest.raises(InputError, match="out of range"):
+        qlr.packed_spmm(case.rowptr, col, *case.packed)
+    with use_backend(isa), pytest.raises(InputError, match="out of range"):
+        qlr.index_select(reference.pack(case.codes, 2), col)
+
+
+@every_isa
+def test_rowptr_must_ascend_to_the_number_of_edges(isa):
+    case = problem(0)
+    for broken in (case.rowptr + 1, case.rowptr.flip(0), case.rowptr[:-2]):
+        with use_backend(isa), pytest.raises(InputError, match="rowptr"):
+            qlr.packed_spmm(broken, case.col, *case.packed)
+
+
+@every_isa
+def test_wrong_sizes_are_refused_before_memory_is_read(isa):
+    case = problem(0, cols=33)
+    data, cols, bits, scale, zero = case.packed
+    short = {name: torch.ones(3) for name in ("edge_weight", "source_weight", "row_scale", "bias")}
+    with use_backend(isa):
+        for name, value in short.items():
+            with pytest.raises(InputError, match=name):
+                qlr.packed_spmm(case.rowptr, case.col, *case.packed, **{name: value})
+        with pytest.raises(InputError, match="uint8"):
+            qlr.packed_spmm(case.rowptr, case.col, data[:, :8], cols, bits, scale, zero)
+        with pytest.raises(InputError, match="alpha"):
+            qlr.packed_attention(case.rowptr, case.col, *case.packed, torch.ones(3, 2))
+
+
+@every_isa
+@pytest.mark.parametrize("targets, sources", ((0, 5), (5, 1), (5, 12)))
+def test_empty_graph(isa, targets, sources):
+    case = problem(0, targets=targets, sources=sources, mean_degree=0.0, cols=20)
+    with use_backend(isa):
+        y = qlr.packed_spmm(case.rowptr, case.col, *case.packed, bias=torch.ones(20))
+        assert torch.equal(y, torch.ones(targets, 20))
+        top = qlr.packed_extremum(case.rowptr, case.col, *case.packed)
+        assert torch.equal(top, torch.zeros(targets, 20))
+
+
+@every_isa
+def test_nan_and_infinite_weights_reach_the_result(isa):
+    case = problem(0, cols=20)
+    for bad in (float("nan"), float("inf")):
+        weight = torch.ones(case.col.numel())
+        weight[0] = bad
+        with use_backend(isa):
+            y = qlr.packed_spmm(case.rowptr, case.col, *case.packed, weight)
+        assert not torch.isfinite(y).all()

@@ -1,0 +1,117 @@
+"""What torch asks of an op: schema, fake kernel, autograd, compile, and the choice of back end."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from kernel_cases import ISAS, problem
+
+from torch_geometric_qlr.errors import BackendError
+from torch_geometric_qlr.ops import backend, backend_info, reference, use_backend
+from torch_geometric_qlr.ops.schemas import NAMES
+
+qlr = torch.ops.qlr
+
+
+def samples() -> dict[str, list[tuple]]:
+    """Arguments of every op, with and without a quantized output."""
+    case = problem(1, cols=40, bits=4)
+    edges, packed = case.col.numel(), case.packed
+    x = torch.randn(12, 40)
+    output = (torch.tensor(0.5), torch.tensor(7.0), 3, True, torch.tensor(2.0))
+    x_hat, mask = reference.fake_quantize(x, case.scale, case.zero_point, 4)
+    gather = (case.rowptr, case.col, *packed)
+    linear = (*packed, reference.pack(case.codes[:5], 4), 4, case.scale, case.zero_point)
+    return {
+        "quantize_pack": [(x, case.scale, case.zero_point, 3)],
+        "pack": [(case.codes, 4)],
+        "unpack": [packed[:3]],
+        "dequantize_packed": [packed],
+        "index_select": [(packed[0], torch.tensor([3, 1, 1]))],
+        "packed_spmm": [
+            gather,
+            (*gather, torch.rand(edges), None, None, None, None, 1.0, "mean", True, *output),
+        ],
+        "packed_extremum": [gather, (*gather, False)],
+        "packed_attention": [
+            (*gather, torch.rand(edges, 4)),
+            (*gather, torch.rand(edges, 4), None, True, *output),
+        ],
+        "packed_linear": [linear, (*linear, torch.rand(5), True, *output)],
+        "spmm": [(case.rowptr, case.col, x)],
+        "fake_quantize": [
+            (x.clone().requires_grad_(), torch.tensor(0.3, requires_grad=True), output[1], 4)
+        ],
+        "fake_quantize_backward": [(x, x, x_hat, mask, axis) for axis in (-1, 0, 1)],
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name):
+    for arguments in samples()[name]:
+        torch.library.opcheck(getattr(qlr, name).default, arguments)
+
+
+def test_every_op_goes_through_export():
+    class Layer(torch.nn.Module):
+        def forward(self, x, rowptr, col, scale, zero):
+            packed = qlr.quantize_pack(x, scale, zero, 4)
+            return qlr.packed_spmm(rowptr, col, packed, x.size(1), 4, scale, zero).relu()
+
+    case = problem(2, cols=40)
+    args = (torch.randn(12, 40), case.rowptr, case.col, torch.tensor(0.5), torch.tensor(7.0))
+    exported = torch.export.export(Layer(), args)
+    assert torch.equal(exported.module()(*args), Layer()(*args))
+    calls = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert "qlr.packed_spmm.default" in calls
+
+
+def test_compiled_training_step_has_no_graph_break():
+    def step(x, scale):
+        y, _ = qlr.fake_quantize(x, scale, torch.tensor(2.0), 4)
+        return y.square().sum()
+
+    x = torch.randn(6, 7)
+    grads = []
+    for function in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        scale = torch.tensor(0.3, requires_grad=True)
+        function(x, scale).backward()
+        grads.append(scale.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_backend_by_environment(monkeypatch):
+    monkeypatch.setenv("QLR_BACKEND", "reference")
+    assert backend_info()["selected"] == "reference"
+    monkeypatch.setenv("QLR_BACKEND", "gpu")
+    with pytest.raises(BackendError, match="unknown"):
+        qlr.pack(torch.zeros(1, 1, dtype=torch.uint8), 2)
+
+
+def test_unknown_backend():
+    with pytest.raises(BackendError, match="choose from"), use_backend("neon"):
+        pass
+
+
+@pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
+def test_backends_nest():
+    with use_backend("reference"):
+        with use_backend("portable"):
+            assert backend_info()["selected"] == "portable"
+        assert backend_info()["selected"] == "reference"
+
+
+def test_missing_library_falls_back_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(backend, "load_library", lambda: (None, "it was not built"))
+    monkeypatch.setattr(backend, "_warned", False)
+    codes = torch.tensor([[1, 2, 3]], dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="it was not built"):
+        packed = qlr.pack(codes, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(qlr.unpack(packed, 3, 2), codes)
+    assert backend_info()["reason"] == "it was not built"
+    with pytest.raises(BackendError, match="Reinstall"), use_backend("cpu"):
+        pass

@@ -1,0 +1,130 @@
+// The exported functions: which instruction set answers, and nothing else.
+#include <new>
+
+#include "kernels/gather.h"
+#include "kernels/table.h"
+#include "layout.h"
+#include "qlr.h"
+#include "schedule.h"
+
+namespace {
+
+int32_t detect() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (avx512 && qlr::avx512_kernels() != nullptr) return QLR_AVX512;
+  if (avx2 && qlr::avx2_kernels() != nullptr) return QLR_AVX2;
+#endif
+  return QLR_PORTABLE;
+}
+
+int32_t best_isa() {
+  static const int32_t best = detect();
+  return best;
+}
+
+// The wanted instruction set, or the best below it that this processor has.
+const qlr::KernelTable& kernels(int32_t wanted) {
+  const int32_t isa = std::min(wanted, best_isa());
+  if (isa >= QLR_AVX512) return *qlr::avx512_kernels();
+  if (isa >= QLR_AVX2) return *qlr::avx2_kernels();
+  return qlr::portable_kernels();
+}
+
+template <typename Call>
+int32_t guarded(const Call& call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return QLR_NO_MEMORY;
+  }
+}
+
+}  // namespace
+
+int32_t qlr_abi_version() { return QLR_ABI_VERSION; }
+int32_t qlr_best_isa() { return best_isa(); }
+int32_t qlr_has_vnni() { return best_isa() >= QLR_AVX512; }
+int32_t qlr_has_openmp() {
+#if defined(_OPENMP)
+  return 1;
+#else
+  return 0;
+#endif
+}
+void qlr_advise_huge(void* data, int64_t bytes) { qlr::advise_huge(data, bytes); }
+
+int32_t qlr_quantize_pack(const float* x, int64_t rows, int64_t cols, const QlrQuantizer* q,
+                          uint8_t* packed, int32_t threads, int32_t isa) {
+  return guarded([&] { return kernels(isa).quantize_pack(x, rows, cols, *q, packed, threads); });
+}
+int32_t qlr_pack(const uint8_t* codes, int64_t rows, int64_t cols, int32_t bits, uint8_t* packed,
+                 int32_t threads, int32_t isa) {
+  return guarded([&] { return kernels(isa).pack(codes, rows, cols, bits, packed, threads); });
+}
+int32_t qlr_unpack(const QlrPacked* source, uint8_t* codes, int32_t threads, int32_t isa) {
+  return guarded([&] { return kernels(isa).unpack(*source, codes, threads); });
+}
+int32_t qlr_dequantize(const QlrPacked* source, float* values, int32_t threads, int32_t isa) {
+  return guarded([&] { return kernels(isa).dequantize(*source, values, threads); });
+}
+
+int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
+                         const int64_t* index, int64_t count, uint8_t* out, int32_t threads) {
+  for (int64_t i = 0; i < count; ++i)
+    if (index[i] < 0 || index[i] >= rows) return QLR_BAD_INDEX;
+  qlr::advise_huge(out, count * stride);
+  qlr::parallel_rows(count, stride, threads, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t ahead = std::min(i + qlr::kPrefetch, count - 1);
+      __builtin_prefetch(packed + index[ahead] * stride);
+      std::memcpy(out + i * stride, packed + index[i] * stride, stride);
+    }
+  });
+  return QLR_OK;
+}
+
+int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source,
+                        const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
+  return guarded([&] { return kernels(isa).packed_spmm(*graph, *source, *epilogue, threads); });
+}
+int32_t qlr_packed_extremum(const QlrGraph* graph, const QlrPacked* source, int32_t largest,
+                            const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
+  return guarded([&] {
+    return kernels(isa).packed_extremum(*graph, *source, largest != 0, *epilogue, threads);
+  });
+}
+int32_t qlr_packed_attention(const QlrGraph* graph, const QlrPacked* source, const float* alpha,
+                             int64_t heads, const QlrEpilogue* epilogue, int32_t threads,
+                             int32_t isa) {
+  return guarded([&] {
+    return kernels(isa).packed_attention(*graph, *source, alpha, heads, *epilogue, threads);
+  });
+}
+int32_t qlr_packed_linear(const QlrPacked* input, const QlrPacked* weight,
+                          const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
+  return guarded([&] { return kernels(isa).packed_linear(*input, *weight, *epilogue, threads); });
+}
+int32_t qlr_float_spmm(const QlrGraph* graph, const float* x, int64_t source_rows, int64_t cols,
+                       const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
+  return guarded([&] {
+    return kernels(isa).float_spmm(*graph, x, source_rows, cols, *epilogue, threads);
+  });
+}
+int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer* q,
+                          float* x_hat, uint8_t* mask, int32_t threads, int32_t isa) {
+  return guarded(
+      [&] { return kernels(isa).fake_quantize(x, rows, cols, *q, x_hat, mask, threads); });
+}
+int32_t qlr_fake_quantize_backward(const float* grad, const float* x, const float* x_hat,
+                                   const uint8_t* mask, int64_t rows, int64_t cols, int32_t axis,
+                                   float* grad_x, float* reduced, int32_t threads, int32_t isa) {
+  return guarded([&] {
+    return kernels(isa).fake_quantize_backward(grad, x, x_hat, mask, rows, cols, axis, grad_x,
+                                               reduced, threads);
+  });
+}

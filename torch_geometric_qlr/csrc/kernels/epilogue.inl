@@ -1,0 +1,189 @@
+// A row of sums to a row of the result: affine map, bias, addend, relu, and then either floats or
+// codes, which are quantized and packed here so that they never exist as floats in memory.
+
+// What a column needs, padded to whole vectors and computed once per call.
+struct Columns {
+  Scratch<float> scale, residual, bias, out_scale, out_zero;
+  bool has_residual = false, has_bias;
+  int32_t center = 0;
+
+  // `center` is an integer near the zero point. It is subtracted from the integer sums, where
+  // nothing is lost; only the `residual` zero - center meets floating point.
+  Columns(int64_t padded, const QlrPacked* source, int64_t cols, const QlrEpilogue& epilogue)
+      : scale(padded), residual(padded), bias(padded), out_scale(padded), out_zero(padded),
+        has_bias(epilogue.bias != nullptr) {
+    for (int64_t f = 0; f < cols; ++f) {
+      scale[f] = 1.f;
+      if (has_bias) bias[f] = epilogue.bias[f];
+    }
+    if (source != nullptr) set_source(*source, cols);
+    const QlrQuantizer* q = epilogue.quantizer;
+    for (int64_t f = 0; f < padded; ++f) {
+      const int64_t k = q != nullptr && q->axis == QLR_PER_COLUMN && f < cols ? f : 0;
+      out_scale[f] = q != nullptr ? q->scale[k] : 1.f;
+      out_zero[f] = q != nullptr ? q->zero[k] : 0.f;
+    }
+  }
+
+ private:
+  void set_source(const QlrPacked& source, int64_t cols) {
+    const int32_t top = (1 << source.bits) - 1;
+    const float first = source.axis == QLR_PER_TENSOR ? source.zero[0] : 0.5f * (top + 1);
+    center = static_cast<int32_t>(std::nearbyint(std::min(std::max(first, 0.f), float(top))));
+    if (source.axis == QLR_PER_ROW) return;  // goes with the weights of the edges
+    for (int64_t f = 0; f < cols; ++f) {
+      const int64_t k = source.axis == QLR_PER_COLUMN ? f : 0;
+      scale[f] = source.scale[k];
+      residual[f] = source.zero[k] - static_cast<float>(center);
+      has_residual |= residual[f] != 0.f;
+    }
+  }
+};
+
+// Values to codes, a vector at a time. Division and addition stay apart, as in the definition.
+struct Coder {
+  F::vf top, raw_top, step, skew;
+  bool truncate;
+
+  explicit Coder(const QlrQuantizer& q) {
+    top = F::set1(static_cast<float>((1 << q.bits) - 1));
+    raw_top = q.truncate ? F::set1(255.f) : top;
+    step = F::set1(static_cast<float>(255.0 / ((1 << q.bits) - 1)));
+    skew = F::set1(q.skew);
+    truncate = q.truncate != 0;
+  }
+  F::vf clamp(F::vf a, F::vf high) const { return F::min(F::max(a, F::zero()), high); }
+  // The rounded quotient before any clamp.
+  F::vf raw(F::vf x, F::vf scale, F::vf zero) const {
+    return F::round(F::add(F::div(x, scale), zero));
+  }
+  // The truncated code before its clamp.
+  F::vf cut(F::vf raw_code) const {
+    return F::round(F::div(F::add(clamp(raw_code, raw_top), skew), step));
+  }
+  F::vf operator()(F::vf x, F::vf scale, F::vf zero) const {
+    const F::vf q = raw(x, scale, zero);
+    return clamp(truncate ? cut(q) : q, top);
+  }
+};
+
+// Natural-order codes of a whole padded row to its packed bytes.
+template <int UNIT>
+inline void pack_units(const uint8_t* codes, const Layout& layout, uint8_t* packed) {
+  for (int64_t u = 0; u < layout.units; ++u) {
+    const uint8_t* plane = codes + u * layout.fields * UNIT;
+    uint8_t unit[UNIT];
+    std::memcpy(unit, plane, UNIT);
+    for (int k = 1; k < layout.fields; ++k) {
+      plane += UNIT;
+      for (int j = 0; j < UNIT; ++j)
+        unit[j] |= static_cast<uint8_t>(plane[j] << (k * layout.bits));
+    }
+    std::memcpy(packed + u * UNIT, unit, UNIT);
+  }
+}
+
+inline void pack_row(const uint8_t* codes, const Layout& layout, uint8_t* packed) {
+  if (layout.unit == 16) pack_units<16>(codes, layout, packed);
+  else pack_units<32>(codes, layout, packed);
+}
+
+template <int UNIT>
+inline void unpack_units(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
+  const uint8_t mask = static_cast<uint8_t>((1 << layout.bits) - 1);
+  for (int64_t u = 0; u < layout.units; ++u) {
+    for (int k = 0; k < layout.fields; ++k) {
+      uint8_t* plane = codes + (u * layout.fields + k) * UNIT;
+      for (int j = 0; j < UNIT; ++j)
+        plane[j] = static_cast<uint8_t>(packed[u * UNIT + j] >> (k * layout.bits)) & mask;
+    }
+  }
+}
+
+// Packed bytes to natural-order codes, layout.padded_cols() of them.
+inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
+  if (layout.unit == 16) unpack_units<16>(packed, layout, codes);
+  else unpack_units<32>(packed, layout, codes);
+}
+
+// The sums of one row: integers (exact, int32) or floats, what to subtract, what to multiply by.
+template <typename Sum>
+struct RowSums {
+  const Sum* values;   // padded to whole vectors
+  int32_t center_sum;  // integers: center times the number of codes summed
+  float weight_sum;    // times the residual of each column
+  float zero_sum;      // the same for all columns (zero points per row)
+  float factor;
+};
+
+inline F::vf load_centered(const int32_t* p, int32_t center_sum) {
+  return F::to_float(F::sub_int(F::load_int(p), F::set1_int(center_sum)));
+}
+inline F::vf load_centered(const float* p, int32_t) { return F::load(p); }
+
+class Emitter {
+ public:
+  Emitter(int64_t cols, int64_t rows, const QlrPacked* source, const QlrEpilogue& epilogue)
+      : cols_(cols), padded_(round_up(cols)), epilogue_(epilogue),
+        columns_(padded_, source, cols, epilogue),
+        layout_(cols, epilogue.quantizer ? storage_bits(epilogue.quantizer->bits) : 8),
+        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}) {
+    if (epilogue.out != nullptr) advise_huge(epilogue.out, rows * cols * 4);
+    if (epilogue.packed != nullptr) advise_huge(epilogue.packed, rows * layout_.stride);
+  }
+  // Room for the sums of a row, in any layout a kernel may write.
+  static int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
+  int64_t padded() const { return padded_; }
+  int32_t center() const { return columns_.center; }
+  float row_factor(int64_t row, int64_t degree) const {
+    float factor = epilogue_.row_scale != nullptr ? epilogue_.row_scale[row] : 1.f;
+    if (epilogue_.mean) factor /= static_cast<float>(std::max<int64_t>(degree, 1));
+    return factor;
+  }
+
+  // `codes` is zeroed scratch of padded() bytes.
+  template <typename Sum>
+  void row(int64_t i, const RowSums<Sum>& sums, uint8_t* codes) const {
+    if (epilogue_.out != nullptr) return float_row(i, sums);
+    for (int64_t f = 0; f < cols_; f += F::W) {
+      const F::vf y = value(i, f, sums);
+      const F::vf c = coder_(y, F::load(&columns_.out_scale.data()[f]),
+                             F::load(&columns_.out_zero.data()[f]));
+      F::store_u8(codes + f, F::to_int(c));
+    }
+    for (int64_t f = cols_; f < (cols_ + F::W - 1) / F::W * F::W; ++f) codes[f] = 0;
+    pack_row(codes, layout_, epilogue_.packed + i * layout_.stride);
+  }
+
+ private:
+  template <typename Sum>
+  void float_row(int64_t i, const RowSums<Sum>& sums) const {
+    float* out = epilogue_.out + i * cols_;
+    int64_t f = 0;
+    for (; f + F::W <= cols_; f += F::W) F::store(out + f, value(i, f, sums));
+    if (f < cols_) {
+      alignas(64) float tail[F::W];
+      F::store(tail, value(i, f, sums));
+      std::memcpy(out + f, tail, (cols_ - f) * sizeof(float));
+    }
+  }
+  template <typename Sum>
+  F::vf value(int64_t i, int64_t f, const RowSums<Sum>& sums) const {
+    F::vf y = load_centered(sums.values + f, sums.center_sum);
+    if (columns_.has_residual)
+      y = F::fnma(F::load(&columns_.residual.data()[f]), F::set1(sums.weight_sum), y);
+    y = F::sub(y, F::set1(sums.zero_sum));
+    y = F::mul(y, F::mul(F::load(&columns_.scale.data()[f]), F::set1(sums.factor)));
+    if (epilogue_.addend != nullptr)
+      y = F::fma(F::set1(epilogue_.addend_scale),
+                 F::load_partial(epilogue_.addend + i * cols_ + f, cols_ - f), y);
+    if (columns_.has_bias) y = F::add(y, F::load(&columns_.bias.data()[f]));
+    return epilogue_.relu ? F::max(F::zero(), y) : y;  // in this order a NaN stays
+  }
+
+  int64_t cols_, padded_;
+  const QlrEpilogue& epilogue_;
+  Columns columns_;
+  Layout layout_;
+  Coder coder_;
+};

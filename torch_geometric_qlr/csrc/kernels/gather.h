@@ -1,0 +1,34 @@
+// The packed rows a gather reads, and how far ahead it asks for them.
+#pragma once
+
+#include "../layout.h"
+#include "../qlr.h"
+
+namespace qlr {
+namespace {  // one copy per instruction set, see schedule.h
+
+// Edges between the request for a row and its use: enough to cover the latency of memory, few
+// enough that the lines are still in the first cache when they are needed.
+constexpr int64_t kPrefetch = 16;
+// Edges whose weights are prepared at once; the rows they name fit the first two caches.
+constexpr int kBlockEdges = 256;
+// Edges summed before 32-bit sums of 8-bit codes could overflow (255 * 2^22 < 2^31).
+constexpr int64_t kSafeEdges = int64_t{1} << 22;
+
+struct PackedRows {
+  const uint8_t* data;
+  Layout layout;
+  const int32_t* col;
+  int64_t edges;
+
+  const uint8_t* row(int64_t edge) const { return data + col[edge] * layout.stride; }
+  // Requests `bytes` of the row kPrefetch edges ahead, from byte `offset` on.
+  void prefetch(int64_t edge, int64_t offset, int64_t bytes) const {
+    const int64_t ahead = edge + kPrefetch < edges ? edge + kPrefetch : edges - 1;
+    const uint8_t* p = row(ahead) + offset;
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b);
+  }
+};
+
+}  // namespace
+}  // namespace qlr

@@ -1,0 +1,210 @@
+// Values to codes and back, and the fake quantization of training.
+
+struct QuantizerAt {
+  const QlrQuantizer& q;
+
+  F::vf at(const float* p, int64_t row, int64_t f, int64_t cols) const {
+    if (q.axis == QLR_PER_COLUMN) return F::load_partial(p + f, cols - f);
+    return F::set1(p[q.axis == QLR_PER_ROW ? row : 0]);
+  }
+  F::vf zero(int64_t row, int64_t f, int64_t cols) const { return at(q.zero, row, f, cols); }
+  // Lanes past the end divide by what they are given, so it must not be a denormal or zero.
+  F::vf scale(int64_t row, int64_t f, int64_t cols) const { return at(q.scale, row, f, cols); }
+};
+
+inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
+                             uint8_t* packed, int threads) {
+  const Layout layout(cols, storage_bits(q.bits));
+  const Coder coder(q);
+  const QuantizerAt param{q};
+  advise_huge(packed, rows * layout.stride);
+  parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
+    Scratch<uint8_t> codes(layout.padded_cols() + F::W);
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t f = 0; f < cols; f += F::W) {
+        const F::vf c = coder(F::load_partial(x + i * cols + f, cols - f),
+                              param.scale(i, f, cols), param.zero(i, f, cols));
+        F::store_u8(codes.data() + f, F::to_int(c));
+      }
+      for (int64_t f = cols; f % F::W != 0; ++f) codes[f] = 0;
+      pack_row(codes.data(), layout, packed + i * layout.stride);
+    }
+  });
+  return QLR_OK;
+}
+
+inline int32_t pack(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint8_t* packed,
+                    int threads) {
+  const Layout layout(cols, bits);
+  advise_huge(packed, rows * layout.stride);
+  parallel_rows(rows, cols, threads, [&](int64_t first, int64_t last) {
+    Scratch<uint8_t> row(layout.padded_cols());
+    for (int64_t i = first; i < last; ++i) {
+      std::memcpy(row.data(), codes + i * cols, cols);
+      pack_row(row.data(), layout, packed + i * layout.stride);
+    }
+  });
+  return QLR_OK;
+}
+
+inline int32_t unpack(const QlrPacked& source, uint8_t* codes, int threads) {
+  const Layout layout(source.cols, source.bits);
+  advise_huge(codes, source.rows * source.cols);
+  parallel_rows(source.rows, source.cols, threads, [&](int64_t first, int64_t last) {
+    Scratch<uint8_t> row(layout.padded_cols());
+    for (int64_t i = first; i < last; ++i) {
+      unpack_row(source.data + i * layout.stride, layout, row.data());
+      std::memcpy(codes + i * source.cols, row.data(), source.cols);
+    }
+  });
+  return QLR_OK;
+}
+
+inline int32_t dequantize(const QlrPacked& source, float* values, int threads) {
+  const Layout layout(source.cols, source.bits);
+  const int64_t cols = source.cols;
+  const QlrQuantizer q{source.scale, source.zero, source.axis, 8, 0, 0.f};
+  const QuantizerAt param{q};
+  advise_huge(values, source.rows * cols * 4);
+  parallel_rows(source.rows, cols * 4, threads, [&](int64_t first, int64_t last) {
+    Scratch<uint8_t> row(layout.padded_cols() + F::W);
+    alignas(64) float out[F::W];
+    for (int64_t i = first; i < last; ++i) {
+      unpack_row(source.data + i * layout.stride, layout, row.data());
+      for (int64_t f = 0; f < cols; f += F::W) {
+        const F::vf c = F::load_field(row.data() + f, 0, 255);
+        const F::vf y = F::mul(param.scale(i, f, cols), F::sub(c, param.zero(i, f, cols)));
+        if (f + F::W <= cols) {
+          F::store(values + i * cols + f, y);
+        } else {
+          F::store(out, y);
+          std::memcpy(values + i * cols + f, out, (cols - f) * sizeof(float));
+        }
+      }
+    }
+  });
+  return QLR_OK;
+}
+
+inline int32_t fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
+                             float* x_hat, uint8_t* mask, int threads) {
+  const Coder coder(q);
+  const QuantizerAt param{q};
+  advise_huge(x_hat, rows * cols * 4);
+  parallel_rows(rows, cols * 9, threads, [&](int64_t first, int64_t last) {
+    alignas(64) float out[F::W];
+    uint8_t inside[F::W];
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t f = 0; f < cols; f += F::W) {
+        F::vf scale = param.scale(i, f, cols), zero = param.zero(i, f, cols);
+        const F::vf raw = coder.raw(F::load_partial(x + i * cols + f, cols - f), scale, zero);
+        F::vf in = F::between(raw, F::zero(), coder.raw_top), code;
+        if (coder.truncate) {
+          code = coder.cut(raw);
+          in = F::mul(in, F::between(code, F::zero(), coder.top));
+          scale = F::mul(scale, coder.step);
+          zero = F::div(zero, coder.step);
+        } else {
+          code = raw;
+        }
+        const F::vf y = F::mul(scale, F::sub(coder.clamp(code, coder.top), zero));
+        const int64_t count = std::min<int64_t>(F::W, cols - f), at = i * cols + f;
+        if (count == F::W) {
+          F::store(x_hat + at, y);
+          F::store_u8(mask + at, F::to_int(in));
+        } else {
+          F::store(out, y);
+          F::store_u8(inside, F::to_int(in));
+          std::memcpy(x_hat + at, out, count * sizeof(float));
+          std::memcpy(mask + at, inside, count);
+        }
+      }
+    }
+  });
+  return QLR_OK;
+}
+
+// One piece of the backward pass: columns [0, cols) of one row, and the sums it adds to.
+struct BackwardRow {
+  const float *grad, *x, *x_hat;
+  const uint8_t* mask;
+  float* grad_x;
+
+  // g * (x_hat - x * mask), and stores g * mask. The difference is exact enough in float: both
+  // are of the size of x; what needs double is the sum over many rows.
+  F::vf step(int64_t at, int64_t count) const {
+    uint8_t padded[F::W] = {0};
+    const uint8_t* m = mask + at;
+    if (count < F::W) {
+      std::memcpy(padded, m, count);
+      m = padded;
+    }
+    const F::vf inside = F::load_field(m, 0, 1), g = F::load_partial(grad + at, count);
+    const F::vf gx = F::mul(g, inside);
+    if (count >= F::W) {
+      F::store(grad_x + at, gx);
+    } else {
+      alignas(64) float out[F::W];
+      F::store(out, gx);
+      std::memcpy(grad_x + at, out, count * sizeof(float));
+    }
+    return F::mul(g, F::fnma(F::load_partial(x + at, count), inside,
+                             F::load_partial(x_hat + at, count)));
+  }
+  // The sum of a row: short float sums joined in double.
+  double sum(int64_t begin, int64_t cols) const {
+    constexpr int64_t kRun = 32 * F::W;
+    double total = 0;
+    for (int64_t f = 0; f < cols; f += kRun) {
+      F::vf part = F::zero();
+      for (int64_t g = f; g < std::min(cols, f + kRun); g += F::W)
+        part = F::add(part, step(begin + g, cols - g));
+      total += F::sum(part);
+    }
+    return total;
+  }
+  void add_columns(int64_t begin, int64_t cols, double* sums) const {
+    alignas(64) float part[F::W];
+    for (int64_t f = 0; f < cols; f += F::W) {
+      F::store(part, step(begin + f, cols - f));
+      for (int64_t k = 0; k < std::min<int64_t>(F::W, cols - f); ++k) sums[f + k] += part[k];
+    }
+  }
+};
+
+// Sums are taken per piece of rows and then in the order of the pieces, whose number depends on
+// the shape alone: the result is the same for any number of threads.
+inline int32_t fake_quantize_backward(const float* grad, const float* x, const float* x_hat,
+                                      const uint8_t* mask, int64_t rows, int64_t cols, int axis,
+                                      float* grad_x, float* reduced, int threads) {
+  const BackwardRow row{grad, x, x_hat, mask, grad_x};
+  advise_huge(grad_x, rows * cols * 4);
+  if (axis == QLR_PER_ROW) {
+    parallel_rows(rows, cols * 17, threads, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        reduced[i] = static_cast<float>(row.sum(i * cols, cols));
+    });
+    return QLR_OK;
+  }
+  const int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(64, rows * cols / 8192));
+  const int64_t width = axis == QLR_PER_COLUMN ? cols : 1;
+  Scratch<double> partial(pieces * width);
+  parallel_pieces(pieces, pieces, rows * cols < (1 << 15) ? 1 : threads,
+                  [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      double* sums = partial.data() + p * width;
+      const int64_t first = rows * p / pieces, last = rows * (p + 1) / pieces;
+      if (axis == QLR_PER_COLUMN) {
+        for (int64_t i = first; i < last; ++i) row.add_columns(i * cols, cols, sums);
+      } else {
+        *sums = row.sum(first * cols, (last - first) * cols);
+      }
+    }
+  });
+  for (int64_t f = 0; f < width; ++f) {
+    double total = 0;
+    for (int64_t p = 0; p < pieces; ++p) total += partial[p * width + f];
+    reduced[f] = static_cast<float>(total);
+  }
+  return QLR_OK;
+}

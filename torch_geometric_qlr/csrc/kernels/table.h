@@ -1,0 +1,34 @@
+// What every instruction set provides.
+#pragma once
+
+#include "../qlr.h"
+
+namespace qlr {
+
+struct KernelTable {
+  int32_t (*quantize_pack)(const float*, int64_t, int64_t, const QlrQuantizer&, uint8_t*, int);
+  int32_t (*pack)(const uint8_t*, int64_t, int64_t, int, uint8_t*, int);
+  int32_t (*unpack)(const QlrPacked&, uint8_t*, int);
+  int32_t (*dequantize)(const QlrPacked&, float*, int);
+  int32_t (*fake_quantize)(const float*, int64_t, int64_t, const QlrQuantizer&, float*, uint8_t*,
+                           int);
+  int32_t (*fake_quantize_backward)(const float*, const float*, const float*, const uint8_t*,
+                                    int64_t, int64_t, int, float*, float*, int);
+  int32_t (*packed_spmm)(const QlrGraph&, const QlrPacked&, const QlrEpilogue&, int);
+  int32_t (*packed_extremum)(const QlrGraph&, const QlrPacked&, bool, const QlrEpilogue&, int);
+  int32_t (*packed_attention)(const QlrGraph&, const QlrPacked&, const float*, int64_t,
+                              const QlrEpilogue&, int);
+  int32_t (*float_spmm)(const QlrGraph&, const float*, int64_t, int64_t, const QlrEpilogue&, int);
+  int32_t (*packed_linear)(const QlrPacked&, const QlrPacked&, const QlrEpilogue&, int);
+};
+
+const KernelTable& portable_kernels();
+// Null where the compiler or the architecture has no such code.
+const KernelTable* avx2_kernels();
+const KernelTable* avx512_kernels();
+
+}  // namespace qlr
+
+#define QLR_KERNEL_TABLE                                                                         \
+  {quantize_pack, pack, unpack, dequantize, fake_quantize, fake_quantize_backward, packed_spmm,  \
+   packed_extremum, packed_attention, float_spmm, packed_linear}

@@ -1,0 +1,119 @@
+// The plain C interface of the CPU kernels. Pointers and sizes only: no torch, no Python, no
+// exceptions. The layout of packed rows is written down in layout.h and in ops/layout.py.
+#pragma once
+
+#include <cstdint>
+
+#if defined(_WIN32)
+#define QLR_EXPORT __declspec(dllexport)
+#else
+#define QLR_EXPORT __attribute__((visibility("default")))
+#endif
+
+extern "C" {
+
+// Bumped with every change of a structure or signature; the binding refuses any other.
+#define QLR_ABI_VERSION 1
+
+enum QlrStatus : int32_t {
+  QLR_OK = 0,
+  QLR_BAD_ROWPTR = 1,    // not ascending from 0 to the number of edges
+  QLR_BAD_INDEX = 2,     // a column or row index out of range
+  QLR_NO_MEMORY = 3,
+  QLR_UNSUPPORTED = 4,   // a combination no kernel takes: the caller has to fall back
+};
+
+enum QlrIsa : int32_t { QLR_PORTABLE = 0, QLR_AVX2 = 1, QLR_AVX512 = 2 };
+
+// Which dimension scale and zero point run along.
+enum QlrAxis : int32_t { QLR_PER_TENSOR = -1, QLR_PER_ROW = 0, QLR_PER_COLUMN = 1 };
+
+// A matrix of packed codes with value = scale * (code - zero).
+struct QlrPacked {
+  const uint8_t* data;
+  int64_t rows;
+  int64_t cols;
+  int32_t bits;  // 1, 2, 4, 8
+  int32_t axis;  // QlrAxis
+  const float* scale;
+  const float* zero;
+};
+
+// How values become codes: round(x / scale + zero), clamped, and for `truncate` cut from 8 bits.
+struct QlrQuantizer {
+  const float* scale;
+  const float* zero;
+  int32_t axis;      // QlrAxis
+  int32_t bits;      // 1 .. 8
+  int32_t truncate;  // 0 or 1
+  float skew;
+};
+
+struct QlrGraph {
+  const int64_t* rowptr;
+  const int32_t* col;
+  int64_t rows;
+  int64_t edges;
+  const float* edge_weight;    // [edges] or null
+  const float* source_weight;  // [source rows] or null
+};
+
+// What happens to a row of sums, and where it goes: `out` (float) or `packed` (codes).
+struct QlrEpilogue {
+  const float* row_scale;  // [rows] or null
+  const float* bias;       // [cols] or null
+  const float* addend;     // [rows, cols] or null
+  float addend_scale;
+  int32_t mean;
+  int32_t relu;
+  float* out;
+  uint8_t* packed;
+  const QlrQuantizer* quantizer;  // for `packed`; per tensor or per column
+};
+
+QLR_EXPORT int32_t qlr_abi_version();
+QLR_EXPORT int32_t qlr_best_isa();
+QLR_EXPORT int32_t qlr_has_vnni();
+QLR_EXPORT int32_t qlr_has_openmp();
+
+// Lets the kernel back the range with huge pages; a hint that never fails.
+QLR_EXPORT void qlr_advise_huge(void* data, int64_t bytes);
+
+QLR_EXPORT int32_t qlr_quantize_pack(const float* x, int64_t rows, int64_t cols,
+                                     const QlrQuantizer* quantizer, uint8_t* packed,
+                                     int32_t threads, int32_t isa);
+QLR_EXPORT int32_t qlr_pack(const uint8_t* codes, int64_t rows, int64_t cols, int32_t bits,
+                            uint8_t* packed, int32_t threads, int32_t isa);
+QLR_EXPORT int32_t qlr_unpack(const QlrPacked* source, uint8_t* codes, int32_t threads,
+                              int32_t isa);
+QLR_EXPORT int32_t qlr_dequantize(const QlrPacked* source, float* values, int32_t threads,
+                                  int32_t isa);
+QLR_EXPORT int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
+                                    const int64_t* index, int64_t count, uint8_t* out,
+                                    int32_t threads);
+
+QLR_EXPORT int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source,
+                                   const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
+QLR_EXPORT int32_t qlr_packed_extremum(const QlrGraph* graph, const QlrPacked* source,
+                                       int32_t largest, const QlrEpilogue* epilogue,
+                                       int32_t threads, int32_t isa);
+// `alpha` is [edges, heads]; the columns of `source` are split evenly among the heads.
+QLR_EXPORT int32_t qlr_packed_attention(const QlrGraph* graph, const QlrPacked* source,
+                                        const float* alpha, int64_t heads,
+                                        const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
+QLR_EXPORT int32_t qlr_packed_linear(const QlrPacked* input, const QlrPacked* weight,
+                                     const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
+QLR_EXPORT int32_t qlr_float_spmm(const QlrGraph* graph, const float* x, int64_t source_rows,
+                                  int64_t cols, const QlrEpilogue* epilogue, int32_t threads,
+                                  int32_t isa);
+
+QLR_EXPORT int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols,
+                                     const QlrQuantizer* quantizer, float* x_hat, uint8_t* mask,
+                                     int32_t threads, int32_t isa);
+// `reduced` has one entry per tensor, row or column, as `axis` says.
+QLR_EXPORT int32_t qlr_fake_quantize_backward(const float* grad, const float* x,
+                                              const float* x_hat, const uint8_t* mask,
+                                              int64_t rows, int64_t cols, int32_t axis,
+                                              float* grad_x, float* reduced, int32_t threads,
+                                              int32_t isa);
+}

@@ -1,0 +1,147 @@
+// Vectors of 8 floats and of 32 bytes. Included with AVX2 and FMA switched on.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace qlr {
+namespace avx2 {
+
+struct F {
+  static constexpr int W = 8;
+  typedef __m256 vf;
+  typedef __m256i vi;
+  static vf zero() { return _mm256_setzero_ps(); }
+  static vf set1(float a) { return _mm256_set1_ps(a); }
+  static vf load(const float* p) { return _mm256_loadu_ps(p); }
+  static vf load_partial(const float* p, int64_t n) {
+    const vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? int(n) : 8), lane));
+  }
+  static void store(float* p, vf a) { _mm256_storeu_ps(p, a); }
+  static vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
+  static vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+  static vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+  static vf div(vf a, vf b) { return _mm256_div_ps(a, b); }
+  static vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+  static vf fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+  static vf max(vf a, vf b) { return _mm256_max_ps(a, b); }
+  static vf min(vf a, vf b) { return _mm256_min_ps(a, b); }
+  static vf round(vf a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static vi to_int(vf a) { return _mm256_cvtps_epi32(a); }
+  static vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
+  static vi load_int(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static vi set1_int(int32_t a) { return _mm256_set1_epi32(a); }
+  static vi sub_int(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+  static vi mul_int(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+  static void store_u8(uint8_t* p, vi a) {
+    const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(h, h));
+  }
+  static vf load_field(const uint8_t* p, int shift, int mask) {
+    const vi x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const vi y = _mm256_srl_epi32(x, _mm_cvtsi32_si128(shift));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(y, _mm256_set1_epi32(mask)));
+  }
+  static constexpr int kTable = 8;
+  static vf lookup(vf table, const int32_t* index) {
+    return _mm256_permutevar8x32_ps(table, load_int(index));
+  }
+  static vf gather(const float* table, vi index) { return _mm256_i32gather_ps(table, index, 4); }
+  static vi load_int_partial(const int32_t* p, int64_t n) {
+    const vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? int(n) : 8), lane));
+  }
+  static float largest(vf a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+  }
+  static vf between(vf a, vf low, vf high) {
+    const vf inside = _mm256_and_ps(_mm256_cmp_ps(a, low, _CMP_GE_OQ),
+                                    _mm256_cmp_ps(a, high, _CMP_LE_OQ));
+    return _mm256_and_ps(inside, set1(1.f));
+  }
+  static double sum(vf a) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    const __m256d s = _mm256_add_pd(low, high);
+    const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+  }
+};
+
+struct Bytes {
+  static constexpr int N = 32;
+  typedef __m256i v;
+  static v zero() { return _mm256_setzero_si256(); }
+  static v set1(int a) { return _mm256_set1_epi8(static_cast<char>(a)); }
+  static v low_bytes() { return _mm256_set1_epi16(0xff); }
+  static v add8(v a, v b) { return _mm256_add_epi8(a, b); }
+  static v add16(v a, v b) { return _mm256_add_epi16(a, b); }
+  static v sub16(v a, v b) { return _mm256_sub_epi16(a, b); }
+  static v both(v a, v b) { return _mm256_and_si256(a, b); }
+  template <int K> static v right16(v a) { return K ? _mm256_srli_epi16(a, K) : a; }
+  template <int K> static v left16(v a) { return _mm256_slli_epi16(a, K); }
+  static v unpack_low16(v a, v b) { return _mm256_unpacklo_epi16(a, b); }
+  static v unpack_high16(v a, v b) { return _mm256_unpackhi_epi16(a, b); }
+  template <int L> static __m128i lane(v a) { return _mm256_extracti128_si256(a, L); }
+  // R rows side by side, each N / R bytes.
+  template <int R> static v load_rows(const uint8_t* const* p) {
+    if (R == 1) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[0]));
+    return _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p[0]))),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(p[R - 1])), 1);
+  }
+  // acc[0 .. 15] += the 16 bytes of a lane.
+  static void add_lane8(int32_t* acc, __m128i a) {
+    add_ints(acc, _mm256_cvtepu8_epi32(a));
+    add_ints(acc + 8, _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
+  }
+  // acc[0 .. 7] += the 8 unsigned words of a lane.
+  static void add_lane16(int32_t* acc, __m128i a) { add_ints(acc, _mm256_cvtepu16_epi32(a)); }
+
+ private:
+  static void add_ints(int32_t* acc, __m256i a) {
+    __m256i* p = reinterpret_cast<__m256i*>(acc);
+    _mm256_store_si256(p, _mm256_add_epi32(_mm256_load_si256(p), a));
+  }
+};
+
+// Four unsigned bytes times four signed bytes, summed into each int32. Without VNNI the products
+// of two are summed in 16 bits first, which holds for codes of at most 4 bits; wider codes are
+// taken in two halves, the upper one weighted by 16.
+template <int B>
+inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
+  const __m256i one = _mm256_set1_epi16(1);
+  if (B <= 4)
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, digits), one));
+  const __m256i nibble = _mm256_set1_epi8(0x0f);
+  const __m256i low = _mm256_and_si256(codes, nibble);
+  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(low, digits), one));
+  return _mm256_add_epi32(
+      acc, _mm256_madd_epi16(_mm256_maddubs_epi16(high, digits), _mm256_set1_epi16(16)));
+}
+
+struct Dot {
+  static constexpr int W = 8;
+  typedef __m256i v;
+  static v zero() { return _mm256_setzero_si256(); }
+  static v repeat4(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+  }
+  static v load(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
+  template <int B> static v dot(v acc, v a, v b) { return dot4<B>(acc, a, b); }
+  static void store(int32_t* p, v a) { _mm256_storeu_si256(reinterpret_cast<v*>(p), a); }
+};
+
+}  // namespace avx2
+}  // namespace qlr

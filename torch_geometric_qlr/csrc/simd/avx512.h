@@ -1,0 +1,133 @@
+// Vectors of 16 floats and of 64 bytes. Included with AVX-512 F, BW, DQ, VL and VNNI switched on.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace qlr {
+namespace avx512 {
+
+struct F {
+  static constexpr int W = 16;
+  typedef __m512 vf;
+  typedef __m512i vi;
+  static vf zero() { return _mm512_setzero_ps(); }
+  static vf set1(float a) { return _mm512_set1_ps(a); }
+  static vf load(const float* p) { return _mm512_loadu_ps(p); }
+  static vf load_partial(const float* p, int64_t n) {
+    return _mm512_maskz_loadu_ps(n < 16 ? (1u << n) - 1 : 0xffffu, p);
+  }
+  static void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
+  static vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
+  static vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+  static vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+  static vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+  static vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+  static vf fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+  static vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
+  static vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
+  static vf round(vf a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static vi to_int(vf a) { return _mm512_cvtps_epi32(a); }
+  static vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
+  static vi load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static vi set1_int(int32_t a) { return _mm512_set1_epi32(a); }
+  static vi sub_int(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+  static vi mul_int(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+  static void store_u8(uint8_t* p, vi a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  }
+  static vf load_field(const uint8_t* p, int shift, int mask) {
+    const vi x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const vi y = _mm512_srl_epi32(x, _mm_cvtsi32_si128(shift));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(y, _mm512_set1_epi32(mask)));
+  }
+  static constexpr int kTable = 16;
+  static vf lookup(vf table, const int32_t* index) {
+    return _mm512_permutexvar_ps(load_int(index), table);
+  }
+  static vf gather(const float* table, vi index) { return _mm512_i32gather_ps(index, table, 4); }
+  static vi load_int_partial(const int32_t* p, int64_t n) {
+    return _mm512_maskz_loadu_epi32(n < 16 ? (1u << n) - 1 : 0xffffu, p);
+  }
+  static float largest(vf a) { return _mm512_reduce_max_ps(a); }
+  static vf between(vf a, vf low, vf high) {
+    const __mmask16 inside = _mm512_cmp_ps_mask(a, low, _CMP_GE_OQ) &
+                             _mm512_cmp_ps_mask(a, high, _CMP_LE_OQ);
+    return _mm512_maskz_mov_ps(inside, set1(1.f));
+  }
+  static double sum(vf a) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  }
+};
+
+struct Bytes {
+  static constexpr int N = 64;
+  typedef __m512i v;
+  static v zero() { return _mm512_setzero_si512(); }
+  static v set1(int a) { return _mm512_set1_epi8(static_cast<char>(a)); }
+  static v low_bytes() { return _mm512_set1_epi16(0xff); }
+  static v add8(v a, v b) { return _mm512_add_epi8(a, b); }
+  static v add16(v a, v b) { return _mm512_add_epi16(a, b); }
+  static v sub16(v a, v b) { return _mm512_sub_epi16(a, b); }
+  static v both(v a, v b) { return _mm512_and_si512(a, b); }
+  template <int K> static v right16(v a) { return K ? _mm512_srli_epi16(a, K) : a; }
+  template <int K> static v left16(v a) { return _mm512_slli_epi16(a, K); }
+  static v unpack_low16(v a, v b) { return _mm512_unpacklo_epi16(a, b); }
+  static v unpack_high16(v a, v b) { return _mm512_unpackhi_epi16(a, b); }
+  template <int L> static __m128i lane(v a) { return _mm512_extracti32x4_epi32(a, L); }
+  // R rows side by side, each N / R bytes.
+  template <int R> static v load_rows(const uint8_t* const* p) {
+    if (R == 1) return _mm512_loadu_si512(p[0]);
+    if (R == 2) return _mm512_inserti64x4(_mm512_castsi256_si512(half(p[0])), half(p[R - 1]), 1);
+    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(p[0])),
+                                                quarter(p[1 % R]), 1);
+    const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(p[2 % R])),
+                                                 quarter(p[3 % R]), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  }
+  // acc[0 .. 15] += the 16 bytes of a lane.
+  static void add_lane8(int32_t* acc, __m128i a) {
+    _mm512_store_si512(acc, _mm512_add_epi32(_mm512_load_si512(acc), _mm512_cvtepu8_epi32(a)));
+  }
+  // acc[0 .. 7] += the 8 unsigned words of a lane.
+  static void add_lane16(int32_t* acc, __m128i a) {
+    __m256i* p = reinterpret_cast<__m256i*>(acc);
+    _mm256_store_si256(p, _mm256_add_epi32(_mm256_load_si256(p), _mm256_cvtepu16_epi32(a)));
+  }
+
+ private:
+  static __m256i half(const uint8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static __m128i quarter(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+};
+
+// Four unsigned bytes times four signed bytes, summed into each int32.
+template <int B>
+inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
+  return _mm256_dpbusd_epi32(acc, codes, digits);
+}
+
+struct Dot {
+  static constexpr int W = 16;
+  typedef __m512i v;
+  static v zero() { return _mm512_setzero_si512(); }
+  static v repeat4(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static v load(const int8_t* p) { return _mm512_loadu_si512(p); }
+  template <int B> static v dot(v acc, v a, v b) { return _mm512_dpbusd_epi32(acc, a, b); }
+  static void store(int32_t* p, v a) { _mm512_storeu_si512(p, a); }
+};
+
+}  // namespace avx512
+}  // namespace qlr

@@ -1,0 +1,267 @@
+"""The ops answered by the C++ kernels.
+
+Each function takes what the schema says and the instruction set. It raises :class:`Unsupported`
+where no kernel serves the combination; `registry.py` then asks the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_library
+from torch_geometric_qlr.ops.layout import row_layout, storage_bits
+from torch_geometric_qlr.ops.library import Packed
+from torch_geometric_qlr.ops.schemas import reduced_shape
+
+__all__ = ["KERNELS"]
+
+
+def _run(isa: int) -> tuple[int, int]:
+    return torch.get_num_threads(), isa
+
+
+def _quantize_pack(
+    isa: int,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    truncate: bool = False,
+    skew: Tensor | None = None,
+) -> Tensor:
+    args, (rows, cols) = Arguments(), x.shape
+    quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
+    out = torch.empty((rows, row_layout(cols, storage_bits(bits)).stride), dtype=torch.uint8)
+    call_library(
+        "qlr_quantize_pack",
+        args.floats(x, x.numel(), "x"),
+        rows,
+        cols,
+        quantizer,
+        out.data_ptr(),
+        *_run(isa),
+    )
+    return out
+
+
+def _pack(isa: int, codes: Tensor, bits: int) -> Tensor:
+    if codes.dtype != torch.uint8:
+        raise InputError(f"pack: codes are uint8, got {codes.dtype}")
+    args, (rows, cols) = Arguments(), codes.shape
+    out = torch.empty((rows, row_layout(cols, bits).stride), dtype=torch.uint8)
+    call_library("qlr_pack", args.address(codes), rows, cols, bits, out.data_ptr(), *_run(isa))
+    return out
+
+
+def _unpack(isa: int, packed: Tensor, num_cols: int, bits: int) -> Tensor:
+    args = Arguments()
+    args.check_packed(packed, num_cols, bits)
+    source = Packed(args.address(packed), packed.size(0), num_cols, bits, -1, None, None)
+    out = torch.empty((packed.size(0), num_cols), dtype=torch.uint8)
+    call_library("qlr_unpack", source, out.data_ptr(), *_run(isa))
+    return out
+
+
+def _dequantize_packed(
+    isa: int, packed: Tensor, num_cols: int, bits: int, scale: Tensor, zero_point: Tensor
+) -> Tensor:
+    args = Arguments()
+    source = args.packed(packed, num_cols, bits, scale, zero_point)
+    out = torch.empty((packed.size(0), num_cols), dtype=torch.float32)
+    call_library("qlr_dequantize", source, out.data_ptr(), *_run(isa))
+    return out
+
+
+def _index_select(isa: int, packed: Tensor, index: Tensor) -> Tensor:
+    args = Arguments()
+    rows, stride = packed.shape
+    out = torch.empty((index.numel(), stride), dtype=torch.uint8)
+    index_at = args.address(index.to(torch.int64))
+    call_library(
+        "qlr_index_select",
+        *(args.address(packed), rows, stride, index_at, index.numel(), out.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _packed_spmm(
+    isa: int,
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    edge_weight: Tensor | None = None,
+    source_weight: Tensor | None = None,
+    **epilogue_arguments: Any,
+) -> Tensor:
+    args = Arguments()
+    source = args.packed(packed, num_cols, bits, scale, zero_point)
+    if source.axis == 0:  # a scale per source row is a source weight
+        weight = scale.expand(packed.size(0), 1).reshape(-1).float()
+        source_weight = weight if source_weight is None else weight * source_weight.view(-1)
+    graph = args.graph(rowptr, col, packed.size(0), edge_weight, source_weight)
+    epilogue, out = args.epilogue(graph.rows, num_cols, **epilogue_arguments)
+    call_library("qlr_packed_spmm", graph, source, epilogue, *_run(isa))
+    return out
+
+
+def _packed_extremum(
+    isa: int,
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    largest: bool = True,
+) -> Tensor:
+    args = Arguments()
+    source = args.packed(packed, num_cols, bits, scale, zero_point)
+    graph = args.graph(rowptr, col, packed.size(0))
+    epilogue, out = args.epilogue(graph.rows, num_cols)
+    call_library("qlr_packed_extremum", graph, source, largest, epilogue, *_run(isa))
+    return out
+
+
+def _packed_attention(
+    isa: int,
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    alpha: Tensor,
+    **epilogue_arguments: Any,
+) -> Tensor:
+    args = Arguments()
+    source = args.packed(packed, num_cols, bits, scale, zero_point)
+    graph = args.graph(rowptr, col, packed.size(0))
+    epilogue, out = args.epilogue(graph.rows, num_cols, **epilogue_arguments)
+    heads = alpha.size(1) if alpha.dim() == 2 else 0
+    if heads == 0 or num_cols % heads:
+        raise InputError(
+            f"packed_attention: alpha has shape {list(alpha.shape)}, expected [E, H] with H a "
+            f"divisor of the {num_cols} columns"
+        )
+    alpha_at = args.floats(alpha, graph.edges * heads, "alpha")
+    call_library("qlr_packed_attention", graph, source, alpha_at, heads, epilogue, *_run(isa))
+    return out
+
+
+def _packed_linear(
+    isa: int,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_bits: int,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor,
+    **epilogue_arguments: Any,
+) -> Tensor:
+    args = Arguments()
+    source = args.packed(packed, num_cols, bits, scale, zero_point)
+    factor = args.packed(weight, num_cols, weight_bits, weight_scale, weight_zero_point)
+    epilogue, out = args.epilogue(packed.size(0), weight.size(0), **epilogue_arguments)
+    call_library("qlr_packed_linear", source, factor, epilogue, *_run(isa))
+    return out
+
+
+def _spmm(
+    isa: int,
+    rowptr: Tensor,
+    col: Tensor,
+    x: Tensor,
+    edge_weight: Tensor | None = None,
+    source_weight: Tensor | None = None,
+    **epilogue_arguments: Any,
+) -> Tensor:
+    args, (rows, cols) = Arguments(), x.shape
+    graph = args.graph(rowptr, col, rows, edge_weight, source_weight)
+    epilogue, out = args.epilogue(graph.rows, cols, **epilogue_arguments)
+    call_library("qlr_float_spmm", graph, args.address(x.float()), rows, cols, epilogue, *_run(isa))
+    return out
+
+
+def _as_matrix(x: Tensor, axis: int) -> tuple[int, int]:
+    """Rows and columns of the contiguous tensor; any split serves a scale per tensor."""
+    if axis == -1:
+        return (1, x.numel()) if x.dim() < 2 else (x.size(0), x.numel() // max(x.size(0), 1))
+    if x.dim() != 2:
+        raise Unsupported
+    return x.size(0), x.size(1)
+
+
+def _fake_quantize(
+    isa: int,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    truncate: bool = False,
+    skew: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if x.dtype != torch.float32:
+        raise Unsupported
+    args = Arguments()
+    shared = scale.numel() == 1 and zero_point.numel() == 1
+    rows, cols = _as_matrix(x, -1 if shared else 0)
+    quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
+    x_hat = torch.empty(x.shape, dtype=torch.float32)
+    mask = torch.empty(x.shape, dtype=torch.bool)
+    call_library(
+        "qlr_fake_quantize",
+        *(args.floats(x, x.numel(), "x"), rows, cols, quantizer, x_hat.data_ptr(), mask.data_ptr()),
+        *_run(isa),
+    )
+    return x_hat, mask
+
+
+def _fake_quantize_backward(
+    isa: int, grad: Tensor, x: Tensor, x_hat: Tensor, mask: Tensor, axis: int = -1
+) -> tuple[Tensor, Tensor]:
+    if not grad.dtype == x.dtype == x_hat.dtype == torch.float32:
+        raise Unsupported
+    if mask.shape != x.shape or mask.dtype != torch.bool:
+        raise InputError(f"fake_quantize_backward: mask must be bool of shape {list(x.shape)}")
+    args, (rows, cols) = Arguments(), _as_matrix(x, axis)
+    grad_x = torch.empty(x.shape, dtype=torch.float32)
+    reduced = torch.empty(reduced_shape(x, axis), dtype=torch.float32)
+    call_library(
+        "qlr_fake_quantize_backward",
+        *(args.floats(grad, x.numel(), "grad"), args.address(x)),
+        *(args.floats(x_hat, x.numel(), "x_hat"), args.address(mask)),
+        *(rows, cols, axis, grad_x.data_ptr(), reduced.data_ptr()),
+        *_run(isa),
+    )
+    return grad_x, reduced
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "quantize_pack": _quantize_pack,
+    "pack": _pack,
+    "unpack": _unpack,
+    "dequantize_packed": _dequantize_packed,
+    "index_select": _index_select,
+    "packed_spmm": _packed_spmm,
+    "packed_extremum": _packed_extremum,
+    "packed_attention": _packed_attention,
+    "packed_linear": _packed_linear,
+    "spmm": _spmm,
+    "fake_quantize": _fake_quantize,
+    "fake_quantize_backward": _fake_quantize_backward,
+}

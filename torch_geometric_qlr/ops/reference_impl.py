@@ -1,0 +1,160 @@
+"""The ops answered by `reference.py`: unpack, compute as defined, quantize and pack again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geometric_qlr.ops import reference
+
+__all__ = ["IMPLEMENTATIONS"]
+
+_OUTPUT = ("out_scale", "out_zero_point", "out_bits", "out_truncate", "out_skew")
+
+
+def _finish(y: Tensor, output: dict[str, Any]) -> Tensor:
+    """Quantizes and packs a float result if an output quantizer is given."""
+    scale = output.get("out_scale")
+    if scale is None:
+        return y
+    return reference.quantize_pack(
+        y,
+        scale,
+        output["out_zero_point"],
+        output.get("out_bits", 8),
+        truncate=output.get("out_truncate", False),
+        skew=output.get("out_skew"),
+    )
+
+
+def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments of the operation and of its output."""
+    output = {name: kwargs.pop(name) for name in _OUTPUT if name in kwargs}
+    return kwargs, output
+
+
+def _quantize_pack(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    truncate: bool = False,
+    skew: Tensor | None = None,
+) -> Tensor:
+    return reference.quantize_pack(x, scale, zero_point, bits, truncate=truncate, skew=skew)
+
+
+def _dequantize_packed(
+    packed: Tensor, num_cols: int, bits: int, scale: Tensor, zero_point: Tensor
+) -> Tensor:
+    return reference.dequantize(reference.unpack(packed, num_cols, bits), scale, zero_point)
+
+
+def _packed_spmm(
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    **kwargs: Any,
+) -> Tensor:
+    kwargs, output = _split(kwargs)
+    codes = reference.unpack(packed, num_cols, bits)
+    return _finish(reference.spmm(rowptr, col, codes, scale, zero_point, **kwargs), output)
+
+
+def _packed_extremum(
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    largest: bool = True,
+) -> Tensor:
+    codes = reference.unpack(packed, num_cols, bits)
+    return reference.extremum(rowptr, col, codes, scale, zero_point, largest=largest)
+
+
+def _packed_attention(
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    alpha: Tensor,
+    **kwargs: Any,
+) -> Tensor:
+    kwargs, output = _split(kwargs)
+    codes = reference.unpack(packed, num_cols, bits)
+    y = reference.attention(rowptr, col, codes, scale, zero_point, alpha, **kwargs)
+    return _finish(y, output)
+
+
+def _packed_linear(
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_bits: int,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor,
+    **kwargs: Any,
+) -> Tensor:
+    kwargs, output = _split(kwargs)
+    codes = reference.unpack(packed, num_cols, bits)
+    weight_codes = reference.unpack(weight, num_cols, weight_bits)
+    y = reference.linear(
+        codes, scale, zero_point, weight_codes, weight_scale, weight_zero_point, **kwargs
+    )
+    return _finish(y, output)
+
+
+def _spmm(rowptr: Tensor, col: Tensor, x: Tensor, **kwargs: Any) -> Tensor:
+    one, zero = torch.ones((), device=x.device), torch.zeros((), device=x.device)
+    return reference.spmm(rowptr, col, x, one, zero, **kwargs)
+
+
+def _fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    truncate: bool = False,
+    skew: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    x_hat, mask = reference.fake_quantize(x, scale, zero_point, bits, truncate=truncate, skew=skew)
+    return x_hat.contiguous(), mask.contiguous()
+
+
+def _fake_quantize_backward(
+    grad: Tensor, x: Tensor, x_hat: Tensor, mask: Tensor, axis: int = -1
+) -> tuple[Tensor, Tensor]:
+    grad_x, reduced = reference.fake_quantize_backward(grad, x, x_hat, mask, axis)
+    return grad_x.contiguous(), reduced
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "quantize_pack": _quantize_pack,
+    "pack": reference.pack,
+    "unpack": reference.unpack,
+    "dequantize_packed": _dequantize_packed,
+    "index_select": reference.index_select,
+    "packed_spmm": _packed_spmm,
+    "packed_extremum": _packed_extremum,
+    "packed_attention": _packed_attention,
+    "packed_linear": _packed_linear,
+    "spmm": _spmm,
+    "fake_quantize": _fake_quantize,
+    "fake_quantize_backward": _fake_quantize_backward,
+}

@@ -1,0 +1,57 @@
+"""Joins schemas and implementations: on a CPU the kernels, if there are any, else the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geometric_qlr.ops.backend import cpu_isa
+from torch_geometric_qlr.ops.cpu import KERNELS
+from torch_geometric_qlr.ops.cpu_args import Unsupported
+from torch_geometric_qlr.ops.reference_impl import IMPLEMENTATIONS
+from torch_geometric_qlr.ops.schemas import LIBRARY, NAMES, by_name
+
+__all__: list[str] = []
+
+
+def _on_cpu(name: str) -> Callable[..., Any]:
+    kernel = by_name(name, KERNELS[name])
+    reference = by_name(name, IMPLEMENTATIONS[name])
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        isa = cpu_isa()
+        if isa is not None:
+            try:
+                return kernel(*args, isa=isa, **kwargs)
+            except Unsupported:
+                pass  # e.g. a scale per column of the input of a linear layer
+        return reference(*args, **kwargs)
+
+    return call
+
+
+for _name in NAMES:
+    LIBRARY.impl(_name, _on_cpu(_name), "CPU")
+    LIBRARY.impl(_name, by_name(_name, IMPLEMENTATIONS[_name]), "CompositeExplicitAutograd")
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, scale = inputs[0], inputs[1]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, scale, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, scale, x_hat, mask = ctx.saved_tensors
+    axis = -1 if scale.numel() == 1 else 0 if scale.size(-1) == 1 else 1
+    grad_x, reduced = torch.ops.qlr.fake_quantize_backward(grad, x, x_hat, mask, axis)
+    grad_scale = (reduced / scale.reshape(reduced.shape)).view(scale.shape).to(scale.dtype)
+    return grad_x, grad_scale if ctx.needs_input_grad[1] else None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "qlr::fake_quantize", _backward, setup_context=_save_for_backward, lib=LIBRARY
+)

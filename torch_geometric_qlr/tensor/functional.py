@@ -1,0 +1,221 @@
+"""The packed operations on :class:`PackedTensor`: what a converted model calls."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.ops import affine_params, storage_bits
+from torch_geometric_qlr.tensor.packed import PackedTensor
+
+__all__ = ["OutputQuantizer", "attention", "extremum", "linear", "sparse_linear", "spmm"]
+
+
+class OutputQuantizer(NamedTuple):
+    r"""How a result is quantized and packed before it is written.
+
+    Args:
+        scale (torch.Tensor): :math:`s`, per tensor or per column.
+        zero_point (torch.Tensor): :math:`z`, likewise.
+        bits (int): From 1 to 8.
+        truncate (bool): Through 8 bits (BT, BT*).
+        skew (torch.Tensor, optional): :math:`k` of BT*.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+    truncate: bool = False
+    skew: Tensor | None = None
+
+
+_Output = tuple[Tensor | None, Tensor | None, int, bool, Tensor | None]
+
+
+def _arguments(out: OutputQuantizer | None) -> _Output:
+    if out is None:
+        return None, None, 8, False, None
+    return out.scale, out.zero_point, out.bits, out.truncate, out.skew
+
+
+def _wrap(data: Tensor, num_cols: int, out: OutputQuantizer | None) -> Tensor | PackedTensor:
+    if out is None:
+        return data
+    params = affine_params(out.scale, out.zero_point, out.bits, out.truncate)
+    return PackedTensor(data, num_cols, storage_bits(out.bits), *params)
+
+
+def _parts(x: PackedTensor) -> tuple[Tensor, int, int, Tensor, Tensor]:
+    return x.data, x.num_cols, x.bits, x.scale, x.zero_point
+
+
+def spmm(
+    rowptr: Tensor,
+    col: Tensor,
+    x: PackedTensor,
+    *,
+    edge_weight: Tensor | None = None,
+    source_weight: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    addend_scale: float = 1.0,
+    reduce: str = "sum",
+    relu: bool = False,
+    out: OutputQuantizer | None = None,
+) -> Tensor | PackedTensor:
+    r"""Gathers packed rows along a CSR and sums them up.
+
+    .. math::
+        y_i = r_i \sum_{j \in \mathcal{N}(i)} e_{ij} u_j \, \hat x_j + \beta a_i + b
+
+    Without :math:`e` and :math:`u` the sums are exact integers. The normalisation of GCN is
+    :math:`u = r = \deg^{-1/2}`.
+
+    Args:
+        rowptr (torch.Tensor): CSR offsets :math:`[M + 1]`, best as int64.
+        col (torch.Tensor): Source rows :math:`[E]`, best as int32: others are converted per call.
+        x (PackedTensor): The source rows, :math:`[N, F]`.
+        edge_weight (torch.Tensor, optional): :math:`e`, :math:`[E]`.
+        source_weight (torch.Tensor, optional): :math:`u`, :math:`[N]`.
+        row_scale (torch.Tensor, optional): :math:`r`, :math:`[M]`.
+        bias (torch.Tensor, optional): :math:`b`, :math:`[F]`.
+        addend (torch.Tensor, optional): :math:`a`, :math:`[M, F]`: a teleport or self term.
+        addend_scale (float): :math:`\beta`.
+        reduce (str): :obj:`"sum"` or :obj:`"mean"`.
+        relu (bool): Clamp the result at zero.
+        out (OutputQuantizer, optional): Quantize and pack the result.
+
+    Returns:
+        torch.Tensor or PackedTensor: :math:`[M, F]`.
+
+    Raises:
+        InputError: If shapes do not fit or an index is out of range.
+
+    Example:
+        >>> codes = torch.tensor([[1, 2], [3, 3]], dtype=torch.uint8)
+        >>> x = PackedTensor.from_codes(codes, torch.tensor(0.5), torch.tensor(1.0), bits=2)
+        >>> spmm(torch.tensor([0, 2, 2]), torch.tensor([0, 1]), x)
+        tensor([[1.0000, 1.5000],
+                [0.0000, 0.0000]])
+    """
+    y = torch.ops.qlr.packed_spmm(
+        *(rowptr, col, *_parts(x), edge_weight, source_weight, row_scale),
+        *(bias, addend, addend_scale, reduce, relu, *_arguments(out)),
+    )
+    return _wrap(y, x.num_cols, out)
+
+
+def extremum(rowptr: Tensor, col: Tensor, x: PackedTensor, *, largest: bool = True) -> Tensor:
+    r"""Element-wise maximum (or minimum) over packed neighbour rows; 0 without neighbours.
+
+    Codes are compared where one scale serves all rows; the scale must be positive.
+
+    Example:
+        >>> codes = torch.tensor([[1, 2], [3, 0]], dtype=torch.uint8)
+        >>> x = PackedTensor.from_codes(codes, torch.tensor(1.0), torch.tensor(1.0), bits=2)
+        >>> extremum(torch.tensor([0, 2]), torch.tensor([0, 1]), x)
+        tensor([[2., 1.]])
+    """
+    return torch.ops.qlr.packed_extremum(rowptr, col, *_parts(x), largest)
+
+
+def attention(
+    rowptr: Tensor,
+    col: Tensor,
+    x: PackedTensor,
+    alpha: Tensor,
+    *,
+    bias: Tensor | None = None,
+    relu: bool = False,
+    out: OutputQuantizer | None = None,
+) -> Tensor | PackedTensor:
+    r"""Sums packed neighbour rows with one coefficient per edge and head.
+
+    Args:
+        rowptr, col, x: As in :func:`spmm`; the columns of :obj:`x` are the heads, one after the
+            other.
+        alpha (torch.Tensor): Coefficients :math:`[E, H]`.
+        bias, relu, out: As in :func:`spmm`.
+
+    Example:
+        >>> codes = torch.tensor([[1, 2, 3, 3]], dtype=torch.uint8)
+        >>> x = PackedTensor.from_codes(codes, torch.tensor(1.0), torch.tensor(1.0), bits=2)
+        >>> attention(torch.tensor([0, 1]), torch.tensor([0]), x, torch.tensor([[1.0, 0.5]]))
+        tensor([[0., 1., 1., 1.]])
+    """
+    y = torch.ops.qlr.packed_attention(
+        *(rowptr, col, *_parts(x), alpha, bias, relu, *_arguments(out))
+    )
+    return _wrap(y, x.num_cols, out)
+
+
+def linear(
+    x: PackedTensor,
+    weight: PackedTensor,
+    *,
+    bias: Tensor | None = None,
+    relu: bool = False,
+    out: OutputQuantizer | None = None,
+) -> Tensor | PackedTensor:
+    r"""The product :math:`\hat x \hat w^{\top} + b` of packed matrices, exact in integers.
+
+    Args:
+        x (PackedTensor): :math:`[M, K]`, with a scale per tensor or row.
+        weight (PackedTensor): :math:`[O, K]`, with a scale per tensor or output (row).
+        bias (torch.Tensor, optional): :math:`[O]`.
+        relu (bool): Clamp the result at zero.
+        out (OutputQuantizer, optional): Quantize and pack the result.
+
+    Raises:
+        InputError: If the inner sizes differ.
+
+    Example:
+        >>> codes = torch.tensor([[1, 2]], dtype=torch.uint8)
+        >>> x = PackedTensor.from_codes(codes, torch.tensor(1.0), torch.tensor(1.0), bits=2)
+        >>> linear(x, x)
+        tensor([[1.]])
+    """
+    if x.num_cols != weight.num_cols:
+        raise InputError(
+            f"linear: x has {x.num_cols} columns and the weight {weight.num_cols}; they must agree"
+        )
+    y = torch.ops.qlr.packed_linear(
+        *_parts(x),
+        *(weight.data, weight.bits, weight.scale, weight.zero_point),
+        *(bias, relu, *_arguments(out)),
+    )
+    return _wrap(y, weight.size(0), out)
+
+
+def sparse_linear(
+    rowptr: Tensor,
+    col: Tensor,
+    value: Tensor | None,
+    weight: PackedTensor,
+    *,
+    bias: Tensor | None = None,
+    relu: bool = False,
+    out: OutputQuantizer | None = None,
+) -> Tensor | PackedTensor:
+    r"""Sparse features times a packed weight, e.g. a bag of words in the first layer.
+
+    A row of features picks rows of the transposed weight, so this is :func:`spmm` with the values
+    of the features as edge weights; zeros cost nothing.
+
+    Args:
+        rowptr, col, value: The features :math:`[M, K]` as CSR; without :obj:`value` all are 1.
+        weight (PackedTensor): The *transposed* weight :math:`[K, O]`, with a scale per tensor or
+            per output (column).
+        bias, relu, out: As in :func:`spmm`.
+
+    Example:
+        >>> codes = torch.tensor([[1, 2], [3, 3]], dtype=torch.uint8)
+        >>> weight = PackedTensor.from_codes(codes, torch.tensor(1.0), torch.tensor(1.0), bits=2)
+        >>> sparse_linear(torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([0.5]), weight)
+        tensor([[1., 1.]])
+    """
+    return spmm(rowptr, col, weight, edge_weight=value, bias=bias, relu=relu, out=out)
