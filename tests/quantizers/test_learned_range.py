@@ -119,9 +119,7 @@ def test_gradient_of_gamma_equals_finite_differences(
             up[index] += eps
             down[index] -= eps
             expected = (loss(up) - loss(down)).sum() / (2 * eps)
-            torch.testing.assert_close(
-                q.gamma.grad[index].double(), expected, rtol=2e-3, atol=2e-3
-            )
+            torch.testing.assert_close(q.gamma.grad[index].double(), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_clipped_values_follow_true_finite_differences() -> None:
@@ -292,10 +290,30 @@ def test_sparse_input_equals_dense(layout: str, granularity: str) -> None:
     torch.testing.assert_close(out.to_dense(), dense(x)[0].detach())
 
 
-def test_sparse_input_refuses_truncation() -> None:
-    q = quantizer(bits=2, truncation="bt")
-    with pytest.raises(InputError, match="sparse.*zero_aligned=True"):
-        q.quantize_sparse(torch.eye(3).to_sparse_csr())
+@pytest.mark.parametrize("granularity", ["tensor", "node"])
+@pytest.mark.parametrize("truncation", ["bt", "bt*"])
+def test_sparse_input_keeps_zero_under_truncation(truncation: str, granularity: str) -> None:
+    torch.manual_seed(0)
+    words = torch.rand(12, 9) * (torch.rand(12, 9) < 0.3)
+    statistics = "running" if granularity == "tensor" else "current"
+    fields = {"bits": 2, "granularity": granularity, "statistics": statistics}
+    bt, dense = quantizer(truncation="bt", **fields), quantizer(truncation="bt", **fields)
+    # Nothing is negative, so 0 is a level and the form makes no difference.
+    torch.testing.assert_close(
+        bt.quantize_sparse(words.to_sparse_csr()).to_dense(), dense(words)[0]
+    )
+    signed = (words - 0.4 * (words > 0)).to_sparse_csr()
+    out = quantizer(truncation=truncation, **fields).quantize_sparse(signed)
+    levels = out.values().detach().unique()
+    assert out._nnz() == signed._nnz() and bool(out.values().isfinite().all())
+    if granularity == "tensor":
+        assert levels.numel() <= 4 and bool((levels.abs() < 1e-6).any())
+
+
+def test_sparse_input_refuses_ranges_per_feature() -> None:
+    q = quantizer(9, bits=2, granularity="feature")
+    with pytest.raises(InputError, match="sparse.*granularity={'input': 'node'}"):
+        q.quantize_sparse(torch.eye(9).to_sparse_csr())
 
 
 def test_gamma_climbs_back_from_below_its_floor() -> None:

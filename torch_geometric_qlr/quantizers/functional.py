@@ -21,8 +21,8 @@ def fake_quantize(
 ) -> Tensor:
     r"""Quantizes and dequantizes, with gradients for the values and for the scale.
 
-    Forward it is :func:`torch_geometric_qlr.ops.reference.fake_quantize`. Backward, with the zero point held
-    fixed and *in range* meaning that no clamp acted on :math:`x`,
+    Forward it is :func:`torch_geometric_qlr.ops.reference.fake_quantize`. Backward, with the zero
+    point held fixed and *in range* meaning that no clamp acted on :math:`x`,
 
     .. math::
         \frac{\partial \hat x}{\partial x} = [\text{in range}], \qquad

@@ -39,10 +39,10 @@ def search_multiplier(
         torch.Tensor: :math:`()`, :math:`[N, 1]` or :math:`[1, F]`. The largest wins a tie.
 
     Example:
-        >>> x = torch.tensor([0.0, 1.0, 1.0, 1.0, 10.0])
+        >>> x = torch.tensor([0.0, 1.0, 2.0, 3.0, 3.0, 4.0])
         >>> config = QuantizerConfig(bits=2)
         >>> search_multiplier(x, x.max() / 3, torch.tensor(0.0), None, config, axis=-1)
-        tensor(0.9000)
+        tensor(0.8000)
     """
     if axis == -1 and x.numel() > _MAX_ELEMENTS:
         step = -(-x.numel() // _MAX_ELEMENTS)

@@ -21,6 +21,8 @@ __all__ = ["LearnedRangeQuant"]
 
 _MIN_MULTIPLIER = 1e-3
 _MIN_SCALE = 1e-20
+# The pattern is that of a tensor torch has made; checking it again would stall the device.
+_UNCHECKED: dict[str, Any] = {"check_invariants": False}
 
 
 class LearnedRangeQuant(nn.Module):
@@ -66,8 +68,8 @@ class LearnedRangeQuant(nn.Module):
     Example:
         >>> quantizer = LearnedRangeQuant(QuantizerConfig(bits=2, search=False))
         >>> value, scale, zero_point, bits = quantizer(torch.tensor([-1.0, 0.0, 0.9, 2.0]))
-        >>> value, zero_point
-        (tensor([-1.,  0.,  1.,  2.], grad_fn=<_FakeQuantizeBackward>), tensor(1.))
+        >>> value.tolist(), zero_point.item()
+        ([-1.0, 0.0, 1.0, 2.0], 1.0)
     """
 
     gamma: nn.Parameter
@@ -117,20 +119,23 @@ class LearnedRangeQuant(nn.Module):
     def _follows_skewness(self) -> bool:
         return self.config.truncates and self.config.truncation == "bt*"
 
-    def code_params(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def code_params(
+        self, x: Tensor, *, exact_zero: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         r"""The :math:`(s, z, k)` with which :func:`torch_geometric_qlr.ops.quantize` makes codes.
 
         Args:
             x (torch.Tensor): The tensor, as a matrix; only looked at where the range is taken from
                 it (weights, rows).
+            exact_zero (bool): Make 0 a level, as a sparse tensor needs. (default: :obj:`False`)
         """
         lo, hi, skew = self._observed(x)
         scale0 = ((hi - lo) / (2**self.config.code_bits - 1)).clamp_min(_MIN_SCALE)
         zero_point = -lo / scale0
-        if self.config.truncates and self.config.zero_aligned:
+        if self.config.truncates and (self.config.zero_aligned or exact_zero):
             step = truncation_step(self.bits)
             zero_point = torch.round(zero_point / step) * step
-        elif self.config.code_bits > 1:
+        elif self.config.code_bits > 1 or exact_zero:
             zero_point = torch.round(zero_point)
         gamma: Tensor = self.gamma
         if self.config.gradient_scaling:
@@ -184,47 +189,56 @@ class LearnedRangeQuant(nn.Module):
     def quantize_sparse(self, x: Tensor) -> Tensor:
         r"""Quantizes the stored values of a :obj:`torch.sparse` matrix; its zeros stay zero.
 
+        For that the zero point is a level, as with :obj:`zero_aligned`. Where nothing is negative,
+        as in bags of words, it is one anyway.
+
         Args:
             x (torch.Tensor): A matrix in COO, CSR or CSC layout.
 
         Raises:
-            InputError: Under truncation without :obj:`zero_aligned`, where 0 is not a level.
+            InputError: If ranges are per feature, for which the pattern has no order.
         """
-        if self.config.truncates and not self.config.zero_aligned:
-            raise InputError(
-                f"{self.path or 'quantizer'}: the input is sparse, and bitwise truncation has no "
-                f"exact zero, so it would become dense. Use zero_aligned=True, or x.to_dense()."
-            )
         if x.layout == torch.sparse_coo:
             x = x.coalesce()
             values = self._quantize_values(x.values(), x.indices()[0], x.size(0))
-            return torch.sparse_coo_tensor(x.indices(), values, x.shape, is_coalesced=True)
+            return torch.sparse_coo_tensor(
+                x.indices(), values, x.shape, is_coalesced=True, **_UNCHECKED
+            )
         if x.layout == torch.sparse_csr:
             row = ptr2index(x.crow_indices())
             values = self._quantize_values(x.values(), row, x.size(0))
-            return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape)
+            return torch.sparse_csr_tensor(
+                x.crow_indices(), x.col_indices(), values, x.shape, **_UNCHECKED
+            )
         values = self._quantize_values(x.values(), x.row_indices(), x.size(0))
-        return torch.sparse_csc_tensor(x.ccol_indices(), x.row_indices(), values, x.shape)
+        return torch.sparse_csc_tensor(
+            x.ccol_indices(), x.row_indices(), values, x.shape, **_UNCHECKED
+        )
 
     def _quantize_values(self, values: Tensor, row: Tensor, num_rows: int) -> Tensor:
-        if self.groups.axis == -1:
-            return self(values)[0]
-        if self.config.granularity != "node":
+        if self.config.granularity == "feature":
             raise InputError(
                 f"{self.path or 'quantizer'}: the input is sparse, which needs one range per "
                 f"tensor or per node. Set granularity={{'input': 'node'}}, or x.to_dense()."
             )
         if values.numel() == 0:
             return values
-        # One range per row of the matrix, then every stored value is a row of its own.
-        zero = values.new_zeros(num_rows)
-        lo = zero.scatter_reduce(0, row, values.detach(), "amin")
-        hi = zero.scatter_reduce(0, row, values.detach(), "amax")
-        self._observe(torch.stack([lo, hi], dim=1))
-        scale, zero_point, _ = self.code_params(torch.stack([lo, hi], dim=1))
-        return fake_quantize(
-            values.view(-1, 1), scale[row], torch.round(zero_point[row]), self.bits
-        ).view(-1)
+        seen, per_node = values.detach(), self.config.granularity == "node"
+        if per_node:  # one range per row of the matrix, then every stored value is a row of its own
+            zero = values.new_zeros(num_rows)
+            lo, hi = (zero.scatter_reduce(0, row, seen, reduce) for reduce in ("amin", "amax"))
+            seen = torch.stack([lo, hi], dim=1)
+        self._observe(seen)
+        scale, zero_point, skew = self.code_params(seen, exact_zero=True)
+        out = fake_quantize(
+            values.view(-1, 1),
+            scale[row] if per_node else scale,
+            zero_point[row] if per_node else zero_point,
+            self.bits,
+            truncate=self.config.truncates,
+            skew=skew,
+        )
+        return out.view(-1)
 
     def _empty_params(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = self.groups.shape(x.size(self.groups.axis)) if self.groups.axis != -1 else ()
