@@ -1,0 +1,38 @@
+"""One view of every adjacency a PyG layer takes: edges, CSR, normalised matrix; built once."""
+
+from __future__ import annotations
+
+from torch_geometric_qlr.sparse.adjacency import (
+    Adjacency,
+    adjacency_size,
+    infer_num_nodes,
+    is_matrix,
+    to_edge_index,
+)
+from torch_geometric_qlr.sparse.cache import AdjacencyCache
+from torch_geometric_qlr.sparse.csr import CSRGraph, csr_graph, sparse_csr
+from torch_geometric_qlr.sparse.incidence import Incidence, symmetric_edges
+from torch_geometric_qlr.sparse.normalize import (
+    gcn_edges,
+    in_form_of,
+    inverse_sqrt_degree,
+    propagation_adjacency,
+)
+
+__all__ = [
+    "Adjacency",
+    "AdjacencyCache",
+    "CSRGraph",
+    "Incidence",
+    "adjacency_size",
+    "csr_graph",
+    "gcn_edges",
+    "in_form_of",
+    "infer_num_nodes",
+    "inverse_sqrt_degree",
+    "is_matrix",
+    "propagation_adjacency",
+    "sparse_csr",
+    "symmetric_edges",
+    "to_edge_index",
+]

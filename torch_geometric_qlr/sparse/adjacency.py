@@ -1,0 +1,166 @@
+"""Every adjacency a PyG layer takes, read as edges that point from source to target."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.index import ptr2index
+from torch_geometric.typing import SparseTensor
+from torch_geometric.utils import is_sparse
+from torch_geometric.utils.num_nodes import maybe_num_nodes
+
+from torch_geometric_qlr.errors import InputError
+
+__all__ = ["Adjacency", "adjacency_size", "infer_num_nodes", "is_matrix", "to_edge_index"]
+
+# ``SparseTensor`` is PyG's stand-in class when torch-sparse is not installed, so nothing is
+# imported here.
+Adjacency: TypeAlias = Tensor | SparseTensor
+
+_INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def is_matrix(adj: Any) -> bool:
+    r"""Tells a sparse matrix from a list of edges.
+
+    A ``torch.sparse`` or ``torch_sparse.SparseTensor`` matrix is the *transposed* adjacency, as
+    everywhere in PyG: its rows are the targets.
+
+    Args:
+        adj (Any): What a layer got as ``edge_index``.
+
+    Example:
+        >>> edge_index = torch.tensor([[0, 1], [1, 2]])
+        >>> is_matrix(edge_index), is_matrix(torch.eye(3).to_sparse())
+        (False, True)
+    """
+    return bool(is_sparse(adj))
+
+
+def to_edge_index(
+    adj: Adjacency, edge_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Reads any adjacency as ``(edge_index, weight)``, row 0 the sources and row 1 the targets.
+
+    Unlike :func:`torch_geometric.utils.to_edge_index` this takes plain edges too, keeps the
+    duplicates of a matrix in coordinate format, invents no weights, and turns the rows and columns
+    of a (transposed) matrix around, so that all forms of one graph give the same edges.
+
+    Args:
+        adj (torch.Tensor or EdgeIndex or SparseTensor): Edges ``[2, E]`` or a sparse matrix
+            ``adj_t``.
+        edge_weight (torch.Tensor, optional): Weights ``[E]`` that belong to plain edges.
+            (default: :obj:`None`)
+
+    Shapes:
+        - **output:** edge indices :math:`(2, |\mathcal{E}|)` of type ``int64``,
+          weights :math:`(|\mathcal{E}|)` or :obj:`None`
+
+    Raises:
+        InputError: If ``adj`` is none of these, or has weights of its own and gets others.
+
+    Example:
+        >>> adj_t = torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse_csr()  # one edge, 1 -> 0
+        >>> to_edge_index(adj_t)
+        (tensor([[1],
+                [0]]), tensor([2.]))
+    """
+    if is_matrix(adj):
+        if edge_weight is not None:
+            raise InputError(
+                "edge_weight was given next to a sparse matrix, which carries its own values. "
+                "Put the weights into the matrix, or pass edge_index and edge_weight."
+            )
+        target, source, value = _matrix_entries(adj)
+        return torch.stack([source.long(), target.long()]), value
+    edge_index = _checked_edges(adj)
+    if edge_weight is not None and edge_weight.size(0) != edge_index.size(1):
+        raise InputError(
+            f"edge_weight has {edge_weight.size(0)} entries for {edge_index.size(1)} edges. "
+            "Pass one weight per column of edge_index."
+        )
+    return edge_index.long(), edge_weight
+
+
+def adjacency_size(adj: Adjacency) -> tuple[int | None, int | None]:
+    r"""Numbers of source and target nodes as far as the object itself knows them.
+
+    Args:
+        adj (torch.Tensor or EdgeIndex or SparseTensor): Edges or a sparse matrix ``adj_t``.
+
+    Example:
+        >>> adjacency_size(torch.zeros(3, 5).to_sparse()), adjacency_size(torch.empty(2, 0).long())
+        ((5, 3), (None, None))
+    """
+    if is_matrix(adj):
+        return int(adj.size(1)), int(adj.size(0))
+    if isinstance(adj, EdgeIndex):
+        num_src, num_dst = adj.sparse_size()
+        return num_src, num_dst
+    return None, None
+
+
+def infer_num_nodes(adj: Adjacency, num_nodes: int | None = None) -> int:
+    r"""Number of nodes of a (square) graph.
+
+    As told, as the object knows it, or the largest index plus one. The last case reads the edges,
+    which waits for the device: layers pass ``num_nodes``.
+
+    Args:
+        adj (torch.Tensor or EdgeIndex or SparseTensor): Edges or a sparse matrix ``adj_t``.
+        num_nodes (int, optional): Known number. (default: :obj:`None`)
+
+    Raises:
+        InputError: If a matrix has another size.
+
+    Example:
+        >>> infer_num_nodes(torch.tensor([[0, 4], [1, 2]]))
+        5
+    """
+    known = {size for size in adjacency_size(adj) if size is not None}
+    if num_nodes is not None:
+        known.add(num_nodes)
+    if len(known) > 1:
+        raise InputError(
+            f"The graph has {sorted(known)} nodes by different counts. A layer on one set of nodes "
+            "needs a square adjacency with a row for each row of x."
+        )
+    if known:
+        return known.pop()
+    return int(maybe_num_nodes(adj))
+
+
+def _checked_edges(adj: Any) -> Tensor:
+    if not isinstance(adj, Tensor):
+        raise InputError(
+            f"{type(adj).__name__} is no adjacency. Pass edge_index, an EdgeIndex, a torch.sparse "
+            "matrix or a torch_sparse.SparseTensor."
+        )
+    if adj.dtype not in _INDEX_DTYPES or adj.dim() != 2 or adj.size(0) != 2:
+        raise InputError(
+            f"edge_index has shape {list(adj.shape)} and type {adj.dtype}; it must be [2, E] of "
+            "integers. A dense adjacency matrix becomes one with torch_geometric.utils."
+            "dense_to_sparse."
+        )
+    return adj.as_tensor() if isinstance(adj, EdgeIndex) else adj
+
+
+def _matrix_entries(adj: Adjacency) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Row, column and value of every stored entry, in stored order."""
+    if isinstance(adj, SparseTensor):
+        return adj.coo()
+    if adj.layout == torch.sparse_coo:
+        # The underscored accessors alone show a matrix that was never coalesced: its duplicates
+        # stay.
+        row, col = adj._indices().detach()
+        return row, col, adj.values() if adj.is_coalesced() else adj._values()
+    if adj.layout == torch.sparse_csr:
+        row = ptr2index(adj.crow_indices().detach())
+        return row, adj.col_indices().detach(), adj.values()
+    if adj.layout == torch.sparse_csc:
+        col = ptr2index(adj.ccol_indices().detach())
+        return adj.row_indices().detach(), col, adj.values()
+    raise InputError(f"Sparse layout {adj.layout} is not supported. Use CSR, CSC or COO.")
