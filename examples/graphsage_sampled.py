@@ -1,0 +1,75 @@
+"""GraphSAGE trained on sampled neighbourhoods with PyG's NeighborLoader, at several widths.
+
+    python examples/graphsage_sampled.py [--root FOLDER]
+
+The loader needs pyg-lib or torch-sparse, which PyG does not install by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch_geometric.loader import NeighborLoader
+from torch_geometric.nn import GraphSAGE
+from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
+
+from _common import Score, compare, evaluate, fit, make_optimizer, parse_args, print_table
+from _data import load_citation
+
+VARIANTS = {
+    "FP32": None,
+    "INT8": {"bits": 8},
+    "INT4": {"bits": 4},
+    "INT2": {"bits": 2},
+}
+
+
+def train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loader: NeighborLoader, device: str
+) -> None:
+    """One pass over the training nodes, each batch a sampled subgraph around its seed nodes."""
+    model.train()
+    for batch in loader:
+        batch = batch.to(device)
+        optimizer.zero_grad()
+        out = model(batch.x, batch.edge_index)[: batch.batch_size]
+        F.cross_entropy(out, batch.y[: batch.batch_size]).backward()
+        optimizer.step()
+
+
+def main() -> None:
+    args = parse_args(__doc__, epochs=60, seeds=3)
+    if not (WITH_PYG_LIB or WITH_TORCH_SPARSE):
+        sys.exit("NeighborLoader needs pyg-lib or torch-sparse, and neither is installed.")
+    graph = load_citation(args.root, "Cora", args.generated)
+    data = graph.data
+    on_device = data.clone().to(args.device)
+
+    def make_model() -> nn.Module:
+        model = GraphSAGE(
+            data.num_features, 64, num_layers=2, out_channels=graph.num_classes, dropout=0.5
+        )
+        return model.to(args.device)
+
+    def run(label: str, model: nn.Module) -> Score:
+        optimizer = make_optimizer(model)
+        loader = NeighborLoader(
+            data, num_neighbors=[10, 10], batch_size=70, input_nodes=data.train_mask, shuffle=True
+        )
+        return fit(
+            label,
+            args.epochs,
+            train=lambda: train_epoch(model, optimizer, loader, args.device),
+            score=lambda: evaluate(model, on_device),
+        )
+
+    rows = compare(VARIANTS, args.seeds, make_model, run, features=data.x)
+    layers = f"GraphSAGE {data.num_features}-64-{graph.num_classes}, 10 + 10 neighbours sampled"
+    print_table(graph.description, layers, args, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What holds for the package as a whole: a quiet and lean import, its metadata, its layering."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.resources
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torch_geometric_qlr as qlr
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(qlr.__file__).resolve().parent
+
+# Optional or heavy: `import torch_geometric_qlr` must not pull in any that PyG has not already.
+NOT_ON_IMPORT = (
+    "IPython",
+    "brevitas.export",
+    "hypothesis",
+    "matplotlib",
+    "onnx",
+    "pandas",
+    "pytest",
+    "scipy",
+    "sklearn",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch_scatter",
+    "torch_sparse",
+    "triton",
+)
+
+# From the bottom up: a folder (or a file at the top) imports only from those before it.
+LAYERS = (
+    ("errors", "typing", "_version"),
+    ("overrides",),
+    ("config",),
+    ("ops",),
+    ("tensor",),
+    ("quantizers",),
+    ("sparse",),
+    ("nn", "metrics"),
+    ("transforms",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def run_python(*args: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def probe(code: str) -> dict[str, object]:
+    """Runs code in a fresh interpreter; what it leaves in ``out`` comes back."""
+    done = run_python("-c", f"import json, sys\nout = {{}}\n{code}\nprint(json.dumps(out))")
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_import_is_quiet() -> None:
+    done = run_python("-c", "import torch_geometric_qlr")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_import_is_lean() -> None:
+    loaded = probe(
+        f"""
+import torch, torch_geometric
+names = {NOT_ON_IMPORT!r}
+before = {{name for name in names if name in sys.modules}}
+import torch_geometric_qlr
+out["new"] = [name for name in names if name in sys.modules and name not in before]
+"""
+    )
+    assert loaded["new"] == []
+
+
+def test_import_leaves_the_process_as_it_was() -> None:
+    state = probe(
+        """
+import logging, warnings, torch, torch_geometric
+
+def state():
+    return [
+        repr(warnings.filters), torch.get_num_threads(), str(torch.get_default_dtype()),
+        torch.get_rng_state().sum().item(), torch.is_grad_enabled(),
+        len(logging.getLogger().handlers), logging.getLogger().level,
+    ]
+
+before = state()
+import torch_geometric_qlr
+out["before"], out["after"] = before, state()
+"""
+    )
+    assert state["after"] == state["before"]
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", qlr.__version__)
+    assert f"[{qlr.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_installed_metadata() -> None:
+    try:
+        metadata = importlib.metadata.metadata("torch_geometric_qlr")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is on the path, but not installed")
+    assert metadata["Version"] == qlr.__version__
+    assert metadata["Requires-Python"] == ">=3.10"
+    requires = importlib.metadata.requires("torch_geometric_qlr") or []
+    core = {re.split(r"[^\w.-]", line)[0] for line in requires if "extra ==" not in line}
+    assert core == {"torch", "torch_geometric", "brevitas", "numpy", "tqdm"}
+    extras = set(metadata.get_all("Provides-Extra") or [])
+    assert {"sparse", "triton", "export", "docs", "test", "examples"} <= extras
+
+
+def test_is_typed() -> None:
+    assert (importlib.resources.files(qlr) / "py.typed").is_file()
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    page = (ROOT / "docs" / "api.rst").read_text()
+    listed = set(re.findall(r"^   (?:~)?([\w.]+)$", page, flags=re.MULTILINE))
+    for name in qlr.__all__:
+        public = getattr(qlr, name)
+        is_module = type(public).__name__ == "module"
+        if not is_module and not name.startswith("__"):
+            assert name in listed, f"qlr.{name} is missing from docs/api.rst"
+            assert public.__doc__, f"qlr.{name} has no docstring"
+
+
+def test_main_prints_versions() -> None:
+    import brevitas
+    import torch
+    import torch_geometric
+
+    printed = run_python("-m", "torch_geometric_qlr").stdout
+    for version in (
+        qlr.__version__,
+        torch.__version__,
+        torch_geometric.__version__,
+        brevitas.__version__,
+    ):
+        assert version in printed
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def internal_imports(path: Path) -> list[tuple[str, str]]:
+    """The (module, name) pairs a file imports from the package, modules relative to its top."""
+    here = path.relative_to(PACKAGE).parent.parts
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = here[: len(here) - (node.level - 1)]
+        elif (node.module or "").split(".")[0] == PACKAGE.name:
+            base = ()
+        else:
+            continue
+        module = (node.module or "").removeprefix(PACKAGE.name).strip(".")
+        dotted = ".".join((*base, *filter(None, [module])))
+        found += [(dotted, alias.name) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own not in RANK:  # the public face and the diagnostics see everything
+        assert own in ("__init__", "__main__"), f"give {own!r} a place in LAYERS"
+        return
+    for module, name in internal_imports(path):
+        other = module.split(".")[0] or name
+        if other == own:
+            continue
+        assert RANK.get(other, len(LAYERS)) < RANK[own], f"{own} imports {module or name}"
+        private = any(part.startswith("_") for part in (*module.split("."), name))
+        assert not private or other == "_version", f"{own} reaches into {module}.{name}"
