@@ -12,7 +12,7 @@ with _warnings.catch_warnings():
     _warnings.simplefilter("ignore")
     import brevitas as _brevitas  # noqa: F401
 
-from torch_geometric_qlr import errors, nn, quantizers, transforms
+from torch_geometric_qlr import errors, metrics, nn, quantizers, transforms
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.nn import register_conv, register_linear
@@ -28,6 +28,7 @@ __all__ = [
     "QLRConfig",
     "__version__",
     "errors",
+    "metrics",
     "nn",
     "plan",
     "quant_parameters",

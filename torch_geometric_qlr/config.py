@@ -27,6 +27,7 @@ PAPER_POINTS = ("input", "weight", "linear_output", "message", "aggregate")
 #: Widths that mean "leave it in floating point", for mixed models.
 PASS_THROUGH_BITS = (16, 32)
 
+_WIDTHS = ("weight_bits", "activation_bits", "message_bits", "input_bits")
 _ROLES = ("weight", "activation", "message", "input")
 _GRANULARITIES = {
     "weight": ("tensor", "channel"),
@@ -306,7 +307,11 @@ class QLRConfig:
         if rule is None:
             return self
         changes = self.overrides[rule]
-        return None if changes is None else self.replace(**changes)
+        if changes is None:
+            return None
+        # The rule's own bits come before widths that were given for the whole model.
+        widths = dict.fromkeys(_WIDTHS, None) if "bits" in changes else {}
+        return self.replace(**{**widths, **changes})
 
     def replace(self, **changes: Any) -> QLRConfig:
         r"""A copy with the given fields changed and the others as they were *asked for*, so that

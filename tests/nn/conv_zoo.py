@@ -43,9 +43,7 @@ MESH = (_random(5, FEATURES), torch.randint(0, 5, (2, 20), generator=_seeded))
 
 
 def _mlp(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(in_channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_channels)
-    )
+    return nn.Sequential(nn.Linear(in_channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_channels))
 
 
 def _hetero() -> nn.Module:
@@ -58,6 +56,7 @@ def _hetero() -> nn.Module:
 
 
 F, H, D = FEATURES, HIDDEN, EDGE_FEATURES
+convs.SAGEConv(F, H)  # PyG generates code per class, by its first object, aggregation included
 ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "SimpleConv": (lambda: convs.SimpleConv(), (X, EDGES)),
     "GCNConv": (lambda: convs.GCNConv(F, H), (X, EDGES)),

@@ -12,7 +12,7 @@ from conv_zoo import EDGES, NODES, ZOO, build, flat
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
-from torch_geometric.typing import SparseTensor
+from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
 
 import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn import QuantLayer
@@ -67,7 +67,9 @@ class TestEveryConv:
     def test_copies_and_checkpoints_are_exact(self, name: str, bits: int) -> None:
         layer, args = build(name)
         quantized = qlr.quantize(layer, bits=bits)
-        with torch.no_grad():  # SuperGATConv keeps its last scores, which no layer copies with a graph
+        with (
+            torch.no_grad()
+        ):  # SuperGATConv keeps its last scores, which no layer copies with a graph
             seeded(quantized, args)
         expected = seeded(quantized.eval(), args)
         assert set(layer.state_dict()) <= set(quantized.state_dict())
@@ -89,32 +91,52 @@ class TestEveryConv:
             assert entry.quantized_parameters == entry.parameters or entry.note
 
 
+def graph_forms() -> dict[str, Any]:
+    ones = torch.ones(EDGES.size(1))
+    adj = torch.sparse_coo_tensor(EDGES.flip(0), ones, (NODES, NODES)).coalesce()
+    forms: dict[str, Any] = {
+        "EdgeIndex": EdgeIndex(EDGES, sparse_size=(NODES, NODES)),
+        "EdgeIndex by col": EdgeIndex(EDGES, sparse_size=(NODES, NODES), sort_order="col"),
+        "CSR": adj.to_sparse_csr(),
+    }
+    if WITH_TORCH_SPARSE:
+        forms["SparseTensor"] = SparseTensor(
+            row=EDGES[1], col=EDGES[0], sparse_sizes=(NODES, NODES)
+        )
+    return forms
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("name", WITH_GRAPH)
 def test_every_form_of_the_graph_gives_the_same(name: str, bits: int) -> None:
     layer, args = build(name)
-    forms: dict[str, Any] = {"EdgeIndex": EdgeIndex(EDGES, sparse_size=(NODES, NODES))}
-    forms["EdgeIndex by col"] = EdgeIndex(EDGES, sparse_size=(NODES, NODES), sort_order="col")
-    ones = torch.ones(EDGES.size(1))
-    adj = torch.sparse_coo_tensor(EDGES.flip(0), ones, (NODES, NODES)).coalesce()
-    forms["CSR"] = adj.to_sparse_csr()
-    if SparseTensor is not None:
-        forms["SparseTensor"] = SparseTensor(
-            row=EDGES[1], col=EDGES[0], sparse_sizes=(NODES, NODES)
-        )
-    quantized = qlr.quantize(layer.eval(), bits=bits)
+    layer.eval()
+    in_float = seeded(layer, args)
+    quantized = qlr.quantize(layer, bits=bits)
     expected = seeded(quantized, args)
+    gradients = backward(quantized, args)
     taken = []
-    for form, graph in forms.items():
+    for form, graph in graph_forms().items():
         other = tuple(graph if a is EDGES else a for a in args)
         try:
-            in_float = seeded(layer, other)
-            assert_same(in_float, seeded(layer, args), rtol=1e-4, atol=1e-4)
+            assert_same(seeded(layer, other), in_float, rtol=1e-4, atol=1e-4)
         except Exception:  # PyG itself does not take this form, or means another graph by it
             continue
         taken.append(form)
         assert_same(seeded(quantized, other), expected, rtol=1e-4, atol=1e-4)
+        assert_same(backward(quantized, other), gradients, rtol=1e-3, atol=1e-3)
+        assert_same(seeded(copy.deepcopy(quantized), other), expected, rtol=1e-4, atol=1e-4)
+        fresh = qlr.quantize(build(name)[0], bits=bits).eval()
+        fresh.load_state_dict(quantized.state_dict())
+        assert_same(seeded(fresh, other), expected, rtol=1e-4, atol=1e-4)
     assert taken or name in ONE_FORM_ONLY
+
+
+def backward(layer: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
+    """Gradients of all parameters, which a fresh copy of the layer forgets."""
+    twin = copy.deepcopy(layer)
+    sum(o.square().sum() for o in seeded(twin, args)).backward()
+    return [p.grad for p in twin.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("name", CONVS)

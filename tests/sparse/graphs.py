@@ -3,13 +3,19 @@ nodes."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric import EdgeIndex
-from torch_sparse import SparseTensor
+from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
 
 from torch_geometric_qlr.sparse import Adjacency, CSRGraph
+
+needs_torch_sparse = pytest.mark.skipif(not WITH_TORCH_SPARSE, reason="needs torch-sparse")
+
+#: The form of an adjacency that torch-sparse brings, as a parameter of a test.
+SPARSE_TENSOR = pytest.param("SparseTensor", marks=needs_torch_sparse)
 
 
 @st.composite
@@ -44,12 +50,12 @@ def all_forms(edge_index: Tensor, weight: Tensor, num_nodes: int) -> dict[str, A
     csc = torch.sparse_csc_tensor(
         by_source.rowptr, by_source.col, by_source.value, size=size, check_invariants=False
     )
-    return {
-        "coo": coo,
-        "csr": csr,
-        "csc": csc,
-        "SparseTensor": SparseTensor(row=target, col=source, value=weight, sparse_sizes=size),
-    }
+    forms: dict[str, Adjacency] = {"coo": coo, "csr": csr, "csc": csc}
+    if WITH_TORCH_SPARSE:
+        forms["SparseTensor"] = SparseTensor(
+            row=target, col=source, value=weight, sparse_sizes=size
+        )
+    return forms
 
 
 def edge_index_object(edge_index: Tensor, num_nodes: int) -> EdgeIndex:

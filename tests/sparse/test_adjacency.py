@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric import EdgeIndex
+from torch_geometric.typing import SparseTensor
 
-from tests.sparse.graphs import all_forms, edge_index_object, edge_lists
+from tests.sparse.graphs import all_forms, edge_index_object, edge_lists, needs_torch_sparse
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import (
     adjacency_size,
@@ -44,9 +45,8 @@ def test_every_form_gives_the_same_edges(graph: tuple[Tensor, int], random: obje
         assert torch.equal(edges, edge_index)
 
 
+@needs_torch_sparse
 def test_no_weights_are_invented() -> None:
-    from torch_sparse import SparseTensor
-
     edge_index = torch.tensor([[0, 1], [1, 1]])
     matrix = SparseTensor(row=edge_index[1], col=edge_index[0], sparse_sizes=(2, 2))
     for adj in (edge_index, edge_index_object(edge_index, 2), matrix):

@@ -10,9 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric import EdgeIndex
-from torch_sparse import SparseTensor
+from torch_geometric.typing import SparseTensor
 
-from tests.sparse.graphs import all_forms, dense, edge_index_object, edge_lists
+from tests.sparse.graphs import (
+    SPARSE_TENSOR,
+    all_forms,
+    dense,
+    edge_index_object,
+    edge_lists,
+    needs_torch_sparse,
+)
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import CSRGraph, csr_graph, propagation_adjacency
 
@@ -108,7 +115,7 @@ def test_built_once_until_changed_in_place() -> None:
     assert csr_graph(edge_index, weight).degree().tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("form", ["coo", "csr", "csc", "SparseTensor"])
+@pytest.mark.parametrize("form", ["coo", "csr", "csc", SPARSE_TENSOR])
 def test_matrices_are_watched_too(form: str) -> None:
     edge_index, num_nodes = torch.tensor([[0, 1], [1, 0]]), 2
     adj = all_forms(edge_index, torch.ones(2), num_nodes)[form]
@@ -131,7 +138,7 @@ def test_edge_index_objects_are_watched_through_their_tensor() -> None:
     assert csr_graph(adj).degree().tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("form", ["edges", "EdgeIndex", "coo", "csr", "csc", "SparseTensor"])
+@pytest.mark.parametrize("form", ["edges", "EdgeIndex", "coo", "csr", "csc", SPARSE_TENSOR])
 def test_the_cache_keeps_no_graph_alive(form: str) -> None:
     edge_index = torch.tensor([[0, 1], [1, 0]])
     forms = all_forms(edge_index, torch.ones(2), 2)
@@ -146,6 +153,7 @@ def test_the_cache_keeps_no_graph_alive(form: str) -> None:
     assert reference() is None
 
 
+@needs_torch_sparse
 def test_weights_that_need_gradients_are_only_rearranged() -> None:
     edge_index = torch.tensor([[0, 1, 0], [1, 0, 0]])
     weight = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)

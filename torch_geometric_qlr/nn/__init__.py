@@ -10,13 +10,15 @@ from typing import Any
 
 import torch_geometric.nn as _pyg_nn
 
+from torch_geometric_qlr.nn import propagation as _propagation
 from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
+from torch_geometric_qlr.nn.models import SMPGNN
 from torch_geometric_qlr.nn.plan import Plan, PlanEntry
+from torch_geometric_qlr.nn.propagation import EMP, SMP, SMPHistory
 from torch_geometric_qlr.nn.registry import (
-    REWRITTEN,
-    LayerSpec,
     conv_specs,
     find_spec,
     register_conv,
@@ -25,6 +27,7 @@ from torch_geometric_qlr.nn.registry import (
 from torch_geometric_qlr.nn.rewrite import class_for
 
 __all__ = [
+    "EMP",
     "LayerSpec",
     "Plan",
     "PlanEntry",
@@ -32,6 +35,9 @@ __all__ = [
     "QuantLinearLayer",
     "QuantMessagePassing",
     "QuantWeightLayer",
+    "SMP",
+    "SMPGNN",
+    "SMPHistory",
     "conv_specs",
     "find_spec",
     "quant_conv_names",
@@ -48,13 +54,17 @@ def quant_conv_names() -> list[str]:
         True
     """
     specs = conv_specs().items()
-    return [f"Quant{n}" for n, s in specs if s.family in REWRITTEN and hasattr(_pyg_nn, n)]
+    return [f"Quant{n}" for n, s in specs if s.family in REWRITTEN and _float_conv(n) is not None]
+
+
+def _float_conv(name: str) -> Any:
+    return getattr(_pyg_nn, name, None) or getattr(_propagation, name, None)
 
 
 def __getattr__(name: str) -> Any:
     base_name = name.removeprefix("Quant")
     spec = conv_specs().get(base_name)
-    base = getattr(_pyg_nn, base_name, None)
+    base = _float_conv(base_name)
     if name == base_name or spec is None or base is None or spec.family not in REWRITTEN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return class_for(base, spec)

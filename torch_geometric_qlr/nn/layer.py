@@ -1,4 +1,4 @@
-"""What every quantized layer shares: it *is* the float layer, re-classed, plus a dict of quantizers.
+"""What every quantized layer shares: it *is* the float layer, re-classed, plus its quantizers.
 
 Re-classing (``module.__class__ = QuantX``) keeps the parameters, the buffers, the keys of the
 ``state_dict``, the inherited ``forward`` and everything a user has put on the object. A weight is
@@ -9,17 +9,33 @@ quantized by a class-level property, and only while the layer computes: from out
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
+import inspect
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.nn.checkpoint import differences, save_description
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
-__all__ = ["QuantLayer", "quant_class"]
+__all__ = ["QuantLayer", "is_quantizable", "layer_path", "quant_class"]
+
+
+def is_quantizable(value: Any) -> bool:
+    """Whether a value is a dense tensor of floats."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
 
 
 class _QuantizedWeight:
-    """Reads a parameter through its quantizer while the layer computes."""
+    """Reads a parameter through its quantizer while the layer computes.
+
+    A data descriptor, so that it wins over the instance. ``nn.Module`` itself stores parameters;
+    what else is stored under the name (by ``torch.nn.utils.spectral_norm``, say) goes to the
+    instance.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -27,7 +43,10 @@ class _QuantizedWeight:
     def __get__(self, layer: QuantLayer | None, owner: type) -> Any:
         if layer is None:
             return self
-        raw = layer._parameters.get(self.name)  # type: ignore[attr-defined]
+        parameters: dict[str, Any] = layer._parameters  # type: ignore[attr-defined]
+        if self.name not in parameters and self.name not in layer.__dict__:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
+        raw = parameters[self.name] if self.name in parameters else layer.__dict__[self.name]
         weights = layer.__dict__.get("_quantized_weights")
         if raw is None or weights is None or self.name not in layer.quantizers:
             return raw
@@ -35,10 +54,17 @@ class _QuantizedWeight:
             weights[self.name] = layer.quantizers[self.name](raw)[0]
         return weights[self.name]
 
-    # A data descriptor, so that it wins over the instance. nn.Module.__setattr__ never calls it for
-    # a Parameter; whatever else is assigned to a weight is refused there as well.
     def __set__(self, layer: QuantLayer, value: Any) -> None:
-        raise TypeError(f"cannot assign {type(value).__name__} to the parameter {self.name!r}")
+        layer.__dict__[self.name] = value
+
+    def __delete__(self, layer: QuantLayer) -> None:
+        del layer.__dict__[self.name]
+
+
+def layer_path(layer: QuantLayer) -> str:
+    """Where a layer sat in the model when it was quantized, for error messages."""
+    quantizers = (q for q in layer.quantizers.modules() if isinstance(q, LearnedRangeQuant))
+    return next((q.path.rpartition(".")[0] for q in quantizers), type(layer).__name__)
 
 
 class QuantLayer:
@@ -61,27 +87,45 @@ class QuantLayer:
     quantizers: nn.ModuleDict
     _quantized_weights: dict[str, Tensor] | None
 
+    #: What generated classes are called, and how they read a weight.
+    class_prefix: ClassVar[str] = "Quant"
+    weight_access: ClassVar[type] = _QuantizedWeight
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The base must see itself, not this class, while it inspects its own signatures.
         from torch_geometric_qlr.nn.rewrite import construct
 
         construct(self, type(self).float_class, args, kwargs)
 
+    def quantizer_at(self, point: str) -> nn.Module:
+        """The quantizer that acts at a place now."""
+        return self.quantizers[point]
+
     def quantize_at(self, point: str, value: Any) -> Any:
-        """The value through the quantizer of that place, if there is one."""
-        if point not in self.quantizers or not isinstance(value, Tensor):
+        """The value through the quantizer of that place, if there is one. Tensors in a tuple or a
+        dict share its range; what holds no features (integers, sparse tensors) passes."""
+        if point not in self.quantizers:
             return value
-        quantizer = self.quantizers[point]
-        assert isinstance(quantizer, LearnedRangeQuant)
-        return quantizer(value)[0]
+        if isinstance(value, (tuple, list)):
+            items = [self.quantize_at(point, v) for v in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {k: self.quantize_at(point, v) for k, v in value.items()}
+        return self.quantizer_at(point)(value)[0] if is_quantizable(value) else value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outer = self._quantized_weights
         self._quantized_weights = {}
         try:
-            return self.quantize_at("output", self.quantized_forward(*args, **kwargs))
+            return self._quantize_output(self.quantized_forward(*args, **kwargs))
         finally:
             self._quantized_weights = outer
+
+    def _quantize_output(self, out: Any) -> Any:
+        # Features come first; what may follow them is a state or attention coefficients.
+        if type(out) is tuple:
+            return (self.quantize_at("output", out[0]), *out[1:])
+        return self.quantize_at("output", out)
 
     def quantized_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The float forward; families quantize their inputs here first."""
@@ -102,13 +146,39 @@ class QuantLayer:
             if isinstance(module, LearnedRangeQuant):
                 module.reset_parameters()
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        save_description(destination, prefix, self.quantizers)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if any(key.startswith(f"{prefix}quantizers.") for key in state_dict):
+            error_msgs.extend(differences(local_metadata, prefix, self.quantizers))
+        super()._load_from_state_dict(  # type: ignore[misc]
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
     # A generated class cannot be found by its name, so an object is rebuilt from its base.
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        mixin = next(c for c in type(self).__mro__[1:] if issubclass(c, QuantLayer))
-        return _rebuild, (mixin, self.float_class, self.weight_names), self.__dict__
+        cls = type(self)
+        if "float_class" not in vars(cls):  # a subclass that a user has written
+            return super().__reduce_ex__(protocol)  # type: ignore[return-value]
+        mixin = next(
+            c for c in cls.__mro__ if issubclass(c, QuantLayer) and "float_class" not in vars(c)
+        )
+        return _rebuild, (mixin, cls.float_class, cls.weight_names), self.__dict__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantLayer:
-        new = _rebuild(*self.__reduce_ex__(4)[1])
+        rebuild, args, *_ = self.__reduce_ex__(4)
+        new: QuantLayer = rebuild(*args)
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[attr-defined]
         return new
@@ -127,10 +197,16 @@ def quant_class(
         base (type): The float class.
         weight_names (tuple): Parameters that are read through a quantizer.
     """
+    wrapper: Any = base
+    if hasattr(wrapper, "wrapped_class"):
+        # What wraps the propagation of a layer wraps that of its quantized form just so.
+        return wrapper.wrap(quant_class(mixin, wrapper.wrapped_class, weight_names))
     key = (mixin, base, weight_names)
     if key not in _CLASSES:
-        namespace: dict[str, Any] = {name: _QuantizedWeight(name) for name in weight_names}
+        namespace: dict[str, Any] = {name: mixin.weight_access(name) for name in weight_names}
         namespace |= {
+            "__init__": _init_of(base),
+            "forward": _forward_of(mixin, base),
             # PyG caches generated code under "<module>_<name>": the base's module keeps it unique.
             "__module__": base.__module__,
             "__doc__": f"{base.__name__} with learned quantization, see {mixin.__name__}.",
@@ -138,11 +214,45 @@ def quant_class(
             "weight_names": weight_names,
         }
         namespace |= mixin._namespace(base) if hasattr(mixin, "_namespace") else {}
-        _CLASSES[key] = type(f"Quant{base.__name__}", (mixin, base), namespace)
+        bases: tuple[Any, ...] = (mixin, base)
+        _CLASSES[key] = type(f"{mixin.class_prefix}{base.__name__}", bases, namespace)
     return _CLASSES[key]
 
 
+def _init_of(base: type[nn.Module]) -> Any:
+    # For help(): what the float layer takes, then what to quantize and how.
+    def __init__(self: QuantLayer, *args: Any, **kwargs: Any) -> None:
+        QuantLayer.__init__(self, *args, **kwargs)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    taken = dict(inspect.signature(base.__init__).parameters)
+    rest = [taken.pop(n) for n, p in tuple(taken.items()) if p.kind is p.VAR_KEYWORD]
+    config = [
+        inspect.Parameter(f.name, keyword, default=_default(f), annotation=f.type)
+        for f in dataclasses.fields(QLRConfig)
+        if f.name not in taken
+    ]
+    config.append(inspect.Parameter("config", keyword, default=None, annotation="QLRConfig | None"))
+    signature = inspect.Signature([*taken.values(), *config, *rest])
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()
+
+
+def _forward_of(mixin: type[QuantLayer], base: type[nn.Module]) -> Any:
+    # The same function under the base's signature, which PyG, torch.export and people look at.
+    @functools.wraps(base.forward)
+    def forward(self: QuantLayer, *args: Any, **kwargs: Any) -> Any:
+        return mixin.forward(self, *args, **kwargs)
+
+    return forward
+
+
 def _rebuild(mixin: type[QuantLayer], base: type[nn.Module], names: tuple[str, ...]) -> QuantLayer:
-    cls = quant_class(mixin, base, names)
+    cls: Any = quant_class(mixin, base, names)
     layer: QuantLayer = cls.__new__(cls)
     return layer

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.nn.registry import find_by_name
+from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 
 __all__ = ["QuantLinearLayer", "QuantDictLinearLayer", "QuantWeightLayer"]
 
@@ -33,15 +35,15 @@ class QuantLinearLayer(QuantLayer):
         return self.quantize_at("linear_output", out)
 
     def _quantize_input(self, x: Any) -> Any:
-        if "input" in self.quantizers and isinstance(x, Tensor) and is_torch_sparse_tensor(x):
-            quantize_sparse: Any = self.quantizers["input"].quantize_sparse
-            return quantize_sparse(x)
-        return self.quantize_at("input", x)
+        if "input" not in self.quantizers or not isinstance(x, Tensor):
+            return x
+        quantizer: Any = self.quantizers["input"]
+        return quantizer.quantize_sparse(x) if is_torch_sparse_tensor(x) else quantizer(x)[0]
 
 
 class QuantWeightLayer(QuantLayer):
     r"""A layer of which the parameters are quantized and nothing else: embeddings, recurrent cells,
-    attention blocks.
+    attention blocks. Or one that reads the weights of its children without calling them.
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -50,24 +52,24 @@ class QuantWeightLayer(QuantLayer):
         True
     """
 
-    #: Children whose weight the forward reads without calling them.
-    reads_weights_of: tuple[str, ...] = ()
+    #: Child whose weights the forward reads without calling it.
+    _reads_weights_of: str | None = None
 
     def quantized_forward(self, *args: Any, **kwargs: Any) -> Any:
-        children = [getattr(self, name) for name in self.reads_weights_of if hasattr(self, name)]
-        read = [child for child in children if isinstance(child, QuantLayer)]
-        for child in read:
-            child._quantized_weights = {}
+        child = getattr(self, self._reads_weights_of or "", None)
+        inside = child.modules() if isinstance(child, nn.Module) else ()
+        read = [layer for layer in inside if isinstance(layer, QuantLayer)]
+        for layer in read:
+            layer._quantized_weights = {}
         try:
             return super().quantized_forward(*args, **kwargs)
         finally:
-            for child in read:
-                child._quantized_weights = None
+            for layer in read:
+                layer._quantized_weights = None
 
     @classmethod
     def _namespace(cls, base: type[nn.Module]) -> dict[str, Any]:
-        reads = ("out_proj",) if issubclass(base, nn.MultiheadAttention) else ()
-        return {"reads_weights_of": reads}
+        return {"_reads_weights_of": find_by_name(READ_IN_FORWARD, base)}
 
 
 class QuantDictLinearLayer(QuantLayer):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch_geometric.nn import MessagePassing
+from torch_geometric.nn import MessagePassing, RGCNConv
 
-from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.nn.layer import QuantLayer, layer_path
 
-__all__ = ["QuantMessagePassing"]
+__all__ = ["QuantMessagePassing", "uncompiled_propagate"]
 
 
-def _uncompiled_propagate() -> Any:
+def uncompiled_propagate() -> Any:
+    """What :meth:`propagate` is before PyG compiles it, with explanations and decomposition."""
     # PyG replaces `propagate` on a class by generated code and keeps the original beside it.
     return getattr(MessagePassing, "_orig_propagate", MessagePassing.propagate)
 
@@ -45,38 +49,51 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
     """
 
     #: Sources quantized per node: argument of `propagate` -> key of its per-hop quantizers.
-    source_keys: dict[str, str]
-    _hop: int = 0
+    _source_keys: dict[str, str]
+    _quant_hop: int = 0
+
+    #: Whether the first argument of the forward must hold features.
+    _expects_features: bool = False
 
     def quantized_forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._hop = 0
+        if self._expects_features:
+            self._check_features(args[0] if args else kwargs.get("x"))
+        self._quant_hop = 0
         return super().quantized_forward(*args, **kwargs)
 
     def propagate(self, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
-        for name, key in self.source_keys.items():
+        for name, key in self._source_keys.items():
             if name in kwargs:
                 kwargs[name] = self._quantize_source(key, kwargs[name])
-        self._hop += 1
         if self.explain or self.decomposed_layers > 1:
-            return _uncompiled_propagate()(self, edge_index, *args, **kwargs)
-        return super().propagate(edge_index, *args, **kwargs)
+            out = uncompiled_propagate()(self, edge_index, *args, **kwargs)
+        else:
+            out = super().propagate(edge_index, *args, **kwargs)
+        self._quant_hop += 1
+        return out
+
+    def quantizer_at(self, point: str) -> nn.Module:
+        found = super().quantizer_at(point)
+        # One per hop, or one for each kind of thing that the hops propagate in turn.
+        return found[self._quant_hop % len(found)] if isinstance(found, nn.ModuleList) else found
 
     def _quantize_source(self, key: str, value: Any) -> Any:
-        hops = self.quantizers[key]
-        assert isinstance(hops, nn.ModuleList)
-        quantizer = hops[min(self._hop, len(hops) - 1)]
+        quantizer = self.quantizer_at(key)
         if isinstance(value, (tuple, list)):
             j = 0 if self.flow == "source_to_target" else 1
-            return tuple(
-                quantizer(v)[0] if i == j and _is_quantizable(v) else v for i, v in enumerate(value)
-            )
-        return quantizer(value)[0] if _is_quantizable(value) else value
+            return tuple(_quantized(quantizer, v) if i == j else v for i, v in enumerate(value))
+        return _quantized(quantizer, value)
+
+    def _check_features(self, x: Any) -> None:
+        for value in x if isinstance(x, (tuple, list)) else (x,):
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                raise InputError(
+                    f"{layer_path(self)}: x is {value.dtype}; quantization starts from floating "
+                    f"point values. Cast it: x.float()."
+                )
 
     def message(self, *args: Any, **kwargs: Any) -> Any:
-        out = super().message(*args, **kwargs)
-        if isinstance(out, tuple):
-            return tuple(self.quantize_at("message", o) if _is_quantizable(o) else o for o in out)
-        return self.quantize_at("message", out) if _is_quantizable(out) else out
+        return self.quantize_at("message", super().message(*args, **kwargs))
 
     def aggregate(self, *args: Any, **kwargs: Any) -> Any:
         return self.quantize_at("aggregate", super().aggregate(*args, **kwargs))
@@ -84,18 +101,34 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
     def message_and_aggregate(self, *args: Any, **kwargs: Any) -> Any:
         return self.quantize_at("aggregate", super().message_and_aggregate(*args, **kwargs))
 
-    @classmethod
-    def _namespace(cls, base: type[nn.Module]) -> dict[str, Any]:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
         # PyG compiles a template over `propagate` unless the class has one of its own, and switches
         # between the two private names for explanations. All three are the quantizing one.
-        propagate = cls.__dict__["propagate"]
-        pinned: dict[str, Any] = dict.fromkeys(
-            ("propagate", "_orig_propagate", "_jinja_propagate"), propagate
+        own = dict.fromkeys(("propagate", "_orig_propagate", "_jinja_propagate"), cls.propagate)
+        for name, method in {**own, "edge_updater": cls.edge_updater}.items():
+            if name not in vars(cls):
+                setattr(cls, name, method)
+
+    @classmethod
+    def _namespace(cls, base: Any) -> dict[str, Any]:
+        # PyG's own layers take features, except that RGCN also takes indices of nodes. What a
+        # user's layer makes of its arguments is unknown.
+        takes_features = (
+            base.__module__.startswith("torch_geometric.nn.conv.")
+            and not issubclass(base, RGCNConv)
+            and list(inspect.signature(base.forward).parameters)[1] == "x"
         )
-        if issubclass(base, MessagePassing):
-            pinned["edge_updater"] = base.edge_updater
-        return pinned
+        return {"_expects_features": takes_features}
 
 
-def _is_quantizable(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and not value.is_sparse
+def _quantized(quantizer: Any, source: Tensor | None) -> Tensor | None:
+    if source is None:
+        return None
+    if source.layout != torch.strided:
+        raise InputError(
+            f"{quantizer.path}: the features are sparse, and are sent over the edges as they are. "
+            f"Make them dense: x.to_dense()."
+        )
+    value: Tensor = quantizer(source)[0]
+    return value

@@ -1,209 +1,61 @@
-"""What is known about each layer, as data: one row per class, and nothing per model.
-
-Rows name classes by their name, so that this table needs no optional package and no particular
-release of PyG. The documentation's status page is generated from it.
-"""
+"""Which row of the table holds for a layer, and rows that users add."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import torch_geometric.nn as pyg_nn
 from torch import nn
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_qlr.errors import UnsupportedLayerError
+from torch_geometric_qlr.errors import ConfigError, UnsupportedLayerError
+from torch_geometric_qlr.nn.layer_spec import LayerSpec
+from torch_geometric_qlr.nn.table import CONVS, OTHERS, copy_spec, edge_spec
 
-__all__ = ["LayerSpec", "Family", "find_spec", "register_conv", "register_linear", "conv_specs"]
-
-Family = Literal["copy", "attention", "edge", "linear", "weights", "container", "float"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSpec:
-    r"""How a layer class is quantized.
-
-    Args:
-        family (str): :obj:`"copy"` (sends source features, maybe weighted), :obj:`"attention"` (the
-            same with coefficients computed from the data), :obj:`"edge"` (a message per edge),
-            :obj:`"linear"`, :obj:`"weights"` (parameters only), :obj:`"container"` (its children do
-            the work) or :obj:`"float"` (stays as it is, for the reason in :obj:`note`).
-        sources (tuple): Arguments of :obj:`propagate` that hold source features.
-        logit_sources (tuple): Those that only enter attention logits, kept at 8 bits or more.
-        weights (dict): Parameters outside of Linears that multiply features, with the dimension of
-            their output channels, 0 or -1.
-        logit_weights (tuple): Attention vectors, kept at 8 bits or more.
-        hops (callable): Number of :obj:`propagate` calls in a forward, from the layer.
-        propagates_input (bool): Whether the layer propagates before it transforms.
-        note (str): A reason or remark, shown by :func:`torch_geometric_qlr.plan`.
-    """
-
-    family: Family
-    sources: tuple[str, ...] = ()
-    logit_sources: tuple[str, ...] = ()
-    weights: Mapping[str, int] = field(default_factory=dict)
-    logit_weights: tuple[str, ...] = ()
-    hops: Callable[[Any], int] = lambda layer: 1
-    propagates_input: bool = False
-    note: str = ""
-
-    @property
-    def weight_names(self) -> tuple[str, ...]:
-        """Parameters read through a quantizer."""
-        return (*self.weights, *self.logit_weights)
-
-
-def _copy(first: bool = False, **fields: Any) -> LayerSpec:
-    return LayerSpec(family="copy", propagates_input=first, **{"sources": ("x",), **fields})
-
-
-def _attention(**fields: Any) -> LayerSpec:
-    return LayerSpec(family="attention", **{"sources": ("x",), **fields})
-
-
-def _edge(**fields: Any) -> LayerSpec:
-    return LayerSpec(family="edge", **fields)
-
-
-def _container(**fields: Any) -> LayerSpec:
-    return LayerSpec(family="container", **fields)
-
-
-_EXTERNAL = "computes in an external kernel; its Linear layers are quantized"
-
-_CONVS: dict[str, LayerSpec] = {
-    "SimpleConv": _copy(first=True),
-    "GCNConv": _copy(),
-    "ChebConv": _copy(first=True, hops=lambda conv: max(1, len(conv.lins) - 1)),
-    "SAGEConv": _copy(first=True),
-    "CuGraphSAGEConv": _container(note=_EXTERNAL),
-    "GraphConv": _copy(first=True),
-    "GravNetConv": _copy(),
-    "GatedGraphConv": _copy(weights={"weight": -1}, hops=lambda conv: conv.num_layers),
-    "ResGatedGraphConv": _edge(),
-    "GATConv": _attention(logit_weights=("att_src", "att_dst", "att_edge")),
-    "CuGraphGATConv": _container(note=_EXTERNAL),
-    "FusedGATConv": _container(note=_EXTERNAL),
-    "GATv2Conv": _attention(logit_weights=("att",)),
-    "TransformerConv": _attention(sources=("value",), logit_sources=("key",)),
-    "AGNNConv": _attention(logit_sources=("x_norm",)),
-    "TAGConv": _copy(first=True, hops=lambda conv: conv.K),
-    "GINConv": _copy(first=True),
-    "GINEConv": _edge(),
-    "ARMAConv": _copy(
-        weights={"weight": -1, "init_weight": -1, "root_weight": -1},
-        hops=lambda conv: conv.num_layers,
-    ),
-    "SGConv": _copy(first=True, hops=lambda conv: conv.K),
-    "SSGConv": _copy(first=True, hops=lambda conv: conv.K),
-    "APPNP": _copy(first=True, hops=lambda conv: conv.K),
-    "MFConv": _copy(first=True),
-    "RGCNConv": _copy(first=True, weights={"weight": -1, "root": -1}),
-    "FastRGCNConv": _edge(weights={"weight": -1, "root": -1}),
-    "CuGraphRGCNConv": _container(note=_EXTERNAL),
-    "RGATConv": _attention(
-        weights={"weight": -1, "basis": -1, "l2": -1}, logit_weights=("q", "k", "e", "att")
-    ),
-    "SignedConv": _copy(first=True, hops=lambda conv: 2 if conv.first_aggr else 4),
-    "DNAConv": _edge(),
-    "PointNetConv": _edge(),
-    "GMMConv": _edge(weights={"g": -1}),
-    "SplineConv": _edge(weights={"weight": -1}),
-    "NNConv": _edge(),
-    "CGConv": _edge(),
-    "EdgeConv": _edge(),
-    "DynamicEdgeConv": _edge(note="neighbours are found in floating point"),
-    "XConv": _container(note="works on dense neighbourhoods; its Linear layers are quantized"),
-    "PPFConv": _edge(),
-    "FeaStConv": _edge(),
-    "PointTransformerConv": _attention(),
-    "HypergraphConv": _copy(logit_weights=("att",), hops=lambda conv: 2),
-    "LEConv": _copy(sources=("a",)),
-    "PNAConv": _edge(note="degree-scaled and standard-deviation aggregations stay float"),
-    "ClusterGCNConv": _copy(first=True),
-    "GENConv": _edge(),
-    "GCN2Conv": _copy(first=True, weights={"weight1": -1, "weight2": -1}),
-    "PANConv": _copy(first=True),
-    "WLConv": LayerSpec(family="float", note="hashes integer labels; there is nothing to quantize"),
-    "WLConvContinuous": _copy(first=True),
-    "FiLMConv": _edge(),
-    "SuperGATConv": _attention(logit_weights=("att_l", "att_r")),
-    "FAConv": _attention(),
-    "EGConv": _copy(),
-    "PDNConv": _copy(),
-    "GeneralConv": _edge(logit_weights=("att_msg",)),
-    "HGTConv": _attention(sources=("v",), logit_sources=("k",)),
-    "HEATConv": _edge(),
-    "HeteroConv": _container(),
-    "HANConv": _attention(logit_weights=("q",)),
-    "LGConv": _copy(first=True),
-    "PointGNNConv": _edge(),
-    "GPSConv": _container(),
-    "AntiSymmetricConv": LayerSpec(family="weights", weights={"W": -1}),
-    "DirGNNConv": _container(),
-    "MixHopConv": _copy(first=True, hops=lambda conv: max(1, max(conv.powers))),
-    "MeshCNNConv": _edge(),
-}
-
-_OTHER: dict[str, LayerSpec] = {
-    # Linear
-    "torch.nn.Linear": LayerSpec(family="linear", weights={"weight": 0}),
-    "torch.nn.Conv1d": LayerSpec(family="linear", weights={"weight": 0}),
-    "torch_geometric.nn.Linear": LayerSpec(family="linear", weights={"weight": 0}),
-    "torch_geometric.nn.HeteroLinear": LayerSpec(family="linear", weights={"weight": -1}),
-    "torch_geometric.nn.conv.dna_conv.Linear": LayerSpec(family="linear", weights={"weight": -1}),
-    # Parameters only
-    "torch.nn.Bilinear": LayerSpec(family="weights", weights={"weight": 0}),
-    "torch.nn.Embedding": LayerSpec(family="weights", weights={"weight": 0}),
-    "torch.nn.GRUCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
-    "torch.nn.LSTMCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
-    "torch.nn.RNNCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
-    "torch.nn.MultiheadAttention": LayerSpec(
-        family="weights",
-        weights=dict.fromkeys(
-            ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), 0
-        ),
-    ),
-    "torch_geometric.nn.models.linkx.SparseLinear": _copy(
-        sources=(), weights={"weight": 0}, note="propagates its weight"
-    ),
-    # Floating point, with the reason
-    "torch.nn.RNNBase": LayerSpec(
-        family="float", note="recurrent layer: its fused kernel reads flattened weights"
-    ),
-}
-
-#: Children that a layer reads as a tensor instead of calling them, so that no quantizer would act.
-READ_AS_TENSOR: Mapping[str, str] = {
-    "LightGCN": "embedding",
-    "Node2Vec": "embedding",
-    "MetaPath2Vec": "embedding",
-}
-
-#: Families whose layers become quantized objects.
-REWRITTEN: tuple[Family, ...] = ("copy", "attention", "edge", "linear", "weights")
+__all__ = [
+    "LayerSpec",
+    "find_by_name",
+    "find_spec",
+    "register_conv",
+    "register_linear",
+    "conv_specs",
+]
 
 _USER: dict[type, LayerSpec] = {}
+
+# Nothing keeps the propagation of a normalised layer from being smoothed.
+_NORMALIZED: Callable[[Any], str] = lambda layer: ""  # noqa: E731
 
 
 def _qualified_names(cls: type) -> set[str]:
     names = {f"{cls.__module__}.{cls.__name__}"}
-    if cls.__module__.startswith("torch.nn."):
-        names.add(f"torch.nn.{cls.__name__}")
-    if cls.__module__.startswith("torch_geometric.nn."):
-        names.add(f"torch_geometric.nn.{cls.__name__}")
+    for package in (nn, pyg_nn):
+        # PyG has several classes of one name; only one of them is the public one.
+        if getattr(package, cls.__name__, None) is cls:
+            names.add(f"{package.__name__}.{cls.__name__}")
     return names
+
+
+T = TypeVar("T")
+
+
+def find_by_name(table: Mapping[str, T], cls: type) -> T | None:
+    """The entry of a class, or of its nearest base, in a table keyed by qualified names."""
+    names = (name for base in cls.__mro__ for name in _qualified_names(base))
+    return next((table[name] for name in names if name in table), None)
 
 
 def _registered(cls: type) -> LayerSpec | None:
     if cls in _USER:
         return _USER[cls]
-    if cls.__module__.startswith("torch_geometric.nn.conv.") and cls.__name__ in _CONVS:
-        return _CONVS[cls.__name__]
+    if cls.__module__.startswith("torch_geometric.nn.conv.") and cls.__name__ in CONVS:
+        return CONVS[cls.__name__]
     if cls.__module__.startswith("torch_geometric_qlr.nn.propagation"):
-        return _CONVS.get(cls.__name__)
-    return next((_OTHER[n] for n in _qualified_names(cls) if n in _OTHER), None)
+        return CONVS.get(cls.__name__)
+    return next((OTHERS[n] for n in _qualified_names(cls) if n in OTHERS), None)
 
 
 def find_spec(layer: nn.Module) -> LayerSpec | None:
@@ -219,7 +71,27 @@ def find_spec(layer: nn.Module) -> LayerSpec | None:
         >>> find_spec(GCNConv(4, 2)).family
         'copy'
     """
-    cls = type(layer)
+    return _as_smoothed(layer, _find(layer))
+
+
+def _as_smoothed(layer: nn.Module, spec: LayerSpec | None) -> LayerSpec | None:
+    """The row once ``SmoothPropagation`` has seen the layer: every hop propagates two things."""
+    note = layer.__dict__.get("smoothing_note")
+    if note is None or spec is None:
+        return spec
+    spec = dataclasses.replace(spec, note="; ".join(filter(None, [spec.note, note])))
+    kinds = getattr(layer, "products_per_hop", 1)
+    if kinds == 1:
+        return spec
+    hops = spec.hops
+    return dataclasses.replace(
+        spec, hops=lambda layer: kinds * hops(layer), hop_kinds=lambda layer: kinds
+    )
+
+
+def _find(layer: nn.Module) -> LayerSpec | None:
+    # A quantized layer has messages of its own; what it sends is its float class's.
+    cls = getattr(type(layer), "float_class", type(layer))
     for base in cls.__mro__:
         if not issubclass(base, nn.Module) or base in (nn.Module, MessagePassing):
             continue
@@ -238,14 +110,20 @@ def _keeps_messages(cls: type, base: type) -> bool:
 
 
 def _read_off(layer: MessagePassing) -> LayerSpec:
-    weights = {
-        name: -1
+    matrices = {
+        name: p
         for name, p in layer.named_parameters(recurse=False)
         if p.dim() >= 2 and "bias" not in name
     }
+    # [1, C] or [1, heads, C] multiplies features elementwise: an attention vector.
+    vectors = tuple(name for name, p in matrices.items() if p.size(0) == 1)
+    fields: dict[str, Any] = {
+        "weights": {n: -1 for n in matrices if n not in vectors},
+        "logit_weights": vectors,
+    }
     if type(layer).message is MessagePassing.message:
-        return _copy(weights=weights, note="unregistered: sends copies of x")
-    return _edge(weights=weights, note="unregistered: messages quantized per edge")
+        return copy_spec(**fields, note="unregistered: sends copies of x")
+    return edge_spec(**fields, note="unregistered: messages quantized per edge")
 
 
 def conv_specs() -> dict[str, LayerSpec]:
@@ -256,10 +134,10 @@ def conv_specs() -> dict[str, LayerSpec]:
         ('att_src', 'att_dst', 'att_edge')
     """
     user = {c.__name__: s for c, s in _USER.items() if issubclass(c, MessagePassing)}
-    return {**_CONVS, **user}
+    return {**CONVS, **user}
 
 
-def register_conv(  # noqa: PLR0913
+def register_conv(
     cls: type[MessagePassing],
     *,
     family: Literal["copy", "attention", "edge"] = "copy",
@@ -269,6 +147,7 @@ def register_conv(  # noqa: PLR0913
     logit_weights: tuple[str, ...] = (),
     hops: Callable[[Any], int] = lambda layer: 1,
     propagates_input: bool = False,
+    normalized: bool = False,
     note: str = "",
 ) -> type[MessagePassing]:
     r"""Teaches the package a custom :class:`~torch_geometric.nn.MessagePassing` layer.
@@ -290,11 +169,13 @@ def register_conv(  # noqa: PLR0913
         logit_weights (tuple): Attention vectors, kept at 8 bits or more.
         hops (callable): Number of :obj:`propagate` calls in a forward, from the layer.
         propagates_input (bool): Whether the layer propagates before it transforms.
+        normalized (bool): Whether what it propagates is mapped linearly, with normalised weights,
+            so that :class:`~torch_geometric_qlr.transforms.SmoothPropagation` may act on it.
         note (str): Shown by :func:`torch_geometric_qlr.plan`.
 
     Raises:
-        UnsupportedLayerError: If :obj:`cls` is no message passing class, or an edge layer is given
-            sources.
+        UnsupportedLayerError: If :obj:`cls` is no message passing class, an edge layer is given
+            sources, or its messages are made of other arguments than those.
 
     Example:
         >>> from torch_geometric.nn import MessagePassing
@@ -315,6 +196,11 @@ def register_conv(  # noqa: PLR0913
             f"{cls.__name__}: an 'edge' layer quantizes messages, not sources. Drop sources=, or "
             f"choose family='copy' or 'attention'."
         )
+    _check_choice("family", family, ("copy", "attention", "edge"), cls)
+    for channel_dim in (weights or {}).values():
+        _check_choice("channel dimension", channel_dim, (0, -1), cls)
+    if family != "edge":
+        _check_sources(cls, (*sources, *logit_sources))
     _USER[cls] = LayerSpec(
         family=family,
         sources=() if family == "edge" else tuple(sources),
@@ -323,9 +209,30 @@ def register_conv(  # noqa: PLR0913
         logit_weights=tuple(logit_weights),
         hops=hops,
         propagates_input=propagates_input,
+        rough=_NORMALIZED if normalized else LayerSpec.rough,
         note=note,
     )
     return cls
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...], cls: type) -> None:
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ConfigError(f"{cls.__name__}: {name} {value!r} is unknown; choose one of {listed}.")
+
+
+def _check_sources(cls: type[MessagePassing], sources: tuple[str, ...]) -> None:
+    """Refuses a source that no message is made of: its quantizer would never run."""
+    methods = (cls.message, cls.message_and_aggregate, cls.edge_update)
+    taken = {name for method in methods for name in inspect.signature(method).parameters}
+    for source in sources:
+        if not taken & {source, f"{source}_j"} and "kwargs" not in taken:
+            senders = sorted(n.removesuffix("_j") for n in taken if n.endswith("_j"))
+            raise UnsupportedLayerError(
+                f"{cls.__name__}: no message is made of the source {source!r}: message() takes no "
+                f"{source + '_j'!r}. Name the arguments of propagate() that hold source features"
+                f"{f', such as sources={tuple(senders)!r}' if senders else ''}."
+            )
 
 
 def register_linear(
@@ -354,10 +261,13 @@ def register_linear(
         'QuantScaled'
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UnsupportedLayerError(f"register_linear got {cls!r}, which is no torch.nn.Module class.")
+        raise UnsupportedLayerError(
+            f"register_linear got {cls!r}, which is no torch.nn.Module class."
+        )
     if issubclass(cls, MessagePassing):
         raise UnsupportedLayerError(
             f"{cls.__name__} is a MessagePassing class; register it with register_conv(...)."
         )
+    _check_choice("channel dimension", channel_dim, (0, -1), cls)
     _USER[cls] = LayerSpec(family="linear", weights={weight: channel_dim})
     return cls

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 from torch import nn
 from torch_geometric.nn import HeteroDictLinear, MessagePassing
 
-from torch_geometric_qlr.config import QLRConfig, QuantizerConfig
-from torch_geometric_qlr.errors import ConfigError, UnsupportedLayerError
+from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
+from torch_geometric_qlr.nn.layer_spec import LayerSpec
 from torch_geometric_qlr.nn.linear import (
     QuantDictLinearLayer,
     QuantLinearLayer,
     QuantWeightLayer,
 )
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
-from torch_geometric_qlr.nn.plan import Plan, Site, make_plan
-from torch_geometric_qlr.nn.registry import LayerSpec
+from torch_geometric_qlr.nn.plan import Plan, Site
+from torch_geometric_qlr.nn.planner import make_plan
+from torch_geometric_qlr.nn.registry import find_by_name, find_spec
+from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
 __all__ = ["apply_plan", "class_for", "construct"]
@@ -47,21 +51,11 @@ def apply_plan(model: nn.Module, plan: Plan, config: QLRConfig) -> nn.Module:
         plan (Plan): From :func:`make_plan`.
         config (QLRConfig): The config it was made with.
     """
-    for site in plan.sites:
-        if "quantizers" in site.layer._modules or hasattr(site.layer, "quantizers"):
-            raise UnsupportedLayerError(
-                f"{site.name or type(site.layer).__name__}: it has an attribute 'quantizers' of its "
-                f"own, where the quantizers would go. Rename that attribute."
-            )
-    built = [(site, _build(site, config)) for site in plan.sites]
+    built = [(site, _build(site, config, model)) for site in plan.sites]
     for site, quantizers in built:
         _reclass(site, quantizers)
     for module in model.modules():
-        if type(module) is HeteroDictLinear:
-            # Its fused path would read the Linears' weights without calling them.
-            module.quantizers = nn.ModuleDict()
-            module._quantized_weights = None  # type: ignore[assignment]
-            module.__class__ = quant_class(QuantDictLinearLayer, HeteroDictLinear)
+        _adapt_parent(module)
     return model
 
 
@@ -74,77 +68,94 @@ def construct(layer: Any, base: type[nn.Module], args: Any, kwargs: dict[str, An
         config = QLRConfig(**given)
     elif given:
         config = config.replace(**given)
+    cls = type(layer)
     layer.__class__ = base
     base.__init__(layer, *args, **kwargs)
-    apply_plan(layer, make_plan(layer, config), config)
+    plan = make_plan(layer, config)
+    apply_plan(layer, plan, config)
+    if not isinstance(layer, QuantLayer):  # quantized inside only
+        spec = find_spec(layer)
+        assert spec is not None
+        _reclass(Site("", layer, spec), nn.ModuleDict())
+    layer.__class__ = cls  # it may be a subclass that a user has written
+    layer.register_load_state_dict_post_hook(report_fresh_ranges)
 
 
 # One layer ########################################################################################
 
 
-def _build(site: Site, config: QLRConfig) -> nn.ModuleDict:
+def _build(site: Site, config: QLRConfig, model: nn.Module) -> nn.ModuleDict:
     quantizers: dict[str, nn.Module] = {}
-    for point, quantizer in site.points.items():
+    for point in site.points:
         kind, _, name = point.partition(":")
-        path = f"{site.name or type(site.layer).__name__}.{name or kind}"
         if kind == "weight":
-            quantizers[name] = _weight_quantizer(site, name, quantizer, path)
-            continue
-        groups = _num_features(site, kind, path) if quantizer.granularity == "feature" else 1
-        if kind == "source":
-            hops = site.spec.hops(site.layer) if config.hop_quantizers == "per_hop" else 1
-            quantizers[f"source_{name}"] = nn.ModuleList(
-                build_quantizer(
-                    quantizer,
-                    num_groups=groups,
-                    path=f"{path} (source, hop {hop})" if hops > 1 else f"{path} (source)",
-                )
-                for hop in range(max(1, hops))
-            )
+            quantizers[name] = _quantizer(site, point, "")
+        elif kind in ("source", "message", "aggregate"):
+            quantizers[f"source_{name}" if name else kind] = _per_hop(site, point, config)
         else:
-            quantizers[kind] = build_quantizer(quantizer, num_groups=groups, path=path)
+            quantizers[kind] = _quantizer(site, point, "")
     out = nn.ModuleDict(quantizers)
     out.train(site.layer.training)
-    parameter = next(site.layer.parameters(), None)
-    return out if parameter is None else out.to(parameter.device)
+    # A layer that only propagates has no parameters to tell its device by.
+    tensors = itertools.chain(site.layer.parameters(), model.parameters(), model.buffers())
+    tensor = next(tensors, None)
+    return out if tensor is None else out.to(tensor.device)
 
 
-def _weight_quantizer(
-    site: Site, name: str, quantizer: QuantizerConfig, path: str
-) -> LearnedRangeQuant:
-    weight = site.layer._parameters[name]
-    assert weight is not None
-    channel_dim = site.spec.weights.get(name, 0)
-    if weight.dim() < 2 or (channel_dim == 0 and weight.size(0) == 1):
-        quantizer = dataclasses.replace(quantizer, granularity="tensor")
-    groups = weight.size(channel_dim) if quantizer.granularity == "channel" else 1
-    return build_quantizer(quantizer, num_groups=groups, channel_dim=channel_dim, path=path)
-
-
-def _num_features(site: Site, kind: str, path: str) -> int:
-    """Features of what is quantized, for a range per feature."""
+def _per_hop(site: Site, point: str, config: QLRConfig) -> nn.Module:
+    """One quantizer per call of `propagate`, or one for each kind of thing that it propagates."""
     spec, layer = site.spec, site.layer
-    if spec.family == "linear" and kind == "input":
-        (weight, channel_dim), *_ = spec.weights.items()
-        return int(layer._parameters[weight].size(-1 if channel_dim == 0 else -2))  # type: ignore[union-attr]
-    before = kind == "source" and spec.propagates_input
-    channels = getattr(layer, "in_channels" if before else "out_channels", None)
-    if isinstance(channels, (tuple, list)):
-        channels = channels[0]
-    if not isinstance(channels, int):
-        raise ConfigError(
-            f"{path}: granularity 'feature' needs the number of features, which "
-            f"{type(layer).__name__} does not tell. Choose 'tensor' or 'node' for it."
+    hops = spec.hops(layer) if config.hop_quantizers == "per_hop" else spec.hop_kinds(layer)
+    kind = point.partition(":")[0]
+    label = " (source{})" if kind == "source" else "{}"
+    if hops > 1:
+        return nn.ModuleList(
+            _quantizer(site, point, label.format(f", hop {hop}")) for hop in range(hops)
         )
-    return channels
+    one = _quantizer(site, point, label.format(""))
+    return nn.ModuleList([one]) if kind == "source" else one
+
+
+def _quantizer(site: Site, point: str, label: str) -> LearnedRangeQuant:
+    return build_quantizer(
+        site.points[point],
+        num_groups=site.groups[point],
+        channel_dim=site.spec.weights.get(point.partition(":")[2], 0),
+        path=site.path(point) + label,
+    )
+
+
+def _adapt_parent(module: nn.Module) -> None:
+    """Makes a layer that would go around its quantized children go through them."""
+    if isinstance(module, QuantLayer) or not any(
+        isinstance(inner, QuantLayer) for inner in module.modules()
+    ):
+        return
+    if isinstance(module, HeteroDictLinear):
+        _become(module, nn.ModuleDict(), QuantDictLinearLayer)
+    elif find_by_name(READ_IN_FORWARD, type(module)) is not None:
+        _become(module, nn.ModuleDict(), QuantWeightLayer)
+    elif isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0  # turns off the fused kernel, which reads all weights
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False  # made for that kernel only
+
+
+def _become(
+    layer: nn.Module,
+    quantizers: nn.ModuleDict,
+    mixin: type[QuantLayer],
+    weight_names: tuple[str, ...] = (),
+) -> None:
+    layer.quantizers = quantizers
+    layer.__dict__["_quantized_weights"] = None
+    layer.__class__ = quant_class(mixin, type(layer), weight_names)
 
 
 def _reclass(site: Site, quantizers: nn.ModuleDict) -> None:
     layer, spec = site.layer, site.spec
-    layer.quantizers = quantizers
-    layer._quantized_weights = None  # type: ignore[assignment]
     if isinstance(layer, MessagePassing):
-        layer.source_keys = {  # type: ignore[assignment]
+        layer._source_keys = {
             p.partition(":")[2]: f"source_{p.partition(':')[2]}"
             for p in site.points
             if p.startswith("source:")
@@ -157,4 +168,4 @@ def _reclass(site: Site, quantizers: nn.ModuleDict) -> None:
         # Features that a layer cached were propagated in floating point.
         for name in [n for n in layer.__dict__ if n.startswith("_cached_")]:
             setattr(layer, name, None)
-    layer.__class__ = class_for(type(layer), spec)
+    _become(layer, quantizers, _MIXINS[spec.family], spec.weight_names)

@@ -55,3 +55,23 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 torch.library.register_autograd(
     "qlr::fake_quantize", _backward, setup_context=_save_for_backward, lib=LIBRARY
 )
+
+
+def _save_for_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _second(ctx: Any, grad_x: Tensor | None, grad_rho: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Derivatives of the first ones, which force fields train on; codes are held fixed."""
+    grad, x, x_hat, mask = ctx.saved_tensors
+    rho = torch.zeros((), device=grad.device) if grad_rho is None else grad_rho
+    of_grad = rho * (x_hat - x * mask)
+    if grad_x is not None:
+        of_grad = of_grad + grad_x * mask
+    of_x, of_x_hat = -rho * grad * mask, rho * grad
+    return of_grad.to(grad.dtype), of_x.to(x.dtype), of_x_hat.to(x.dtype), None, None
+
+
+torch.library.register_autograd(
+    "qlr::fake_quantize_backward", _second, setup_context=_save_for_second, lib=LIBRARY
+)

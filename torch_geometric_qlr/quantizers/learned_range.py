@@ -170,6 +170,7 @@ class LearnedRangeQuant(nn.Module):
                 f"floating point values. Cast it: x.float()."
             )
         matrix = self.groups.matrix(x)
+        self._check_groups(matrix)
         if x.numel() > 0:  # an empty graph has nothing to observe and nothing to round
             self._observe(matrix.detach())
         elif self.config.statistics == "current":
@@ -296,6 +297,15 @@ class LearnedRangeQuant(nn.Module):
             and self.training
         ):
             torch.distributed.broadcast(self.gamma, src=0)
+
+    def _check_groups(self, matrix: Tensor) -> None:
+        groups = self.gamma.numel()
+        if self.gamma.dim() == 2 and matrix.size(self.groups.axis) != groups:
+            raise InputError(
+                f"{self.path or 'quantizer'}: the tensor has {matrix.size(self.groups.axis)} "
+                f"groups of values, this quantizer has ranges for {groups}. Choose granularity "
+                f"'tensor' or 'node' for it."
+            )
 
     def _check_finite(self, lo: Tensor, hi: Tensor) -> None:
         if lo.device.type != "cpu" or torch.compiler.is_compiling():

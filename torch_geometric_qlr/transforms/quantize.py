@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -12,7 +11,9 @@ from torch import nn
 
 from torch_geometric_qlr.config import QLRConfig, check_fields
 from torch_geometric_qlr.errors import ConfigError
-from torch_geometric_qlr.nn.plan import Plan, make_plan
+from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
+from torch_geometric_qlr.nn.plan import Plan
+from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.rewrite import apply_plan
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -74,7 +75,7 @@ def quantize_(model: M, config: QLRConfig | int | str | None = None, **kwargs: A
     """
     resolved = _config(config, kwargs)
     apply_plan(model, make_plan(model, resolved), resolved)
-    model.register_load_state_dict_post_hook(_report_fresh_ranges)
+    model.register_load_state_dict_post_hook(report_fresh_ranges)
     return model
 
 
@@ -145,21 +146,6 @@ def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """
     ranges = {id(p) for p in quant_parameters(model)}
     return (p for p in model.parameters() if id(p) not in ranges)
-
-
-def _report_fresh_ranges(model: nn.Module, incompatible_keys: Any) -> None:
-    fresh = [
-        q.path
-        for q in model.modules()
-        if isinstance(q, LearnedRangeQuant) and q.loaded_fresh
-    ]
-    if fresh:
-        shown = ", ".join(fresh[:3]) + (", ..." if len(fresh) > 3 else "")
-        warnings.warn(
-            f"The checkpoint holds no ranges for {len(fresh)} quantizers ({shown}): it comes from a "
-            f"float model. Their ranges start from the next batch.",
-            stacklevel=4,
-        )
 
 
 @dataclasses.dataclass(init=False)

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import APPNP
 
-from tests.sparse.graphs import all_forms, edge_index_object, edge_lists, undirected
+from tests.sparse.graphs import (
+    all_forms,
+    edge_index_object,
+    edge_lists,
+    needs_torch_sparse,
+    undirected,
+)
 from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.nn.propagation import EMP, SMP
 
@@ -151,6 +157,7 @@ def test_gradients(form: str) -> None:
         assert torch.autograd.gradcheck(lambda x: smp(x, adj), (x,))
 
 
+@needs_torch_sparse
 def test_gradients_reach_the_values_of_a_matrix() -> None:
     weight = torch.rand(EDGES.size(1), requires_grad=True)
     x = torch.randn(NODES, 2)

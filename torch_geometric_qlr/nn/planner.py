@@ -1,0 +1,380 @@
+"""Works out a plan: which layers of a model are quantized, at which places, with how many bits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch_geometric.nn import MessagePassing
+
+from torch_geometric_qlr.config import PASS_THROUGH_BITS, QLRConfig, QuantizerConfig
+from torch_geometric_qlr.errors import (
+    ConfigError,
+    NothingToQuantizeError,
+    UnsupportedLayerError,
+)
+from torch_geometric_qlr.nn.checks import check_model, check_modules
+from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
+from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
+from torch_geometric_qlr.nn.registry import find_by_name, find_spec
+from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
+from torch_geometric_qlr.overrides import check_all_matched, match_override
+
+__all__ = ["make_plan"]
+
+_MIN_LOGIT_BITS = 8
+_CONVS = ("copy", "attention", "edge")
+
+
+def make_plan(model: nn.Module, config: QLRConfig) -> Plan:
+    r"""Works out what a config does to a model, without touching it.
+
+    Args:
+        model (torch.nn.Module): The model.
+        config (QLRConfig): What to quantize.
+
+    Raises:
+        UnsupportedLayerError, AlreadyQuantizedError, LazyModuleError, InputError, ConfigError,
+        NothingToQuantizeError: If the model cannot be quantized like this.
+    """
+    check_model(model)
+    layout = _Layout(model)
+    check_modules(layout.named)
+
+    matched: dict[str, list[str]] = {rule: [] for rule in config.overrides}
+    counted: set[int] = set()
+    entries, sites = [], []
+    for name, module in layout.named.items():
+        for rule, names in matched.items():
+            if match_override([rule], layout.names_of(module)):
+                names.append(name)
+        site, reason = _plan_module(name, layout, config)
+        own = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in counted]
+        counted.update(id(p) for _, p in own)
+        if site is not None:
+            sites.append(site)
+        if site is not None or own or isinstance(module, MessagePassing):
+            entries.append(_entry(name, module, layout.specs[name], site, own, reason))
+    counts = _counted_rules(config, matched, layout)
+    if not sites:
+        raise NothingToQuantizeError(_nothing(model, entries))
+    return Plan(type(model).__name__, tuple(entries), counts, tuple(sites))
+
+
+def _counted_rules(
+    config: QLRConfig, matched: Mapping[str, list[str]], layout: _Layout
+) -> dict[str, int]:
+    """How many modules each rule matches; refuses one that would change nothing."""
+    check_all_matched(
+        config.overrides, {rule: len(names) for rule, names in matched.items()}, layout.all_names
+    )
+    counts = {}
+    for rule, names in matched.items():
+        acting = [n for n in names if any(_within(r, n) for r in layout.rewritten)]
+        if not acting and config.overrides[rule] is not None:
+            raise ConfigError(
+                f"override {rule!r} matches only {', '.join(names[:3])}, which stays in floating "
+                f"point whatever its bits are. Drop the rule, or name a layer that qlr.plan(model) "
+                f"lists as quantized."
+            )
+        counts[rule] = len(acting or names)
+    return counts
+
+
+def _nothing(model: nn.Module, entries: list[PlanEntry]) -> str:
+    name = type(model).__name__
+    kept = "; ".join(f"{e.name or e.layer}: {e.note}" for e in entries[:3] if e.note)
+    if any(e.family in REWRITTEN for e in entries):
+        return (
+            f"{name}: every layer stays in floating point, so there is nothing to quantize "
+            f"({kept}). Lower bits=..., or drop the override that keeps the layers float."
+        )
+    found = f" ({kept})" if kept else ""
+    return (
+        f"{name} has no Linear, no MessagePassing and no registered layer, so there is nothing to "
+        f"quantize{found}. Pass the model that contains the graph layers, or register your layer "
+        f"with qlr.register_conv(...) or qlr.register_linear(...)."
+    )
+
+
+# What is known of a model before anything is decided ##############################################
+
+
+class _Layout:
+    """Names, registry rows and positions of the modules of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.named = dict(model.named_modules())
+        self.specs = {name: find_spec(module) for name, module in self.named.items()}
+        self._aliases: dict[int, list[str]] = defaultdict(list)
+        for name, module in model.named_modules(remove_duplicate=False):
+            self._aliases[id(module)].append(name)
+        self.all_names = [name for names in self._aliases.values() for name in names]
+        self.first, self.last = self._ends()
+        #: Modules that their parent reads as a tensor: anywhere, or in its forward only.
+        self.read_anywhere = dict(self._read_by(READ_ANYWHERE))
+        self.read_in_forward = dict(self._read_by(READ_IN_FORWARD))
+
+    def names_of(self, module: nn.Module) -> list[tuple[str, type]]:
+        """All names of a module that is used in several places, with its class."""
+        return [(name, type(module)) for name in self._aliases[id(module)]]
+
+    def lineage(self, module: nn.Module) -> list[tuple[str, type]]:
+        """The module and those around it, nearest first, under all of its names."""
+        out = self.names_of(module)
+        for name, _ in tuple(out):
+            while name:
+                name = name.rpartition(".")[0]
+                out += [(name, type(self.named[name]))] if name in self.named else []
+        return out
+
+    @property
+    def rewritten(self) -> list[str]:
+        """Names of the layers that can become quantized objects."""
+        return [
+            n for n, spec in self.specs.items() if spec is not None and spec.family in REWRITTEN
+        ]
+
+    def sees_input(self, name: str) -> bool:
+        """Whether a Linear multiplies the model's own input features: the first Linear of each
+        branch of a first layer."""
+        for unit in self.first:
+            if name == unit:
+                return True
+            if _inside(name, unit):
+                branch = f"{unit}.{name.removeprefix(unit + '.').partition('.')[0]}"
+                return name == next((n for n in self._linears() if _within(n, branch)), None)
+        return False
+
+    def _linears(self) -> Iterator[str]:
+        return (n for n, spec in self.specs.items() if spec is not None and spec.family == "linear")
+
+    def _ends(self) -> tuple[set[str], set[str]]:
+        """Names of the first and last layers, convs or Linears, with what runs beside them."""
+        units: list[str] = []
+        for name, spec in self.specs.items():
+            is_unit = spec is not None and spec.family in (*_CONVS, "linear")
+            if is_unit and not any(_inside(name, unit) for unit in units):
+                units.append(name)
+        if not units:
+            return set(), set()
+
+        def beside(unit: str) -> set[str]:
+            # One layer per node or edge type: HeteroConv and to_hetero keep them in a ModuleDict.
+            parent = unit.rpartition(".")[0]
+            if unit and isinstance(self.named.get(parent), nn.ModuleDict):
+                return {u for u in units if u.rpartition(".")[0] == parent}
+            return {unit}
+
+        # A bare layer is not a model: it does not know whether its input is a hidden one.
+        return set() if units[0] == "" else beside(units[0]), beside(units[-1])
+
+    def _read_by(self, table: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        for name, module in self.named.items():
+            child = find_by_name(table, type(module))
+            if child is not None:
+                path = f"{name}.{child}" if name else child
+                yield from ((n, type(module).__name__) for n in self.named if _within(n, path))
+
+
+def _inside(name: str, unit: str) -> bool:
+    return name != unit and (unit == "" or name.startswith(f"{unit}."))
+
+
+def _within(name: str, unit: str) -> bool:
+    return name == unit or _inside(name, unit)
+
+
+# One module #######################################################################################
+
+
+def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | None, str]:
+    """What is rewritten at a module, or :obj:`None`; and what there is to say about it."""
+    module, spec = layout.named[name], layout.specs[name]
+    if name in layout.read_anywhere:
+        return None, f"kept float: {layout.read_anywhere[name]} reads it as a tensor"
+    if spec is None or spec.family not in REWRITTEN:
+        return None, _reason(module, spec)
+    if type(module).__module__.startswith("brevitas."):
+        return None, "kept as it is: quantized by Brevitas"
+    if hasattr(module, "parametrizations"):
+        return None, "kept float: parametrized; remove the parametrization to quantize it"
+    if spec.family == "linear" and not set(spec.weights) <= set(module._parameters):
+        return None, _without_weight(name, module, next(iter(spec.weights)))
+    (own_name, cls), *around = layout.lineage(module)
+    rule = config.rule_for(own_name, cls, around)
+    here = config.under(rule)
+    if here is None:
+        return None, f"kept float: override {rule!r}"
+
+    points = _points(module, spec, here, name in layout.first, layout.sees_input(name))
+    points |= _output(name, spec, here, layout, _names_output(rule, module, layout, config))
+    notes = [spec.note] if spec.note else []
+    if name in layout.read_in_forward:
+        points = {p: point for p, point in points.items() if p.startswith("weight:")}
+        notes.insert(0, f"weight only: {layout.read_in_forward[name]} multiplies by it itself")
+    wide = [p for p, (_, bits) in points.items() if bits in PASS_THROUGH_BITS]
+    if wide:
+        notes.insert(0, f"wide: {', '.join(wide)}")
+    site = Site(name, module, spec)
+    site.points = {
+        p: _fitting(site, p, here.quantizer(*points[p])) for p in points if p not in wide
+    }
+    if not site.points:
+        return None, "; ".join(notes)
+    site.groups = {p: _num_groups(site, p, q) for p, q in site.points.items()}
+    if hasattr(module, "quantizers"):
+        raise UnsupportedLayerError(
+            f"{name or type(module).__name__}: it has an attribute 'quantizers' of its own, where "
+            f"the quantizers would go. Rename that attribute."
+        )
+    return site, "; ".join(notes)
+
+
+def _points(
+    module: nn.Module, spec: LayerSpec, config: QLRConfig, is_first: bool, sees_input: bool
+) -> dict[str, tuple[str, int]]:
+    """Point -> (role, bits). Points that name an argument or a parameter are "source:x"."""
+    out: dict[str, tuple[str, int]] = {}
+    if spec.family == "linear":
+        if config.quantizes("input"):
+            role = "input" if sees_input else "activation"
+            out["input"] = (role, config.width(role))
+        if config.quantizes("linear_output"):
+            out["linear_output"] = ("activation", config.width("activation"))
+    if config.quantizes("weight"):
+        for n in spec.weight_names:
+            if isinstance(module._parameters.get(n), nn.Parameter):
+                logit = n in spec.logit_weights
+                bits = _logit_bits(config.width("weight")) if logit else config.width("weight")
+                out[f"weight:{n}"] = ("weight", bits)
+    if spec.family in _CONVS:
+        by_source = spec.family != "edge" and config.quantizes("source")
+        if by_source:
+            role = "input" if is_first and spec.propagates_input else "message"
+            bits = config.width(role)
+            out |= {f"source:{n}": (role, bits) for n in spec.sources}
+            out |= {f"source:{n}": (role, _logit_bits(bits)) for n in spec.logit_sources}
+        elif config.quantizes("message"):
+            out["message"] = ("message", config.width("message"))
+        if config.quantizes("aggregate"):
+            out["aggregate"] = ("message", config.width("message"))
+    return out
+
+
+def _logit_bits(bits: int) -> int:
+    return max(bits, _MIN_LOGIT_BITS)
+
+
+def _output(
+    name: str, spec: LayerSpec, config: QLRConfig, layout: _Layout, asked: bool
+) -> dict[str, tuple[str, int]]:
+    """The output stays wide at the end of a model unless ``output_bits`` says otherwise."""
+    if config.output_bits is not None and (asked or name in layout.last):
+        return {"output": ("output", config.output_bits)}
+    at_end = any(_within(name, unit) for unit in layout.last)
+    if config.quantizes("output") and not at_end and spec.family != "weights":
+        return {"output": ("activation", config.width("activation"))}
+    return {}
+
+
+def _names_output(rule: str | None, module: nn.Module, layout: _Layout, config: QLRConfig) -> bool:
+    """Whether an override asks for the output of this very module."""
+    fields = config.overrides[rule] if rule is not None else None
+    return (
+        rule is not None
+        and "output_bits" in (fields or {})
+        and match_override([rule], layout.names_of(module)) is not None
+    )
+
+
+def _fitting(site: Site, point: str, quantizer: QuantizerConfig) -> QuantizerConfig:
+    kind, _, name = point.partition(":")
+    if kind == "weight":
+        weight = site.layer.get_parameter(name)
+        if weight.size(site.spec.weights.get(name, 0)) in (1, weight.numel()):
+            # A vector has no channels: one range for all of it, not one per value.
+            return replace(quantizer, granularity="tensor")
+    return quantizer
+
+
+def _num_groups(site: Site, point: str, quantizer: QuantizerConfig) -> int:
+    """How many ranges a quantizer holds: output channels of a weight, features of an activation."""
+    kind, _, name = point.partition(":")
+    if quantizer.granularity == "channel":
+        return site.layer.get_parameter(name).size(site.spec.weights.get(name, 0))
+    if quantizer.granularity != "feature":
+        return 1
+    spec, layer = site.spec, site.layer
+    channels: Any = None
+    if spec.family == "linear":
+        ((weight, channel_dim),) = spec.weights.items()
+        input_dim = -1 if channel_dim == 0 else -2
+        if not isinstance(layer, nn.Conv1d):
+            dim = input_dim if kind == "input" else channel_dim
+            channels = layer.get_parameter(weight).size(dim)
+    else:
+        before = kind == "source" and spec.propagates_input
+        channels = getattr(layer, "in_channels" if before else "out_channels", None)
+    if isinstance(channels, (tuple, list)):
+        channels = channels[0]
+    if not isinstance(channels, int):
+        raise ConfigError(
+            f"{site.path(point)}: granularity 'feature' needs the number of features, which "
+            f"{type(layer).__name__} does not tell. Choose 'tensor' or 'node' for it."
+        )
+    side_by_side = kind == "output" and getattr(layer, "concat", False)
+    return channels * int(getattr(layer, "heads", 1)) if side_by_side else channels
+
+
+def _without_weight(name: str, module: nn.Module, weight: str) -> str:
+    if hasattr(module, weight):
+        return f"kept float: a hook computes its {weight}, as spectral_norm does"
+    names = ", ".join(module._parameters) or "none"
+    raise UnsupportedLayerError(
+        f"{name or 'The model'}: {type(module).__name__} is registered as a linear layer and has "
+        f"no parameter {weight!r} (it has {names}). Name it: register_linear(..., weight=...)."
+    )
+
+
+def _reason(module: nn.Module, spec: LayerSpec | None) -> str:
+    if spec is not None:
+        return f"kept float: {spec.note}" if spec.family == "float" else spec.note
+    cls = type(module)
+    in_norm = cls.__module__.startswith("torch_geometric.nn.norm")
+    if in_norm or any("Norm" in base.__name__ for base in cls.__mro__):
+        return "kept float: normalisation"
+    if isinstance(module, (nn.ParameterDict, nn.ParameterList)):
+        return "kept float: parameter container"
+    if all(p.dim() < 2 for p in module.parameters(recurse=False)):
+        return "kept float: scalars or a bias"
+    return "kept float: no registered weights; see qlr.register_linear"
+
+
+def _entry(
+    name: str,
+    module: nn.Module,
+    spec: LayerSpec | None,
+    site: Site | None,
+    own: list[tuple[str, nn.Parameter]],
+    reason: str,
+) -> PlanEntry:
+    points = {} if site is None else {p: q.bits for p, q in site.points.items()}
+    quantized = {p.partition(":")[2] for p in points if p.startswith("weight:")}
+    kept = [n for n, _ in own if n not in quantized]
+    note = reason
+    if site is not None and kept:
+        note = f"{', '.join(kept)} kept float" + (f"; {reason}" if reason else "")
+    rewritten = spec is not None and spec.family in REWRITTEN
+    return PlanEntry(
+        name=name,
+        layer=type(module).__name__,
+        family=spec.family if spec is not None and rewritten else "-",
+        points=points,
+        parameters=sum(p.numel() for _, p in own),
+        quantized_parameters=sum(p.numel() for n, p in own if n in quantized),
+        note=note,
+    )

@@ -1,0 +1,191 @@
+"""What is known about each layer, as data: one row per class, and nothing per model.
+
+Rows name classes by their name, so that this table needs no optional package and no particular
+release of PyG. The documentation's status page is generated from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch_geometric_qlr.nn.layer_spec import LayerSpec
+
+__all__ = ["CONVS", "OTHERS", "READ_ANYWHERE", "READ_IN_FORWARD", "copy_spec", "edge_spec"]
+
+
+def copy_spec(*, first: bool = False, **fields: Any) -> LayerSpec:
+    return LayerSpec(family="copy", propagates_input=first, **{"sources": ("x",), **fields})
+
+
+def _attention(**fields: Any) -> LayerSpec:
+    within: Any = lambda conv: "its attention is not known to be linear in the features"  # noqa: E731
+    return LayerSpec(family="attention", **{"sources": ("x",), "rough": within, **fields})
+
+
+def edge_spec(**fields: Any) -> LayerSpec:
+    return LayerSpec(
+        family="edge", rough=lambda conv: "its messages are not linear in the features", **fields
+    )
+
+
+def _container(**fields: Any) -> LayerSpec:
+    return LayerSpec(family="container", **fields)
+
+
+def _normalized(conv: Any) -> str:
+    """For operators that layers normalise symmetrically, unless they are told not to."""
+    return "" if getattr(conv, "normalize", True) else "normalize=False: its weights are as given"
+
+
+def _mean(conv: Any) -> str:
+    """For operators with unit weights, which only an average normalises."""
+    return "" if conv.aggr == "mean" else f"{conv.aggr!r} aggregation is not normalised; 'mean' is"
+
+
+def _softmax(conv: Any) -> str:
+    """For attention that is computed before the features are propagated: rows add up to one."""
+    return ""
+
+
+_EXTERNAL = "computes in an external kernel; its Linear layers are quantized"
+
+#: Convolutions of PyG, by class name.
+CONVS: Mapping[str, LayerSpec] = {
+    "SimpleConv": copy_spec(first=True, rough=_mean),
+    "GCNConv": copy_spec(rough=_normalized),
+    "ChebConv": copy_spec(first=True, hops=lambda conv: max(1, len(conv.lins) - 1)),
+    "SAGEConv": copy_spec(first=True, rough=_mean),
+    "CuGraphSAGEConv": _container(note=_EXTERNAL),
+    "GraphConv": copy_spec(first=True, rough=_mean),
+    "GravNetConv": copy_spec(),
+    "GatedGraphConv": copy_spec(weights={"weight": -1}, hops=lambda conv: conv.num_layers),
+    "ResGatedGraphConv": edge_spec(),
+    "GATConv": _attention(logit_weights=("att_src", "att_dst", "att_edge"), rough=_softmax),
+    "CuGraphGATConv": _container(note=_EXTERNAL),
+    "FusedGATConv": _container(note=_EXTERNAL),
+    "GATv2Conv": _attention(logit_weights=("att",), rough=_softmax),
+    "TransformerConv": _attention(sources=("value",), logit_sources=("key",)),
+    "AGNNConv": _attention(logit_sources=("x_norm",), rough=_softmax),
+    "TAGConv": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
+    "GINConv": copy_spec(first=True, rough=_mean),
+    "GINEConv": edge_spec(),
+    "ARMAConv": copy_spec(
+        weights={"weight": -1, "init_weight": -1, "root_weight": -1},
+        hops=lambda conv: conv.num_layers,
+    ),
+    "SGConv": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
+    "SSGConv": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
+    "APPNP": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
+    "MFConv": copy_spec(first=True),
+    "RGCNConv": copy_spec(first=True, weights={"weight": -1, "root": -1}),
+    "FastRGCNConv": edge_spec(weights={"weight": -1, "root": -1}),
+    "CuGraphRGCNConv": _container(note=_EXTERNAL),
+    "RGATConv": _attention(
+        weights={"weight": -1, "basis": -1, "l2": -1}, logit_weights=("q", "k", "e", "att")
+    ),
+    "SignedConv": copy_spec(first=True, hops=lambda conv: 2 if conv.first_aggr else 4),
+    "DNAConv": edge_spec(),
+    "PointNetConv": edge_spec(),
+    "GMMConv": edge_spec(weights={"g": -1}),
+    "SplineConv": edge_spec(weights={"weight": -1}),
+    "NNConv": edge_spec(),
+    "CGConv": edge_spec(),
+    "EdgeConv": edge_spec(),
+    "DynamicEdgeConv": edge_spec(note="neighbours are found in floating point"),
+    "XConv": _container(note="works on dense neighbourhoods; its Linear layers are quantized"),
+    "PPFConv": edge_spec(),
+    "FeaStConv": edge_spec(),
+    "PointTransformerConv": _attention(),
+    "HypergraphConv": copy_spec(logit_weights=("att",), hops=lambda conv: 2),
+    "LEConv": copy_spec(sources=("a",)),
+    "PNAConv": edge_spec(note="degree-scaled and standard-deviation aggregations stay float"),
+    "ClusterGCNConv": copy_spec(first=True),
+    "GENConv": edge_spec(),
+    "GCN2Conv": copy_spec(first=True, weights={"weight1": -1, "weight2": -1}, rough=_normalized),
+    "PANConv": copy_spec(first=True),
+    "WLConv": LayerSpec(family="float", note="hashes integer labels; there is nothing to quantize"),
+    "WLConvContinuous": copy_spec(first=True),
+    "FiLMConv": edge_spec(),
+    "SuperGATConv": _attention(logit_weights=("att_l", "att_r")),
+    "FAConv": _attention(),
+    "EGConv": copy_spec(),
+    "PDNConv": copy_spec(rough=_normalized),
+    "GeneralConv": edge_spec(logit_weights=("att_msg",)),
+    "HGTConv": _attention(sources=("v",), logit_sources=("k",)),
+    "HEATConv": edge_spec(),
+    "HeteroConv": _container(),
+    "HANConv": _attention(logit_weights=("q",)),
+    "LGConv": copy_spec(first=True, rough=_normalized),
+    "PointGNNConv": edge_spec(),
+    "GPSConv": _container(),
+    "AntiSymmetricConv": LayerSpec(family="weights", weights={"W": -1}),
+    "DirGNNConv": _container(),
+    "MixHopConv": copy_spec(
+        first=True, hops=lambda conv: max(1, max(conv.powers)), rough=_normalized
+    ),
+    "MeshCNNConv": edge_spec(),
+    # Of this package. SMP propagates the representation, then its change, which is far smaller.
+    "SMP": copy_spec(
+        first=True,
+        hops=lambda conv: conv.K * (2 if conv.correction else 1),
+        hop_kinds=lambda conv: 2 if conv.correction else 1,
+        rough=lambda conv: "it is smooth already",
+    ),
+    "EMP": copy_spec(
+        first=True, hops=lambda conv: conv.K, note="differences along edges stay float"
+    ),
+}
+
+#: Everything else, by qualified name.
+OTHERS: Mapping[str, LayerSpec] = {
+    # Linear
+    "torch.nn.Linear": LayerSpec(family="linear", weights={"weight": 0}),
+    "torch.nn.Conv1d": LayerSpec(family="linear", weights={"weight": 0}),
+    "torch_geometric.nn.Linear": LayerSpec(family="linear", weights={"weight": 0}),
+    "torch_geometric.nn.HeteroLinear": LayerSpec(family="linear", weights={"weight": -1}),
+    "torch_geometric.nn.conv.dna_conv.Linear": LayerSpec(family="linear", weights={"weight": -1}),
+    # Parameters only
+    "torch.nn.Bilinear": LayerSpec(family="weights", weights={"weight": 0}),
+    "torch.nn.Embedding": LayerSpec(family="weights", weights={"weight": 0}),
+    "torch.nn.GRUCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
+    "torch.nn.LSTMCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
+    "torch.nn.RNNCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
+    "torch.nn.MultiheadAttention": LayerSpec(
+        family="weights",
+        weights=dict.fromkeys(
+            ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), 0
+        ),
+    ),
+    "torch_geometric.nn.models.linkx.SparseLinear": copy_spec(
+        sources=(), weights={"weight": 0}, note="propagates its weight"
+    ),
+    "torch_geometric.nn.models.attentive_fp.GATEConv": edge_spec(logit_weights=("att_l", "att_r")),
+    "torch_geometric.nn.models.lpformer.LPAttLayer": edge_spec(logit_weights=("att",)),
+    "torch_geometric.nn.models.dimenet.InteractionBlock": LayerSpec(
+        family="weights", weights={"W": 0}
+    ),
+    "torch_geometric.nn.models.re_net.RENet": LayerSpec(
+        family="weights", weights={"ent": 0, "rel": 0}
+    ),
+    "torch_geometric.nn.DenseGATConv": LayerSpec(
+        family="weights", logit_weights=("att_src", "att_dst")
+    ),
+    # Floating point, with the reason
+    "torch.nn.RNNBase": LayerSpec(
+        family="float", note="recurrent layer: its fused kernel reads flattened weights"
+    ),
+}
+
+#: Children that a model reads as a tensor wherever it likes, so that no quantizer could act.
+READ_ANYWHERE: Mapping[str, str] = {
+    "torch_geometric.nn.LightGCN": "embedding",
+    "torch_geometric.nn.Node2Vec": "embedding",
+    "torch_geometric.nn.MetaPath2Vec": "embedding",
+}
+
+#: Children whose weight a layer reads in its own forward, instead of calling them.
+READ_IN_FORWARD: Mapping[str, str] = {
+    "torch.nn.MultiheadAttention": "out_proj",
+    "torch_geometric.nn.PMLP": "lins",
+}
