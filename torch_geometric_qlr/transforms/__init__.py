@@ -9,10 +9,18 @@ from torch_geometric_qlr.transforms.quantize import (
     quantize_,
     weight_parameters,
 )
+from torch_geometric_qlr.transforms.smooth_propagation import (
+    SmoothEntry,
+    SmoothPlan,
+    SmoothPropagation,
+)
 
 __all__ = [
     "Compose",
     "Quantize",
+    "SmoothEntry",
+    "SmoothPlan",
+    "SmoothPropagation",
     "plan",
     "quant_parameters",
     "quantize",

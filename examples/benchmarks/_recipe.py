@@ -1,0 +1,250 @@
+"""How a model of the benchmarks is made, quantized and trained: a recipe, written down as data."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch_geometric.transforms as T
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_geometric import seed_everything
+from torch_geometric.data import Data
+from torch_geometric.datasets import Coauthor, Reddit
+from torch_geometric.nn import MessagePassing
+
+import torch_geometric_qlr as qlr
+from _baselines import baseline
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from _common import Score, evaluate, fit, make_optimizer, parse_args
+from _data import DOWNLOAD_ERRORS, announce, load_citation
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "WIDTHS",
+    "Recipe",
+    "Run",
+    "load",
+    "make_model",
+    "parse_args",
+    "quantize",
+    "reachable",
+    "run",
+    "source_of",
+    "train",
+]
+
+DATASETS = ("Cora", "CiteSeer", "PubMed", "CS", "Reddit")
+
+#: What `qlr.quantize` is called with, by the name of the column; `None` keeps the float twin.
+WIDTHS: Mapping[str, Mapping[str, Any] | None] = {
+    "FP32": None,
+    "INT8": {"bits": 8},
+    "INT4": {"bits": 4},
+    "INT2": {"bits": 2},
+    "INT2-BT": {"bits": 2, "truncation": "bt"},
+    "INT2-BT*": {"bits": 2, "truncation": "bt*"},
+}
+
+#: Names of the rows -> the propagation of an SMPGNN, or a baseline of depth two.
+_PROPAGATION = {"SMP": "smp", "EMP": "emp", "APPNP": "appnp"}
+_BASELINES = {
+    "GCN": "gcn",
+    "DropEdge": "dropedge",
+    "PairNorm": "pairnorm",
+    "GAT": "gat",
+    "SAGE": "sage",
+}
+MODELS = (*_PROPAGATION, *_BASELINES)
+
+#: Everything that the paper quantizes, sources per node in place of messages per edge.
+_STRICT = ("input", "weight", "linear_output", "source", "aggregate")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is made with, beyond its data, model, width and seed."""
+
+    epochs: int = 200
+    hidden: int = 64
+    depth: int = 0  # 0: 10 propagation steps, or 2 layers
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    dropout: float = 0.5
+    quant_lr: float = 0.01
+    distill: float = 0.0  # weight of the float twin's answers
+    temperature: float = 1.0
+    ema: float = 0.0  # decay of the averaged weights that are evaluated
+    wide_logits: int = 0  # bits of the last Linear's output; 0: like the rest
+    placement: str = "default"  # "strict": all the paper quantizes; "paper": exactly where it does
+    propagation: tuple[tuple[str, Any], ...] = ()  # options of SMP, EMP or APPNP
+    config: tuple[tuple[str, Any], ...] = ()  # further fields of QLRConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came out: scores of the best-validation epoch, and the answers of that epoch."""
+
+    score: Score
+    last: Score
+    logits: Tensor
+
+
+def source_of(args: argparse.Namespace, dataset: str) -> list[Any]:
+    """What :func:`load` needs to know, as plain values."""
+    return [str(args.root), dataset, args.generated, args.device]
+
+
+@functools.lru_cache(maxsize=2)
+def load(root: str, name: str, generated: bool, device: str) -> tuple[Data, int]:
+    """A graph and its number of classes, in the public split.
+
+    CS has none; it is split at random, with one seed for all runs, into 20 nodes per class to train
+    with, 450 to validate with, and the rest.
+    """
+    if name == "CS":
+        data = T.NormalizeFeatures()(Coauthor(root, "CS")[0])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            split = T.RandomNodeSplit("test_rest", num_train_per_class=20, num_val=450)
+            data = split(data)
+    elif name == "Reddit":
+        data = Reddit(str(Path(root) / "Reddit"))[0]
+    else:
+        graph = load_citation(Path(root), name, generated)
+        if not generated and graph.description.startswith("generated"):
+            # A stand-in must not pass for the data set in a table.
+            raise ConnectionError(f"{name} is not under {root}, and could not be downloaded")
+        data = graph.data
+    return data.to(device), int(data.y.max()) + 1
+
+
+def reachable(args: argparse.Namespace, datasets: Sequence[str]) -> list[str]:
+    """The data sets that are there or can be downloaded; the others are announced."""
+    found = []
+    for name in datasets:
+        try:
+            load(*source_of(args, name))
+            found.append(name)
+        except DOWNLOAD_ERRORS as error:
+            announce(f"{name} is left out: it could not be downloaded ({type(error).__name__}).")
+    if not found:
+        raise SystemExit("No data set is left. Set --root, or use --generated.")
+    return found
+
+
+def make_model(name: str, data: Data, num_classes: int, recipe: Recipe) -> nn.Module:
+    """A float model by the name of its row."""
+    sizes = (data.num_features, recipe.hidden)
+    if name in _PROPAGATION:
+        options = dict(recipe.propagation) if name != "APPNP" else {}
+        return qlr.nn.SMPGNN(
+            *sizes,
+            num_classes,
+            K=recipe.depth or 10,
+            propagation=_PROPAGATION[name],
+            dropout=recipe.dropout,
+            **options,
+        )
+    return baseline(
+        _BASELINES[name], *sizes, recipe.depth or 2, num_classes, dropout=recipe.dropout
+    )
+
+
+def quantize(model: nn.Module, width: str, recipe: Recipe) -> nn.Module:
+    """The quantized twin at a width; the float model itself at full precision."""
+    config = WIDTHS[width]
+    if config is None:
+        return model
+    if recipe.placement == "strict":
+        config = {**config, "points": _STRICT}
+    elif recipe.placement == "paper":
+        config = {**config, "preset": "paper"}
+    config = {**config, **dict(recipe.config)}
+    if recipe.wide_logits:
+        points = qlr.QLRConfig(**config).points or ()
+        wide = {
+            "points": [point for point in points if point != "linear_output"],
+            "output_bits": recipe.wide_logits,
+        }
+        config["overrides"] = dict.fromkeys(_last_linears(model), wide)
+    return qlr.quantize(model, **config)
+
+
+def _last_linears(model: nn.Module) -> list[str]:
+    linears = [entry.name for entry in qlr.plan(model).entries if entry.family == "linear"]
+    parent = linears[-1].rpartition(".")[0]
+    if not isinstance(model.get_submodule(parent), MessagePassing):
+        return linears[-1:]
+    return [name for name in linears if name.rpartition(".")[0] == parent]
+
+
+def train(
+    label: str, model: nn.Module, data: Data, recipe: Recipe, teacher: Tensor | None = None
+) -> Run:
+    """Trains on the full graph, and evaluates the averaged weights if the recipe averages."""
+    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay, recipe.quant_lr)
+    average = None
+    if recipe.ema:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+    judged = model if average is None else average.module
+    scores: list[Score] = []
+    kept: list[Tensor] = []
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        out = model(data.x, data.edge_index)
+        loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
+        if teacher is not None:
+            loss = loss + recipe.distill * _divergence(out, teacher, recipe.temperature)
+        loss.backward()
+        optimizer.step()
+        if average is not None:
+            average.update_parameters(model)
+
+    def score() -> Score:
+        now = evaluate(judged, data)
+        if not scores or now.val > max(before.val for before in scores):
+            with torch.no_grad():
+                kept[:] = [judged(data.x, data.edge_index)]
+        scores.append(now)
+        return now
+
+    best = fit(label, recipe.epochs, step, score)
+    return Run(best, scores[-1], kept[0])
+
+
+def _divergence(out: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """How far the answers on all nodes are from the teacher's."""
+    return temperature**2 * F.kl_div(
+        F.log_softmax(out / temperature, dim=-1),
+        F.log_softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def run(
+    name: str,
+    width: str,
+    seed: int,
+    graph: tuple[Data, int],
+    recipe: Recipe,
+    teacher: Callable[[], Tensor] | None = None,
+) -> Run:
+    """One model, at one width, under one seed; twins start from the same weights."""
+    data, num_classes = graph
+    answers = teacher() if teacher is not None and recipe.distill and WIDTHS[width] else None
+    seed_everything(seed)
+    model = quantize(make_model(name, data, num_classes, recipe).to(data.x.device), width, recipe)
+    return train(f"{name} {width} seed {seed}", model, data, recipe, answers)

@@ -1,0 +1,116 @@
+"""Oversmoothing: accuracy, Dirichlet energy and mean average distance, at 2 to 64 layers.
+
+python examples/benchmarks/depth.py --out depth.jsonl --plot depth.png
+python examples/benchmarks/depth.py --models SMP APPNP --width "INT2-BT*" --depths 2 8 32
+
+Energy is the Rayleigh quotient of the answers (``relative=True``), so that it does not depend on
+their scale; distance is the MAD over the edges. Depth is propagation steps for SMP, EMP and APPNP,
+and layers for the others. Runs are resumed from ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+
+from _recipe import DATASETS, MODELS, WIDTHS, Recipe, load, parse_args, reachable, run, source_of
+from _runs import Job, Record, mean_std, pyplot, run_all, show
+from torch_geometric_qlr.metrics import dirichlet_energy, mean_average_distance
+
+MEASURES = {"test": "accuracy", "energy": "energy", "mad": "distance"}
+
+
+def work(job: Job) -> Record:
+    """Trains one model of one depth, and looks at what it answers."""
+    graph = load(*job["source"])
+    done = run(job["model"], job["width"], job["seed"], graph, Recipe(**job["recipe"]))
+    edges = graph[0].edge_index
+    return {
+        "val": done.score.val,
+        "test": done.score.test,
+        "energy": float(dirichlet_energy(done.logits, edges, relative=True)),
+        "mad": float(mean_average_distance(done.logits, edges)),
+    }
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    return [
+        {
+            "model": model,
+            "width": args.width,
+            "seed": seed,
+            "source": source_of(args, args.dataset),
+            "recipe": {
+                **asdict(Recipe(epochs=args.epochs, hidden=args.hidden, depth=depth)),
+                "propagation": (),
+                "config": (),
+            },
+        }
+        for model, depth, seed in itertools.product(args.models, args.depths, range(args.seeds))
+    ]
+
+
+def draw(args: argparse.Namespace, found: dict[tuple[str, int], list[Record]]) -> None:
+    """One panel per measure, one line per model."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    for axis, (measure, name) in zip(axes, MEASURES.items(), strict=True):
+        for model in args.models:
+            points = [mean_std(r[measure] for r in found[model, depth]) for depth in args.depths]
+            means, stds = zip(*points, strict=True)
+            axis.errorbar(args.depths, means, yerr=stds, marker="o", capsize=3, label=model)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(args.depths, [str(depth) for depth in args.depths])
+        if measure != "test":
+            # Energies vanish, which a logarithm could not show.
+            axis.set_yscale("symlog", linthresh=1e-6)
+            axis.set_ylim(bottom=0)
+        axis.set_xlabel("depth")
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    figure.suptitle(f"{args.dataset}, {args.width}")
+    figure.savefig(args.plot, dpi=120)
+    print(f"written: {args.plot}")
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dataset", default="Cora", choices=DATASETS)
+    add(
+        "--models",
+        nargs="+",
+        default=["SMP", "APPNP", "GCN", "PairNorm", "DropEdge"],
+        choices=MODELS,
+    )
+    add("--width", default="FP32", choices=list(WIDTHS))
+    add("--depths", nargs="+", type=int, default=[2, 4, 8, 16, 32, 64])
+    add("--hidden", type=int, default=64)
+    add("--out", type=Path, help="JSON lines of the runs; those in it are not run again")
+    add("--markdown", type=Path, help="write the table to this file")
+    add("--plot", type=Path, help="draw the table to this file")
+    add("--workers", type=int, default=1, help="processes, of one thread each")
+
+
+def main() -> None:
+    args = parse_args(__doc__, epochs=200, seeds=3, extend=extend)
+    reachable(args, [args.dataset])
+    found: dict[tuple[str, int], list[Record]] = {}
+    for record in run_all(jobs(args), work, args.out, args.workers):
+        found.setdefault((record["model"], record["recipe"]["depth"]), []).append(record)
+    rows = []
+    for (model, depth), records in found.items():
+        accuracy, spread = mean_std(100 * r["test"] for r in records)
+        energy, _ = mean_std(r["energy"] for r in records)
+        distance, _ = mean_std(r["mad"] for r in records)
+        row = [model, str(depth), f"{accuracy:.1f} +- {spread:.1f}"]
+        rows.append([*row, f"{energy:.2e}", f"{distance:.2e}"])
+    show(["model", "depth", *MEASURES.values()], rows, args.markdown)
+    if args.plot is not None:
+        draw(args, found)
+
+
+if __name__ == "__main__":
+    main()

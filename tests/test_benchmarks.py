@@ -1,0 +1,101 @@
+"""The benchmarks run at their smallest, resume, and say what they should."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "examples" / "benchmarks"
+SMALLEST = ("--generated", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--hidden", "4")
+
+
+@pytest.fixture
+def run_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a script in this process, where warnings are errors, and returns what it printed."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), str(BENCHMARKS.parent), *sys.path])
+
+    def run(name: str, *args: str) -> str:
+        path = BENCHMARKS / name
+        monkeypatch.setattr(sys, "argv", [str(path), *args])
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def cells(printed: str) -> list[list[str]]:
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_accuracy_makes_a_table_and_resumes(run_benchmark: Any, tmp_path: Path) -> None:
+    out, markdown = tmp_path / "runs.jsonl", tmp_path / "table.md"
+    args = (*SMALLEST, "--models", "SMP", "GAT", "--out", str(out), "--markdown", str(markdown))
+    recipe = ("--distill", "1", "--ema", "0.9", "--placement", "strict", "--wide-logits", "8")
+    printed = run_benchmark("accuracy.py", *args, *recipe, "--widths", "FP32", "INT2-BT*")
+    head, smp, gat = cells(printed)
+    assert head == ["data set", "model", "FP32", "INT2-BT*"]
+    assert [smp[1], gat[1]] == ["SMP", "GAT"]
+    assert all(re.fullmatch(r"\d+\.\d \+- 0\.0", cell) for cell in (*smp[2:], *gat[2:]))
+    assert markdown.read_text() in printed
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(written) == 4
+    assert {"val", "test", "last_test"} == set(written[0]["result"])
+    # The runs that are there are not made again: a changed result shows in the table.
+    for line in written:
+        line["result"]["test"] = 0.5
+    out.write_text("".join(json.dumps(line) + "\n" for line in written))
+    again = cells(run_benchmark("accuracy.py", *args, *recipe, "--widths", "FP32", "INT2-BT*"))
+    assert again[1][2:] == again[2][2:] == ["50.0 +- 0.0"] * 2
+    assert len(out.read_text().splitlines()) == 4
+
+
+def test_the_search_looks_at_validation_only(run_benchmark: Any, tmp_path: Path) -> None:
+    out = tmp_path / "runs.jsonl"
+    args = ("--models", "SMP", "--widths", "INT8", "--search", "--search-seeds", "1")
+    printed = run_benchmark("accuracy.py", *SMALLEST, *args, "--out", str(out))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    tried = [line for line in lines if line["job"]["seed"] >= 1000]
+    assert len(tried) == 8
+    (final,) = (line for line in lines if line["job"]["seed"] < 1000)
+    best = max(tried, key=lambda line: line["result"]["val"])
+    assert final["job"]["recipe"] == best["job"]["recipe"]
+    assert "search Cora SMP INT8: validation" in printed
+
+
+def test_depth_and_density(run_benchmark: Any) -> None:
+    depth = cells(run_benchmark("depth.py", *SMALLEST, "--models", "SMP", "--depths", "1", "3"))
+    assert [row[:2] for row in depth] == [["model", "depth"], ["SMP", "1"], ["SMP", "3"]]
+    # More steps, less energy.
+    assert float(depth[2][3]) < float(depth[1][3])
+    args = ("--depths", "2", "--densities", "0.5", "1", "2")
+    rows = cells(run_benchmark("density.py", *SMALLEST, *args))[1:]
+    edges = [int(row[1]) for row in rows]
+    assert edges[0] == pytest.approx(edges[1] / 2, rel=0.1)
+    assert edges[2] == pytest.approx(edges[1] * 2, rel=0.1)
+
+
+def test_added_edges_keep_the_homophily(run_benchmark: Any) -> None:
+    import density
+
+    y = torch.randint(4, (500,), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    source, target = density._pairs(y, 20_000, within=0.7)
+    assert float((y[source] == y[target]).float().mean()) == pytest.approx(0.7, abs=0.02)
+    assert target.min() >= 0 and target.max() < 500
+
+
+def test_no_shift_beats_none_for_the_error(run_benchmark: Any) -> None:
+    printed = run_benchmark("skewness.py", "--count", "2000", "--seeds", "1", "--weights", "0", "1")
+    head, normal, lognormal = cells(printed)
+    row = dict(zip(head, lognormal, strict=True))
+    assert float(row["skewness"]) > 2 > float(dict(zip(head, normal, strict=True))["skewness"])
+    assert float(row["least-error shift"]) == 0.0
+    assert float(row["error BT* codes"]) >= float(row["error BT"]) - 1e-3
