@@ -12,11 +12,14 @@ with _warnings.catch_warnings():
     _warnings.simplefilter("ignore")
     import brevitas as _brevitas  # noqa: F401
 
-from torch_geometric_qlr import errors, metrics, nn, quantizers, transforms
+from torch_geometric_qlr import errors, metrics, nn, quantizers, tensor, transforms
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.nn import register_conv, register_linear
 from torch_geometric_qlr.transforms import (
+    conversion,
+    convert,
+    convert_,
     plan,
     quant_parameters,
     quantize,
@@ -27,6 +30,9 @@ from torch_geometric_qlr.transforms import (
 __all__ = [
     "QLRConfig",
     "__version__",
+    "conversion",
+    "convert",
+    "convert_",
     "errors",
     "metrics",
     "nn",
@@ -37,6 +43,7 @@ __all__ = [
     "quantizers",
     "register_conv",
     "register_linear",
+    "tensor",
     "transforms",
     "weight_parameters",
 ]

@@ -80,7 +80,10 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
     def _quantize_source(self, key: str, value: Any) -> Any:
         quantizer = self.quantizer_at(key)
         if isinstance(value, (tuple, list)):
-            j = 0 if self.flow == "source_to_target" else 1
+            # PyG's generated code takes the sources of a pair from its first place whatever the
+            # flow; its uncompiled one goes by the flow.
+            compiled = not (self.explain or self.decomposed_layers > 1)
+            j = 0 if compiled or self.flow == "source_to_target" else 1
             return tuple(_quantized(quantizer, v) if i == j else v for i, v in enumerate(value))
         return _quantized(quantizer, value)
 

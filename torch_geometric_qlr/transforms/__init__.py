@@ -1,6 +1,7 @@
 """Model to model: what a user calls."""
 
 from torch_geometric_qlr.transforms.compose import Compose
+from torch_geometric_qlr.transforms.convert import Convert, conversion, convert, convert_
 from torch_geometric_qlr.transforms.quantize import (
     Quantize,
     plan,
@@ -17,10 +18,14 @@ from torch_geometric_qlr.transforms.smooth_propagation import (
 
 __all__ = [
     "Compose",
+    "Convert",
     "Quantize",
     "SmoothEntry",
     "SmoothPlan",
     "SmoothPropagation",
+    "conversion",
+    "convert",
+    "convert_",
     "plan",
     "quant_parameters",
     "quantize",

@@ -1,0 +1,242 @@
+"""Whole models: the same answers, codes from stage to stage, small files, clear errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from packed_cases import (
+    ALL_CONFIGS,
+    assert_agrees,
+    config_name,
+    deviation,
+    packed,
+    quantized,
+    run,
+)
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_geometric.nn import APPNP, GAT, GCN, GIN, MLP, GraphSAGE, to_hetero
+
+import torch_geometric_qlr as qlr
+from torch_geometric_qlr.nn import SMPGNN
+from torch_geometric_qlr.tensor import PackedTensor
+
+NODES, FEATURES = 40, 24
+_seeded = torch.Generator().manual_seed(3)
+X = torch.randn(NODES, FEATURES, generator=_seeded)
+EDGES = torch.randint(0, NODES, (2, 160), generator=_seeded)
+
+
+class Predict(nn.Module):
+    """An MLP whose predictions are propagated."""
+
+    def __init__(self, propagation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.mlp = MLP([FEATURES, 16, 5], norm=None)
+        self.propagation = APPNP(6, 0.1) if propagation is None else propagation
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.propagation(self.mlp(x), edge_index)
+        return out
+
+
+def _basic(cls: Any, **kwargs: Any) -> nn.Module:
+    out: nn.Module = cls(FEATURES, 16, num_layers=3, out_channels=5, dropout=0.5, **kwargs)
+    return out
+
+
+MODELS: dict[str, Any] = {
+    "gcn": lambda: _basic(GCN),
+    "gcn-norm": lambda: _basic(GCN, norm="batch_norm", act="elu"),
+    "gcn-jk": lambda: _basic(GCN, jk="cat"),
+    "sage": lambda: _basic(GraphSAGE),
+    "gin": lambda: _basic(GIN),
+    "gat": lambda: _basic(GAT, heads=2, v2=True),
+    "appnp": Predict,
+    "smp": lambda: SMPGNN(FEATURES, 16, 5, K=3),
+}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(5)
+    model: nn.Module = MODELS[name]()
+    return model
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often each packed operation ran, "+pack" if it wrote codes."""
+    counts: Counter[str] = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func.namespace == "qlr":
+                names = [argument.name for argument in func._schema.arguments]
+                given = dict(zip(names, args, strict=False)) | (kwargs or {})
+                packs = "+pack" if given.get("out_scale") is not None else ""
+                counts[func._schema.name.removeprefix("qlr::") + packs] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        yield counts
+
+
+@pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_name)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_agree(name: str, config: dict[str, Any]) -> None:
+    model = quantized(build(name), (X, EDGES), **config)
+    converted = packed(model)
+    # The second call has learned which results are needed as floats, too.
+    for _ in range(2):
+        assert_agrees(model, converted, X, EDGES)
+
+
+def test_codes_flow_through_a_gcn() -> None:
+    converted = packed(quantized(build("gcn"), (X, EDGES), bits=4))
+    run(converted, X, EDGES)
+    with counted() as counts, torch.no_grad():
+        converted(X, EDGES)
+    assert counts == {
+        "quantize_pack": 1,
+        "packed_linear+pack": 3,
+        "packed_spmm+pack": 2,
+        "packed_spmm": 1,
+    }
+
+
+def test_codes_flow_from_hop_to_hop() -> None:
+    converted = packed(quantized(build("appnp"), (X, EDGES), bits=4))
+    run(converted, X, EDGES)
+    with counted() as counts, torch.no_grad():
+        converted(X, EDGES)
+    # The predictions are packed for the first hop and kept as floats for the teleport.
+    assert counts["packed_spmm+pack"] == 5 and counts["packed_spmm"] == 1
+    assert counts["quantize_pack"] == 2
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_fusion_changes_no_bit(name: str) -> None:
+    model = quantized(build(name), (X, EDGES), bits=4)
+    fused, plain = packed(model), packed(model)
+    plain._forward_pre_hooks.clear()
+    plain._forward_hooks.clear()
+    plain._forward_pre_hooks_with_kwargs.clear()
+    plain._forward_hooks_always_called.clear()
+    difference = deviation(run(plain, X, EDGES), run(fused, X, EDGES))
+    # A constant factor is multiplied into the scale before the sum, not into its result.
+    assert difference == 0.0 or name in ("appnp", "smp") and difference < 1e-6
+
+
+@pytest.mark.parametrize("name", ["gcn", "sage", "gat"])
+def test_packed_features(name: str) -> None:
+    model = quantized(build(name), (X, EDGES), bits=4, granularity={"input": "tensor"})
+    converted = packed(model)
+    if name == "gcn":
+        features = converted.convs[0].lin.pack_input(X)
+        with torch.no_grad():
+            assert torch.equal(converted(features, EDGES), converted(X, EDGES))
+            with counted() as counts:
+                converted(features, EDGES)
+        assert counts["quantize_pack"] == 0
+    eight = PackedTensor.from_float(X, torch.tensor(0.03), torch.tensor(128.0), bits=8)
+    out = run(converted, eight, EDGES)
+    assert deviation(run(model, eight.dequantize(), EDGES), out) < 0.5
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+@pytest.mark.parametrize("truncation", [None, "bt*"])
+@pytest.mark.parametrize("granularity", ["node", "tensor"])
+def test_sparse_features(layout: str, truncation: str | None, granularity: str) -> None:
+    words = (X > 1).float()
+    sparse = {
+        "coo": words.to_sparse(),
+        "csr": words.to_sparse_csr(),
+        "csc": words.to_sparse_csc(),
+    }[layout]
+    model = build("gcn")
+    settings = {"truncation": truncation, "granularity": {"input": granularity}}
+    model = quantized(model, (sparse, EDGES), bits=4, **settings)
+    assert_agrees(model, packed(model), sparse, EDGES)
+
+
+def test_hetero_models() -> None:
+    metadata = (["a", "b"], [("a", "to", "b"), ("b", "to", "a")])
+    model = to_hetero(GraphSAGE(FEATURES, 8, num_layers=2), metadata)
+    x = {"a": X, "b": X[:20]}
+    edges = {("a", "to", "b"): EDGES % 20, ("b", "to", "a"): (EDGES % 20).flip(0)}
+    model = quantized(model, (x, edges), bits=4)
+    assert_agrees(model, packed(model), x, edges)
+
+
+@pytest.mark.parametrize("name", ["gcn", "appnp"])
+def test_copies_and_checkpoints_are_exact(name: str) -> None:
+    model = quantized(build(name), (X, EDGES), bits=4)
+    converted = packed(model)
+    expected = run(converted, X, EDGES)
+    for twin in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        assert deviation(expected, run(twin, X, EDGES)) == 0.0
+    other = packed(quantized(MODELS[name](), (2 * X, EDGES), bits=4))
+    assert deviation(expected, run(other, X, EDGES)) > 0.0
+    other.load_state_dict(converted.state_dict())
+    assert deviation(expected, run(other, X, EDGES)) == 0.0
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+def test_files_are_small(bits: int, tmp_path: Any) -> None:
+    model = GCN(512, 256, num_layers=2, out_channels=64)
+    x = torch.randn(20, 512)
+    edge_index = EDGES % 20
+    converted = packed(quantized(model, (x, edge_index), bits=bits))
+    sizes = []
+    for name, module in (("float", model), ("packed", converted)):
+        torch.save(module.state_dict(), tmp_path / name)
+        sizes.append((tmp_path / name).stat().st_size)
+    values = sum(v.nbytes for v in converted.state_dict().values())
+    floats = sum(p.nbytes for p in model.parameters())
+    assert values / floats < bits / 32 + 0.01
+    assert sizes[1] / sizes[0] < bits / 32 + 0.03
+    torch.load(tmp_path / "packed", weights_only=True)
+
+
+def test_unknown_backends_and_states_are_refused() -> None:
+    model = quantized(build("gcn"), (X, EDGES), bits=4)
+    converted = packed(model)
+    state = converted.state_dict()
+    key = next(k for k in state if k.endswith("codes"))
+    with pytest.raises(qlr.errors.CheckpointError, match="damaged"):
+        converted.load_state_dict({**state, key: state[key][:-1]})
+    narrow = packed(quantized(build("gcn"), (X, EDGES), bits=2))
+    with pytest.raises(qlr.errors.CheckpointError, match="at 2 bits, the model"):
+        converted.load_state_dict(narrow.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        converted.load_state_dict({k: v for k, v in state.items() if k != key})
+
+
+def test_inference_only() -> None:
+    converted = packed(quantized(build("gcn"), (X, EDGES), bits=4))
+    assert not any(p.requires_grad for p in converted.parameters())
+    with pytest.raises(qlr.errors.InputError, match=r"convs\.0.*requires grad"):
+        converted(X.clone().requires_grad_(), EDGES)
+    with pytest.raises(qlr.errors.InputError, match=r"convs\.0: x is float64.*x\.float\(\)"):
+        converted(X.double(), EDGES)
+    with pytest.raises(qlr.errors.InputError, match="training mode"):
+        converted.train()(X, EDGES)
+    with pytest.raises(qlr.errors.InputError, match="packed codes"):
+        converted.reset_parameters()
+    # An error in a forward leaves nothing behind.
+    converted.eval()
+    assert type(converted.convs[0](X, EDGES)) is Tensor
+
+
+def test_the_reference_back_end_agrees() -> None:
+    model = quantized(build("gcn"), (X, EDGES), bits=4)
+    assert_agrees(model, packed(model, backend="reference"), X, EDGES)
+    with torch.inference_mode():
+        assert_agrees(model, packed(model), X, EDGES)

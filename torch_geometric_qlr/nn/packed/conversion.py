@@ -1,0 +1,114 @@
+"""What a conversion did: per layer what computes it now, and how much memory its weights take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from torch_geometric_qlr.nn.packed.layer import PackedLayer
+from torch_geometric_qlr.nn.packed.ranges import FrozenRange
+from torch_geometric_qlr.nn.packed.weights import PackedWeight
+
+__all__ = ["Conversion", "ConversionEntry"]
+
+
+@dataclass(frozen=True)
+class ConversionEntry:
+    r"""What happened to one layer.
+
+    Args:
+        name (str): Qualified name; :obj:`""` is the model itself.
+        layer (str): Its class.
+        runs_as (str): :obj:`"packed product"`, :obj:`"packed sum"`, :obj:`"packed attention"`,
+            :obj:`"packed lookup"` or :obj:`"quantized in float"`.
+        bits (tuple): Widths of its packed weights.
+        float_bytes (int): Size of those weights in float32.
+        packed_bytes (int): Their size now, with scales and padding.
+        note (str): Why it is not packed, and other remarks.
+    """
+
+    name: str
+    layer: str
+    runs_as: str
+    bits: tuple[int, ...]
+    float_bytes: int
+    packed_bytes: int
+    note: str
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it computes on codes."""
+        return self.runs_as.startswith("packed")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    r"""The result of :func:`torch_geometric_qlr.conversion`: prints as a table.
+
+    Args:
+        model (str): Class of the model.
+        entries (tuple): One :class:`ConversionEntry` per converted layer.
+    """
+
+    model: str
+    entries: tuple[ConversionEntry, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Conversion:
+        """Reads off a converted model what each layer does."""
+        named = model.named_modules()
+        entries = [_entry(n, m) for n, m in named if isinstance(m, PackedLayer)]
+        return cls(type(model).__name__, tuple(entries))
+
+    @property
+    def fallbacks(self) -> tuple[ConversionEntry, ...]:
+        """Layers that compute in floating point."""
+        return tuple(e for e in self.entries if not e.is_packed)
+
+    def to_dict(self) -> dict[str, Any]:
+        r"""The conversion as plain values."""
+        return {
+            "model": self.model,
+            "layers": [{**vars(e), "bits": list(e.bits)} for e in self.entries],
+        }
+
+    def __str__(self) -> str:
+        head = ("module", "layer", "runs as", "weight bits", "weight bytes", "note")
+        rows = [
+            (
+                e.name or "(model)",
+                e.layer,
+                e.runs_as,
+                "/".join(map(str, e.bits)) or "-",
+                f"{e.float_bytes:,} -> {e.packed_bytes:,}" if e.bits else "-",
+                e.note,
+            )
+            for e in self.entries
+        ]
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [head, *rows]
+        ]
+        packed = len(self.entries) - len(self.fallbacks)
+        return "\n".join([*lines, f"packed: {packed} of {len(self.entries)} layers"])
+
+
+def _entry(name: str, layer: Any) -> ConversionEntry:
+    weights = [q for q in layer.quantizers.values() if isinstance(q, PackedWeight)]
+    ranges = [q for q in layer.quantizers.modules() if isinstance(q, FrozenRange)]
+    unused = [q.path for q in ranges if not bool(q.calibrated)]
+    notes = [layer.reason] if layer.reason else []
+    if unused:
+        notes.append(f"never saw data: {', '.join(unused)}")
+    return ConversionEntry(
+        name=name,
+        layer=type(layer).__name__,
+        runs_as=layer.runs_as,
+        bits=tuple(w.bits for w in weights),
+        float_bytes=sum(4 * w.shape.numel() for w in weights),
+        packed_bytes=sum(w.packed.nbytes for w in weights),
+        note="; ".join(notes),
+    )

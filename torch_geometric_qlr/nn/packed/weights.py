@@ -1,0 +1,153 @@
+"""Weights as packed codes, in memory and, without padding, on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_geometric_qlr.errors import CheckpointError
+from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.tensor import PackedTensor
+
+__all__ = ["PackedWeight", "PackedWeightAccess"]
+
+
+class PackedWeight(nn.Module):
+    r"""The codes of one weight, in place of the quantizer that made them.
+
+    The ``state_dict`` holds the dense stream of bits of
+    :meth:`~torch_geometric_qlr.tensor.PackedTensor.to_state`.
+
+    Args:
+        packed (PackedTensor): The weight as a matrix.
+        shape (torch.Size): Its own shape.
+        path (str): Where it sits, for error messages.
+    """
+
+    data: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, packed: PackedTensor, shape: torch.Size, path: str = "") -> None:
+        super().__init__()
+        self.bits, self.num_cols, self.shape, self.path = packed.bits, packed.num_cols, shape, path
+        self.register_buffer("data", packed.data)
+        self.register_buffer("scale", packed.scale)
+        self.register_buffer("zero_point", packed.zero_point)
+        self._transposed: PackedTensor | None = None
+
+    @classmethod
+    @torch.no_grad()
+    def from_quantizer(cls, quantizer: LearnedRangeQuant, weight: Tensor) -> PackedWeight:
+        r"""The codes that a quantizer gives a weight.
+
+        Args:
+            quantizer (LearnedRangeQuant): The weight's quantizer.
+            weight (torch.Tensor): The float weight.
+        """
+        quantizer(weight)  # a weight that has not been used yet starts its range now
+        matrix = quantizer.groups.matrix(weight)
+        scale, zero_point, skew = quantizer.code_params(matrix)
+        if matrix.dim() != 2:
+            matrix = weight.reshape(weight.size(0) if weight.dim() else 1, -1)
+        packed = PackedTensor.from_float(
+            matrix,
+            scale.detach(),
+            zero_point.detach(),
+            quantizer.bits,
+            truncate=quantizer.config.truncates,
+            skew=skew,
+        )
+        return cls(packed, weight.shape, quantizer.path)
+
+    @property
+    def packed(self) -> PackedTensor:
+        """The weight as a packed matrix."""
+        return PackedTensor(self.data, self.num_cols, self.bits, self.scale, self.zero_point)
+
+    def transposed(self) -> PackedTensor:
+        """Its transpose, made when sparse features first ask for it."""
+        if self._transposed is None:
+            with torch.inference_mode(False), torch.no_grad():
+                packed = self.packed
+                self._transposed = PackedTensor.from_codes(
+                    packed.unpack().t().contiguous(),
+                    packed.scale.t() if packed.scale.dim() else packed.scale,
+                    packed.zero_point.t() if packed.zero_point.dim() else packed.zero_point,
+                    packed.bits,
+                )
+        return self._transposed
+
+    def dequantize(self) -> Tensor:
+        """The values the codes stand for, in the shape of the weight."""
+        return self.packed.dequantize().view(self.shape)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
+        # Scales stay in float32, as the ranges they come from.
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            return out if out.dtype == tensor.dtype else tensor.to(out.device)
+
+        super()._apply(keep_dtype, recurse)
+        self._transposed = None
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination |= {f"{prefix}{name}": t for name, t in self.packed.to_state().items()}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = ("header", "codes", "scale", "zero_point")
+        missing = [prefix + name for name in names if prefix + name not in state_dict]
+        if missing:
+            missing_keys += missing
+            return
+        loaded = PackedTensor.from_state({name: state_dict[prefix + name] for name in names})
+        if (loaded.shape, loaded.bits) != (self.packed.shape, self.bits):
+            raise CheckpointError(
+                f"{self.path or prefix}: the checkpoint holds {list(loaded.shape)} codes at "
+                f"{loaded.bits} bits, the model {list(self.packed.shape)} at {self.bits}. Convert "
+                f"a model of the same configuration and load into that."
+            )
+        loaded = loaded.to(self.data.device)
+        self.data, self.scale, self.zero_point = loaded.data, loaded.scale, loaded.zero_point
+        self._transposed = None
+
+    def extra_repr(self) -> str:
+        return f"shape={list(self.shape)}, bits={self.bits}"
+
+
+class PackedWeightAccess:
+    """Reads ``layer.weight`` of a converted layer: unpacked on demand, once per forward."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Any, owner: type) -> Any:
+        if layer is None:
+            return self
+        packed = layer.quantizers._modules.get(self.name)
+        if not isinstance(packed, PackedWeight):
+            return layer._parameters.get(self.name)
+        weights = layer.__dict__.get("_quantized_weights")
+        if weights is None:
+            return packed.dequantize()
+        if self.name not in weights:
+            weights[self.name] = packed.dequantize()
+        return weights[self.name]
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        raise TypeError(f"the weight {self.name!r} of a converted layer is packed; it is read only")

@@ -1,0 +1,177 @@
+"""From a trained quantized model to one that computes on packed integers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from typing import TypeVar
+
+from torch import nn
+
+from torch_geometric_qlr.errors import (
+    AlreadyQuantizedError,
+    ConfigError,
+    NothingToQuantizeError,
+    UnsupportedLayerError,
+)
+from torch_geometric_qlr.nn import QuantLayer
+from torch_geometric_qlr.nn.packed import Conversion, PackedLayer, pack_layers
+from torch_geometric_qlr.ops import use_backend
+from torch_geometric_qlr.quantizers import LearnedRangeQuant
+
+__all__ = ["Convert", "conversion", "convert", "convert_"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def convert(model: M, backend: str = "auto") -> M:
+    r"""A copy of a quantized model that computes on packed integer codes, for inference.
+
+    It gives what ``model.eval()`` gives, with weights at their own width in memory and in the
+    ``state_dict``. Linears multiply codes, convs gather packed source rows along a CSR that is
+    built once per adjacency object, and where ranges are static a result is written as the codes
+    that the next layer reads. A layer that has no packed form computes as before with unpacked
+    weights; a warning names it, and :func:`conversion` lists all layers.
+
+    For the same input a quantizer gives the same codes, and layers agree to float32 rounding. Where
+    a float result is quantized *again*, the order of the sum before can decide a value that lies
+    exactly between two codes, which few-bit models with small integer sums have now and then; it
+    then differs by one code.
+
+    Features may be passed as :class:`~torch_geometric_qlr.tensor.PackedTensor`, whose codes are
+    taken as they are.
+
+    Args:
+        model (torch.nn.Module): A model from :func:`~torch_geometric_qlr.quantize` that has seen
+            data (in training or calibration).
+        backend (str): Who computes packed operations: :obj:`"auto"`, :obj:`"cpu"`,
+            :obj:`"reference"`, see :func:`torch_geometric_qlr.ops.use_backend`.
+            (default: :obj:`"auto"`)
+
+    Raises:
+        NothingToQuantizeError: If the model is not quantized.
+        AlreadyQuantizedError: If it is converted already.
+        ConfigError: If none of its ranges has ever seen data.
+        InputError: If its weights are not float32.
+        BackendError: If the back end is not available.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> from torch_geometric.nn import GCN
+        >>> x, edge_index = torch.rand(3, 8), torch.tensor([[0, 1], [1, 2]])
+        >>> model = qlr.quantize(GCN(8, 16, num_layers=2, out_channels=4), bits=4).eval()
+        >>> out = model(x, edge_index)
+        >>> packed = qlr.convert(model)
+        >>> torch.allclose(packed(x, edge_index), out, atol=1e-5)
+        True
+        >>> print(qlr.conversion(packed))
+        module       layer          runs as         weight bits  weight bytes  note
+        convs.0      PackedGCNConv  packed sum      -            -
+        convs.0.lin  PackedLinear   packed product  4            512 -> 384
+        convs.1      PackedGCNConv  packed sum      -            -
+        convs.1.lin  PackedLinear   packed product  4            256 -> 96
+        packed: 4 of 4 layers
+    """
+    _check(model, backend)
+    return convert_(copy.deepcopy(model), backend)
+
+
+def convert_(model: M, backend: str = "auto") -> M:
+    r"""Converts a quantized model in place and returns it, see :func:`convert`.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> layer = qlr.quantize(torch.nn.Linear(4, 2), bits=4)
+        >>> _ = layer(torch.rand(3, 4))
+        >>> qlr.convert_(layer) is layer, type(layer).__name__
+        (True, 'PackedLinear')
+    """
+    _check(model, backend)
+    done = pack_layers(model, backend)
+    told = [f"{e.name or e.layer} ({e.note})" for e in done.entries if e.note]
+    if told:
+        shown = "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
+        warnings.warn(
+            f"{len(told)} of {len(done.entries)} converted layers compute in floating point or "
+            f"have parts without a range: {shown}. See qlr.conversion(model).",
+            stacklevel=2,
+        )
+    return model
+
+
+def conversion(model: nn.Module) -> Conversion:
+    r"""What computes each layer of a converted model, and why not packed. Prints as a table.
+
+    Args:
+        model (torch.nn.Module): A model from :func:`convert`.
+
+    Raises:
+        NothingToQuantizeError: If the model is not converted.
+    """
+    done = Conversion.of(model)
+    if not done.entries:
+        raise NothingToQuantizeError(
+            f"{type(model).__name__} has no converted layer. Call qlr.convert(model) first."
+        )
+    return done
+
+
+def _check(model: nn.Module, backend: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise UnsupportedLayerError(
+            f"Expected a quantized torch.nn.Module (got {type(model).__name__})."
+        )
+    with use_backend(backend):
+        pass
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and m.quantizers}
+    for name, layer in layers.items():
+        if isinstance(layer, PackedLayer):
+            raise AlreadyQuantizedError(
+                f"{name or type(layer).__name__} is converted already. Convert the quantized "
+                f"model once, and keep it if you want to train on."
+            )
+    if not layers:
+        raise NothingToQuantizeError(
+            f"{type(model).__name__} has no quantized layer to convert. Call qlr.quantize(model) "
+            f"and train or calibrate it first."
+        )
+    _check_calibrated(layers)
+
+
+def _check_calibrated(layers: dict[str, QuantLayer]) -> None:
+    # The range of a weight needs no data, and a layer may have parts that the data never reaches.
+    ranges = [
+        q
+        for layer in layers.values()
+        for key, found in layer.quantizers.items()
+        if key not in layer.weight_names
+        for q in found.modules()
+        if isinstance(q, LearnedRangeQuant)
+    ]
+    if ranges and not any(bool(q.calibrated) for q in ranges):
+        raise ConfigError(
+            f"{ranges[0].path or 'the model'} has no range yet: the model has never seen data. "
+            f"Train it, or run model.eval() on representative batches, then convert it."
+        )
+
+
+@dataclasses.dataclass
+class Convert:
+    r"""The transform of :func:`convert`, to compose with others.
+
+    Args:
+        backend (str): As for :func:`convert`. (default: :obj:`"auto"`)
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> layer = qlr.quantize(torch.nn.Linear(4, 2), bits=4)
+        >>> _ = layer(torch.rand(3, 4))
+        >>> type(qlr.transforms.Convert()(layer)).__name__
+        'PackedLinear'
+    """
+
+    backend: str = "auto"
+
+    def __call__(self, model: M) -> M:
+        return convert(model, self.backend)
