@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -91,11 +92,11 @@ class QuantLayer:
     class_prefix: ClassVar[str] = "Quant"
     weight_access: ClassVar[type] = _QuantizedWeight
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The base must see itself, not this class, while it inspects its own signatures.
-        from torch_geometric_qlr.nn.rewrite import construct
+    #: Builds a layer by name. Set by :mod:`torch_geometric_qlr.nn.rewrite`, which stands above.
+    construct: ClassVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], None]]
 
-        construct(self, type(self).float_class, args, kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        QuantLayer.construct(self, args, kwargs)
 
     def quantizer_at(self, point: str) -> nn.Module:
         """The quantizer that acts at a place now."""

@@ -59,8 +59,9 @@ def apply_plan(model: nn.Module, plan: Plan, config: QLRConfig) -> nn.Module:
     return model
 
 
-def construct(layer: Any, base: type[nn.Module], args: Any, kwargs: dict[str, Any]) -> None:
+def construct(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """The constructor of a quantized layer by name: its float base, then quantized in place."""
+    cls = type(layer)
     fields = {f.name for f in dataclasses.fields(QLRConfig)}
     config = kwargs.pop("config", None)
     given = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
@@ -68,9 +69,9 @@ def construct(layer: Any, base: type[nn.Module], args: Any, kwargs: dict[str, An
         config = QLRConfig(**given)
     elif given:
         config = config.replace(**given)
-    cls = type(layer)
-    layer.__class__ = base
-    base.__init__(layer, *args, **kwargs)
+    # The base must see itself, not this class, while it inspects its own signatures.
+    layer.__class__ = cls.float_class
+    cls.float_class.__init__(layer, *args, **kwargs)
     plan = make_plan(layer, config)
     apply_plan(layer, plan, config)
     if not isinstance(layer, QuantLayer):  # quantized inside only
@@ -80,6 +81,8 @@ def construct(layer: Any, base: type[nn.Module], args: Any, kwargs: dict[str, An
     layer.__class__ = cls  # it may be a subclass that a user has written
     layer.register_load_state_dict_post_hook(report_fresh_ranges)
 
+
+QuantLayer.construct = construct
 
 # One layer ########################################################################################
 
