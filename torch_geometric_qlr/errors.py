@@ -15,7 +15,6 @@ __all__ = [
     "LazyModuleError",
     "CheckpointError",
     "BackendError",
-    "PickleError",
 ]
 
 
@@ -64,7 +63,3 @@ class CheckpointError(QLRError, ValueError):
 
 class BackendError(QLRError, RuntimeError):
     r"""A kernel back end that was asked for by name and is not available here."""
-
-
-class PickleError(QLRError, TypeError):
-    r"""An object that cannot be pickled, with the way to save it instead."""
