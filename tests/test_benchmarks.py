@@ -114,3 +114,16 @@ def test_memory_is_measured_in_processes_of_their_own(run_benchmark: Any, tmp_pa
     floats = measured["float, adj_t"]
     assert 19717 * 500 * 4 / 2**20 <= floats["features"] + 1
     assert measured["INT2"]["peak"] < 0.75 * floats["peak"]
+
+
+def test_exactness_counts_codes(run_benchmark: Any) -> None:
+    few = ("--models", "GCN", "SMP", "--widths", "INT4", "--epochs", "1")
+    printed = run_benchmark("exactness.py", "--generated", *few)
+    rows = cells(printed)
+    codes = [dict(zip(rows[0], row, strict=True)) for row in rows[2:4]]
+    assert [row["model"] for row in codes] == ["GCN", "SMP"]
+    for row in codes:
+        assert int(row["codes"].replace(",", "")) > 2708 * 1433
+        assert int(row["packed - quantized"]) < 100 and int(row["predictions changed"]) == 0
+    sums = [dict(zip(rows[4], row, strict=True)) for row in rows[6:]]
+    assert len(sums) == 6 and all(float(row["packed"]) < 1e-6 for row in sums)

@@ -35,9 +35,9 @@ def convert(model: M, backend: str = "auto") -> M:
     weights; a warning names it, and :func:`conversion` lists all layers.
 
     For the same input a quantizer gives the same codes, and layers agree to float32 rounding. Where
-    a float result is quantized *again*, the order of the sum before can decide a value that lies
-    exactly between two codes, which few-bit models with small integer sums have now and then; it
-    then differs by one code.
+    a float result is quantized *again* and lies within a rounding error of the middle between two
+    codes, the order of the sum before decides, and it differs by one code: some values in ten
+    millions at 8 bits, fewer at less.
 
     Features may be passed as :class:`~torch_geometric_qlr.tensor.PackedTensor`, whose codes are
     taken as they are.
