@@ -28,7 +28,7 @@ namespace {
 #include "kernels/quantize.inl"
 #include "kernels/weights.inl"
 #include "kernels/sum.inl"
-#include "kernels/weighted.inl"
+#include "kernels/weighted_lookup.inl"
 #include "kernels/spmm.inl"
 #include "kernels/extremum.inl"
 #include "kernels/gather_ops.inl"

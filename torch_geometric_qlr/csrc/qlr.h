@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 1
+#define QLR_ABI_VERSION 2
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -75,9 +75,6 @@ QLR_EXPORT int32_t qlr_abi_version();
 QLR_EXPORT int32_t qlr_best_isa();
 QLR_EXPORT int32_t qlr_has_vnni();
 QLR_EXPORT int32_t qlr_has_openmp();
-
-// Lets the kernel back the range with huge pages; a hint that never fails.
-QLR_EXPORT void qlr_advise_huge(void* data, int64_t bytes);
 
 QLR_EXPORT int32_t qlr_quantize_pack(const float* x, int64_t rows, int64_t cols,
                                      const QlrQuantizer* quantizer, uint8_t* packed,

@@ -1,4 +1,4 @@
-// Who does which rows: chunks balanced by edges, threads, memory that is scratch or huge.
+// Who does which rows: chunks balanced by edges, threads, scratch memory.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,6 @@
 #include <new>
 #if defined(_OPENMP)
 #include <omp.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
 #endif
 
 #include "qlr.h"
@@ -97,18 +94,6 @@ int32_t parallel_edges(const QlrGraph& graph, int64_t source_rows, int64_t row_b
     body(first, last);
   });
   return status.load();
-}
-
-inline void advise_huge(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  if (bytes < static_cast<int64_t>(2 * kHuge)) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHuge - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 // Zeroed scratch memory aligned for any vector.

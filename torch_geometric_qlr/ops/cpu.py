@@ -16,6 +16,7 @@ from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_library
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Packed
+from torch_geometric_qlr.ops.memory import empty
 from torch_geometric_qlr.ops.schemas import reduced_shape
 
 __all__ = ["KERNELS"]
@@ -36,7 +37,7 @@ def _quantize_pack(
 ) -> Tensor:
     args, (rows, cols) = Arguments(), x.shape
     quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
-    out = torch.empty((rows, row_layout(cols, storage_bits(bits)).stride), dtype=torch.uint8)
+    out = empty((rows, row_layout(cols, storage_bits(bits)).stride), torch.uint8)
     call_library(
         "qlr_quantize_pack",
         args.floats(x, x.numel(), "x"),
@@ -53,7 +54,7 @@ def _pack(isa: int, codes: Tensor, bits: int) -> Tensor:
     if codes.dtype != torch.uint8:
         raise InputError(f"pack: codes are uint8, got {codes.dtype}")
     args, (rows, cols) = Arguments(), codes.shape
-    out = torch.empty((rows, row_layout(cols, bits).stride), dtype=torch.uint8)
+    out = empty((rows, row_layout(cols, bits).stride), torch.uint8)
     call_library("qlr_pack", args.address(codes), rows, cols, bits, out.data_ptr(), *_run(isa))
     return out
 
@@ -62,7 +63,7 @@ def _unpack(isa: int, packed: Tensor, num_cols: int, bits: int) -> Tensor:
     args = Arguments()
     args.check_packed(packed, num_cols, bits)
     source = Packed(args.address(packed), packed.size(0), num_cols, bits, -1, None, None)
-    out = torch.empty((packed.size(0), num_cols), dtype=torch.uint8)
+    out = empty((packed.size(0), num_cols), torch.uint8)
     call_library("qlr_unpack", source, out.data_ptr(), *_run(isa))
     return out
 
@@ -72,7 +73,7 @@ def _dequantize_packed(
 ) -> Tensor:
     args = Arguments()
     source = args.packed(packed, num_cols, bits, scale, zero_point)
-    out = torch.empty((packed.size(0), num_cols), dtype=torch.float32)
+    out = empty((packed.size(0), num_cols), torch.float32)
     call_library("qlr_dequantize", source, out.data_ptr(), *_run(isa))
     return out
 
@@ -80,7 +81,7 @@ def _dequantize_packed(
 def _index_select(isa: int, packed: Tensor, index: Tensor) -> Tensor:
     args = Arguments()
     rows, stride = packed.shape
-    out = torch.empty((index.numel(), stride), dtype=torch.uint8)
+    out = empty((index.numel(), stride), torch.uint8)
     index_at = args.address(index.to(torch.int64))
     call_library(
         "qlr_index_select",
@@ -221,8 +222,8 @@ def _fake_quantize(
     shared = scale.numel() == 1 and zero_point.numel() == 1
     rows, cols = _as_matrix(x, -1 if shared else 0)
     quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
-    x_hat = torch.empty(x.shape, dtype=torch.float32)
-    mask = torch.empty(x.shape, dtype=torch.bool)
+    x_hat = empty(x.shape, torch.float32)
+    mask = empty(x.shape, torch.bool)
     call_library(
         "qlr_fake_quantize",
         *(args.floats(x, x.numel(), "x"), rows, cols, quantizer, x_hat.data_ptr(), mask.data_ptr()),
@@ -239,7 +240,7 @@ def _fake_quantize_backward(
     if mask.shape != x.shape or mask.dtype != torch.bool:
         raise InputError(f"fake_quantize_backward: mask must be bool of shape {list(x.shape)}")
     args, (rows, cols) = Arguments(), _as_matrix(x, axis)
-    grad_x = torch.empty(x.shape, dtype=torch.float32)
+    grad_x = empty(x.shape, torch.float32)
     reduced = torch.empty(reduced_shape(x, axis), dtype=torch.float32)
     call_library(
         "qlr_fake_quantize_backward",

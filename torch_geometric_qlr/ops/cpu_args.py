@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_geometric_qlr.errors import BackendError, ConfigError, InputError
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Epilogue, Graph, Packed, Quantizer, load_library
+from torch_geometric_qlr.ops.memory import empty
 
 __all__ = ["Arguments", "Unsupported", "call_library"]
 
@@ -180,7 +181,7 @@ class Arguments:
             relu,
         )
         if out_scale is None:
-            out = torch.empty((rows, cols), dtype=torch.float32)
+            out = empty((rows, cols), torch.float32)
             epilogue.out = out.data_ptr()
             return epilogue, out
         if out_zero_point is None:
@@ -191,8 +192,6 @@ class Arguments:
         if quantizer.axis == 0:
             raise Unsupported
         self._alive.append(quantizer)
-        out = torch.empty(
-            (rows, row_layout(cols, storage_bits(out_bits)).stride), dtype=torch.uint8
-        )
+        out = empty((rows, row_layout(cols, storage_bits(out_bits)).stride), torch.uint8)
         epilogue.packed, epilogue.quantizer = out.data_ptr(), ctypes.pointer(quantizer)
         return epilogue, out

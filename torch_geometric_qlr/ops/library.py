@@ -14,7 +14,7 @@ import torch  # noqa: F401
 
 __all__ = ["Epilogue", "Graph", "Packed", "Quantizer", "load_library", "library_path"]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class Packed(ctypes.Structure):

@@ -123,39 +123,53 @@ inline F::vf load_centered(const float* p, int32_t) { return F::load(p); }
 
 class Emitter {
  public:
-  Emitter(int64_t cols, int64_t rows, const QlrPacked* source, const QlrEpilogue& epilogue)
+  Emitter(int64_t cols, const QlrPacked* source, const QlrEpilogue& epilogue)
       : cols_(cols), padded_(round_up(cols)), epilogue_(epilogue),
         columns_(padded_, source, cols, epilogue),
         layout_(cols, epilogue.quantizer ? storage_bits(epilogue.quantizer->bits) : 8),
-        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}) {
-    if (epilogue.out != nullptr) advise_huge(epilogue.out, rows * cols * 4);
-    if (epilogue.packed != nullptr) advise_huge(epilogue.packed, rows * layout_.stride);
-  }
+        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}) {}
   // Room for the sums of a row, in any layout a kernel may write.
   static int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
   int64_t padded() const { return padded_; }
   int32_t center() const { return columns_.center; }
+  bool wants_weight_sum() const { return columns_.has_residual; }
   float row_factor(int64_t row, int64_t degree) const {
     float factor = epilogue_.row_scale != nullptr ? epilogue_.row_scale[row] : 1.f;
     if (epilogue_.mean) factor /= static_cast<float>(std::max<int64_t>(degree, 1));
     return factor;
   }
 
-  // `codes` is zeroed scratch of padded() bytes.
   template <typename Sum>
-  void row(int64_t i, const RowSums<Sum>& sums, uint8_t* codes) const {
+  void row(int64_t i, const RowSums<Sum>& sums) const {
     if (epilogue_.out != nullptr) return float_row(i, sums);
-    for (int64_t f = 0; f < cols_; f += F::W) {
-      const F::vf y = value(i, f, sums);
-      const F::vf c = coder_(y, F::load(&columns_.out_scale.data()[f]),
-                             F::load(&columns_.out_zero.data()[f]));
-      F::store_u8(codes + f, F::to_int(c));
+    switch (layout_.bits) {
+      case 1: return packed_row<1>(i, sums);
+      case 2: return packed_row<2>(i, sums);
+      case 4: return packed_row<4>(i, sums);
+      default: return packed_row<8>(i, sums);
     }
-    for (int64_t f = cols_; f < (cols_ + F::W - 1) / F::W * F::W; ++f) codes[f] = 0;
-    pack_row(codes, layout_, epilogue_.packed + i * layout_.stride);
   }
 
  private:
+  // F::W neighbouring bytes at a time, whose fields are joined in a register.
+  template <int BITS, typename Sum>
+  void packed_row(int64_t i, const RowSums<Sum>& sums) const {
+    const int unit = layout_.unit;
+    uint8_t* to = epilogue_.packed + i * layout_.stride;
+    for (int64_t u = 0, f = 0; u < layout_.units; ++u, f += unit * (8 / BITS))
+      for (int j = 0; j < unit; j += F::W)
+        F::store_bytes(to + u * unit + j, fields<BITS>(i, f + j, sums, F::no_bytes()));
+  }
+  template <int BITS, int K = 0, typename Sum>
+  F::vb fields(int64_t i, int64_t f, const RowSums<Sum>& sums, F::vb bytes) const {
+    if (f >= cols_) return bytes;
+    F::vi c = F::to_int(coder_(value(i, f, sums), F::load(&columns_.out_scale.data()[f]),
+                               F::load(&columns_.out_zero.data()[f])));
+    if (f + F::W > cols_) c = F::keep(c, cols_ - f);
+    bytes = F::template either<BITS * K>(bytes, c);
+    if constexpr (BITS * (K + 1) < 8) return fields<BITS, K + 1>(i, f + layout_.unit, sums, bytes);
+    else return bytes;
+  }
   template <typename Sum>
   void float_row(int64_t i, const RowSums<Sum>& sums) const {
     float* out = epilogue_.out + i * cols_;

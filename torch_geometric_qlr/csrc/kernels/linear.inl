@@ -116,12 +116,12 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
   Scratch<float> zeros(w.outputs);
   const int32_t axis = weight.axis == QLR_PER_ROW ? QLR_PER_COLUMN : QLR_PER_TENSOR;
   const QlrPacked columns{nullptr, 0, w.outputs, 1, axis, weight.scale, zeros.data()};
-  const Emitter emitter(w.outputs, x.rows, &columns, epilogue);
+  const Emitter emitter(w.outputs, &columns, epilogue);
   const int64_t stride = input.layout.padded_cols();
   const int64_t blocks = (x.rows + kBlockRows - 1) / kBlockRows;
   parallel_rows(blocks, kBlockRows * w.inputs * w.outputs / 16, threads,
                 [&](int64_t first, int64_t last) {
-    Scratch<uint8_t> codes(kBlockRows * stride + 64), packed(emitter.padded());
+    Scratch<uint8_t> codes(kBlockRows * stride + 64);
     Scratch<int32_t> products(kBlockRows * w.padded);
     Scratch<float> sums(emitter.padded() + w.padded);
     for (int64_t block = first; block < last; ++block) {
@@ -134,7 +134,7 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
       for (int64_t i = begin; i < end; ++i) {
         center_products(products.data() + (i - begin) * w.padded, w, code_sum[i - begin],
                         input.center, input.residual(i), sums.data());
-        emitter.row(i, RowSums<float>{sums.data(), 0, 0.f, 0.f, input.scale(i)}, packed.data());
+        emitter.row(i, RowSums<float>{sums.data(), 0, 0.f, 0.f, input.scale(i)});
       }
     }
   });
