@@ -88,43 +88,71 @@ inline void pack_row(const uint8_t* codes, const Layout& layout, uint8_t* packed
   else pack_units<32>(codes, layout, packed);
 }
 
+// Packed bytes to natural-order codes, layout.padded_cols() of them. Eight bytes at a time: no field
+// crosses a byte, so whole words can be shifted.
+template <int BITS, int UNIT>
+inline void unpack_units(const uint8_t* packed, int64_t units, uint8_t* codes) {
+  constexpr int kFields = 8 / BITS;
+  constexpr uint64_t kMask = 0x0101010101010101u * ((1u << BITS) - 1);
+  for (int64_t u = 0; u < units; ++u)
+    for (int k = 0; k < kFields; ++k)
+      for (int j = 0; j < UNIT; j += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, packed + u * UNIT + j, 8);
+        eight = (eight >> (BITS * k)) & kMask;
+        std::memcpy(codes + (u * kFields + k) * UNIT + j, &eight, 8);
+      }
+}
+
 template <int UNIT>
-inline void unpack_units(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
-  const uint8_t mask = static_cast<uint8_t>((1 << layout.bits) - 1);
-  for (int64_t u = 0; u < layout.units; ++u) {
-    for (int k = 0; k < layout.fields; ++k) {
-      uint8_t* plane = codes + (u * layout.fields + k) * UNIT;
-      for (int j = 0; j < UNIT; ++j)
-        plane[j] = static_cast<uint8_t>(packed[u * UNIT + j] >> (k * layout.bits)) & mask;
-    }
+inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
+  switch (layout.bits) {
+    case 1: return unpack_units<1, UNIT>(packed, layout.units, codes);
+    case 2: return unpack_units<2, UNIT>(packed, layout.units, codes);
+    case 4: return unpack_units<4, UNIT>(packed, layout.units, codes);
+    default: return unpack_units<8, UNIT>(packed, layout.units, codes);
   }
 }
-
-// Packed bytes to natural-order codes, layout.padded_cols() of them.
 inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
-  if (layout.unit == 16) unpack_units<16>(packed, layout, codes);
-  else unpack_units<32>(packed, layout, codes);
+  if (layout.unit == 16) unpack_row<16>(packed, layout, codes);
+  else unpack_row<32>(packed, layout, codes);
 }
 
-// The sums of one row: integers (exact, int32) or floats, what to subtract, what to multiply by.
-template <typename Sum>
-struct RowSums {
-  const Sum* values;   // padded to whole vectors
-  int32_t center_sum;  // integers: center times the number of codes summed
-  float weight_sum;    // times the residual of each column
-  float zero_sum;      // the same for all columns (zero points per row)
+// The sums of one row, as the epilogue reads them: at(f) is sum of weight times (code - zero point),
+// and what multiplies it besides the scales of the columns is `factor`.
+
+// Of integers, from which the integer part of the zero point is subtracted exactly.
+struct IntegerSums {
+  const int32_t* values;   // padded to whole vectors
+  int32_t center_sum;      // center times the number of codes summed
+  const float* residual;   // zero point - center of each column, or null
+  float count;             // of the codes summed
   float factor;
+
+  F::vf at(int64_t f) const {
+    const F::vf y = F::to_float(F::sub_int(F::load_int(values + f), F::set1_int(center_sum)));
+    return residual == nullptr ? y : F::fnma(F::load(residual + f), F::set1(count), y);
+  }
 };
 
-inline F::vf load_centered(const int32_t* p, int32_t center_sum) {
-  return F::to_float(F::sub_int(F::load_int(p), F::set1_int(center_sum)));
-}
-inline F::vf load_centered(const float* p, int32_t) { return F::load(p); }
+// Of floats that are centered already.
+struct FloatSums {
+  const float* values;     // padded to whole vectors
+  const float* residual;   // as above, or null
+  float weight_sum;
+  float zero_sum;          // what a zero point per source row leaves, for all columns
+  float factor;
+
+  F::vf at(int64_t f) const {
+    const F::vf y = F::sub(F::load(values + f), F::set1(zero_sum));
+    return residual == nullptr ? y : F::fnma(F::load(residual + f), F::set1(weight_sum), y);
+  }
+};
 
 class Emitter {
  public:
-  Emitter(int64_t cols, const QlrPacked* source, const QlrEpilogue& epilogue)
-      : cols_(cols), padded_(round_up(cols)), epilogue_(epilogue),
+  Emitter(int64_t cols, int64_t rows, const QlrPacked* source, const QlrEpilogue& epilogue)
+      : cols_(cols), rows_(rows), padded_(round_up(cols)), epilogue_(epilogue),
         columns_(padded_, source, cols, epilogue),
         layout_(cols, epilogue.quantizer ? storage_bits(epilogue.quantizer->bits) : 8),
         coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}) {}
@@ -132,15 +160,19 @@ class Emitter {
   static int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
   int64_t padded() const { return padded_; }
   int32_t center() const { return columns_.center; }
-  bool wants_weight_sum() const { return columns_.has_residual; }
+  // zero point - center of each column, or null where that is 0.
+  const float* residual() const {
+    return columns_.has_residual ? columns_.residual.data() : nullptr;
+  }
   float row_factor(int64_t row, int64_t degree) const {
     float factor = epilogue_.row_scale != nullptr ? epilogue_.row_scale[row] : 1.f;
     if (epilogue_.mean) factor /= static_cast<float>(std::max<int64_t>(degree, 1));
     return factor;
   }
 
-  template <typename Sum>
-  void row(int64_t i, const RowSums<Sum>& sums) const {
+  template <typename Sums>
+  void row(int64_t i, const Sums& sums) const {
+    if (epilogue_.addend != nullptr) prefetch_addend(i + kRowsAhead);
     if (epilogue_.out != nullptr) return float_row(i, sums);
     switch (layout_.bits) {
       case 1: return packed_row<1>(i, sums);
@@ -151,17 +183,24 @@ class Emitter {
   }
 
  private:
+  static constexpr int64_t kRowsAhead = 6;
+
+  // The rows of the addend are read in order, but the gathers in between hide that from hardware.
+  void prefetch_addend(int64_t i) const {
+    const float* p = epilogue_.addend + std::min(i, rows_ - 1) * cols_;
+    for (int64_t f = 0; f < cols_; f += 16) prefetch_line(p + f);
+  }
   // F::W neighbouring bytes at a time, whose fields are joined in a register.
-  template <int BITS, typename Sum>
-  void packed_row(int64_t i, const RowSums<Sum>& sums) const {
+  template <int BITS, typename Sums>
+  void packed_row(int64_t i, const Sums& sums) const {
     const int unit = layout_.unit;
     uint8_t* to = epilogue_.packed + i * layout_.stride;
     for (int64_t u = 0, f = 0; u < layout_.units; ++u, f += unit * (8 / BITS))
       for (int j = 0; j < unit; j += F::W)
         F::store_bytes(to + u * unit + j, fields<BITS>(i, f + j, sums, F::no_bytes()));
   }
-  template <int BITS, int K = 0, typename Sum>
-  F::vb fields(int64_t i, int64_t f, const RowSums<Sum>& sums, F::vb bytes) const {
+  template <int BITS, int K = 0, typename Sums>
+  F::vb fields(int64_t i, int64_t f, const Sums& sums, F::vb bytes) const {
     if (f >= cols_) return bytes;
     F::vi c = F::to_int(coder_(value(i, f, sums), F::load(&columns_.out_scale.data()[f]),
                                F::load(&columns_.out_zero.data()[f])));
@@ -170,8 +209,8 @@ class Emitter {
     if constexpr (BITS * (K + 1) < 8) return fields<BITS, K + 1>(i, f + layout_.unit, sums, bytes);
     else return bytes;
   }
-  template <typename Sum>
-  void float_row(int64_t i, const RowSums<Sum>& sums) const {
+  template <typename Sums>
+  void float_row(int64_t i, const Sums& sums) const {
     float* out = epilogue_.out + i * cols_;
     int64_t f = 0;
     for (; f + F::W <= cols_; f += F::W) F::store(out + f, value(i, f, sums));
@@ -181,13 +220,9 @@ class Emitter {
       std::memcpy(out + f, tail, (cols_ - f) * sizeof(float));
     }
   }
-  template <typename Sum>
-  F::vf value(int64_t i, int64_t f, const RowSums<Sum>& sums) const {
-    F::vf y = load_centered(sums.values + f, sums.center_sum);
-    if (columns_.has_residual)
-      y = F::fnma(F::load(&columns_.residual.data()[f]), F::set1(sums.weight_sum), y);
-    y = F::sub(y, F::set1(sums.zero_sum));
-    y = F::mul(y, F::mul(F::load(&columns_.scale.data()[f]), F::set1(sums.factor)));
+  template <typename Sums>
+  F::vf value(int64_t i, int64_t f, const Sums& sums) const {
+    F::vf y = F::mul(sums.at(f), F::mul(F::load(&columns_.scale.data()[f]), F::set1(sums.factor)));
     if (epilogue_.addend != nullptr)
       y = F::fma(F::set1(epilogue_.addend_scale),
                  F::load_partial(epilogue_.addend + i * cols_ + f, cols_ - f), y);
@@ -195,7 +230,7 @@ class Emitter {
     return epilogue_.relu ? F::max(F::zero(), y) : y;  // in this order a NaN stays
   }
 
-  int64_t cols_, padded_;
+  int64_t cols_, rows_, padded_;
   const QlrEpilogue& epilogue_;
   Columns columns_;
   Layout layout_;

@@ -4,7 +4,7 @@ template <int B, bool MAX>
 inline int32_t extremum_rows(const QlrGraph& graph, const QlrPacked& source,
                              const QlrEpilogue& epilogue, int threads) {
   const PackedRows rows{source.data, Layout(source.cols, B), graph.col, graph.edges};
-  const Emitter emitter(source.cols, &source, epilogue);
+  const Emitter emitter(source.cols, graph.rows, &source, epilogue);
   return parallel_edges(graph, source.rows, rows.layout.stride, threads,
                         [&](int64_t first, int64_t last) {
     Scratch<int32_t> best(emitter.padded());
@@ -13,8 +13,8 @@ inline int32_t extremum_rows(const QlrGraph& graph, const QlrPacked& source,
       if (e == end) std::memset(best.data(), 0, emitter.padded() * sizeof(int32_t));
       else extremum_row<B, MAX>(rows, e, end, best.data());
       // A row without neighbours is 0, not the value of code 0.
-      emitter.row(i, RowSums<int32_t>{best.data(), e < end ? emitter.center() : 0,
-                                      e < end ? 1.f : 0.f, 0.f, 1.f});
+      emitter.row(i, IntegerSums{best.data(), e < end ? emitter.center() : 0, emitter.residual(),
+                                 e < end ? 1.f : 0.f, 1.f});
     }
   });
 }
@@ -92,7 +92,7 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
   QlrPacked scaled = source;
   Scratch<float> zeros(source.axis == QLR_PER_COLUMN ? source.cols : 1);
   scaled.zero = zeros.data();
-  const Emitter emitter(source.cols, &scaled, epilogue);
+  const Emitter emitter(source.cols, graph.rows, &scaled, epilogue);
   AttentionColumns at(source, rows.layout, heads, emitter.padded());
   return parallel_edges(graph, source.rows, source.cols, threads,
                         [&](int64_t first, int64_t last) {
@@ -104,7 +104,7 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
         attention_pass<4>(rows, source, alpha, heads, at, f, e, end, sums.data());
       for (; f < source.cols; f += F::W)
         attention_pass<1>(rows, source, alpha, heads, at, f, e, end, sums.data());
-      emitter.row(i, RowSums<float>{sums.data(), 0, 0.f, 0.f, 1.f});
+      emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f, 1.f});
     }
   });
 }
@@ -131,7 +131,7 @@ inline void float_pass(const float* x, int64_t cols, const QlrGraph& graph, cons
 
 inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_rows,
                           int64_t cols, const QlrEpilogue& epilogue, int threads) {
-  const Emitter emitter(cols, nullptr, epilogue);
+  const Emitter emitter(cols, graph.rows, nullptr, epilogue);
   const WeightSource weights{graph.edge_weight, graph.source_weight, nullptr, 0.f};
   return parallel_edges(graph, source_rows, cols * 4, threads, [&](int64_t first, int64_t last) {
     Scratch<float> sums(emitter.padded());
@@ -151,7 +151,8 @@ inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_
           float_pass<2>(x, cols, graph, w, f, e, count, sums.data());
         for (; f < cols; f += F::W) float_pass<1>(x, cols, graph, w, f, e, count, sums.data());
       }
-      emitter.row(i, RowSums<float>{sums.data(), 0, 0.f, 0.f, emitter.row_factor(i, end - begin)});
+      emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f,
+                               emitter.row_factor(i, end - begin)});
     }
   });
 }

@@ -6,7 +6,7 @@ class PackedSpmm {
   PackedSpmm(const QlrGraph& graph, const QlrPacked& source, const QlrEpilogue& epilogue)
       : graph_(graph), source_(source),
         rows_{source.data, Layout(source.cols, B), graph.col, graph.edges},
-        emitter_(source.cols, &source, epilogue),
+        emitter_(source.cols, graph.rows, &source, epilogue),
         weights_{graph.edge_weight, graph.source_weight,
                  source.axis == QLR_PER_ROW ? source.zero : nullptr,
                  static_cast<float>(emitter_.center())} {}
@@ -30,8 +30,9 @@ class PackedSpmm {
         continue;
       }
       sum_row<B>(rows_, e, end, sums.data());
-      emitter_.row(i, RowSums<int32_t>{sums.data(), int32_t(emitter_.center() * degree),
-                                       float(degree), 0.f, emitter_.row_factor(i, degree)});
+      emitter_.row(i, IntegerSums{sums.data(), int32_t(emitter_.center() * degree),
+                                  emitter_.residual(), float(degree),
+                                  emitter_.row_factor(i, degree)});
     }
   }
   // A row whose sums could leave int32: partial sums, each exact, are joined in float.
@@ -47,8 +48,8 @@ class PackedSpmm {
         total[f] += double(part[f]) - double(emitter_.center()) * double(stop - e);
     }
     for (int64_t f = 0; f < source_.cols; ++f) sums[f] = static_cast<float>(total[f]);
-    emitter_.row(i, RowSums<float>{sums.data(), 0, float(end - begin), 0.f,
-                                   emitter_.row_factor(i, end - begin)});
+    emitter_.row(i, FloatSums{sums.data(), emitter_.residual(), float(end - begin), 0.f,
+                              emitter_.row_factor(i, end - begin)});
   }
   void weighted_rows(int64_t first, int64_t last) const {
     const int64_t padded = rows_.layout.padded_cols();
@@ -61,14 +62,14 @@ class PackedSpmm {
       if (degree == 0) std::memset(sums.data(), 0, padded * sizeof(float));
       for (int64_t e = graph_.rowptr[i]; e < end; e += kBlockEdges) {
         const int count = static_cast<int>(std::min<int64_t>(kBlockEdges, end - e));
-        block.fill(weights_, graph_.col, e, count, emitter_.wants_weight_sum());
+        block.fill(weights_, graph_.col, e, count, emitter_.residual() != nullptr);
         weighted_block<B>(rows_, block, digits, e, count, emitter_.center(), sums.data(),
                           e == graph_.rowptr[i]);
         weight_sum += block.sum;
         zero_sum += block.zero_sum;
       }
-      emitter_.row(i, RowSums<float>{sums.data(), 0, float(weight_sum), float(zero_sum),
-                                     emitter_.row_factor(i, degree)});
+      emitter_.row(i, FloatSums{sums.data(), emitter_.residual(), float(weight_sum),
+                                float(zero_sum), emitter_.row_factor(i, degree)});
     }
   }
 

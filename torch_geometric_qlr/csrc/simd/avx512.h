@@ -133,7 +133,11 @@ struct Dot {
     return _mm512_set1_epi32(four);
   }
   static v load(const int8_t* p) { return _mm512_loadu_si512(p); }
-  template <int B> static v dot(v acc, v a, v b) { return _mm512_dpbusd_epi32(acc, a, b); }
+  // The intrinsic of the same name makes GCC 12 copy every accumulator to and fro.
+  template <int B> static v dot(v acc, v a, v b) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+  }
   static void store(int32_t* p, v a) { _mm512_storeu_si512(p, a); }
 };
 
