@@ -99,3 +99,18 @@ def test_no_shift_beats_none_for_the_error(run_benchmark: Any) -> None:
     assert float(row["skewness"]) > 2 > float(dict(zip(head, normal, strict=True))["skewness"])
     assert float(row["least-error shift"]) == 0.0
     assert float(row["error BT* codes"]) >= float(row["error BT"]) - 1e-3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_measured_in_processes_of_their_own(run_benchmark: Any, tmp_path: Path) -> None:
+    out = tmp_path / "memory.json"
+    printed = run_benchmark(
+        "cpu_memory.py", "--graph", "pubmed", "--bits", "2", "--threads", "1", "--json", str(out)
+    )
+    head, *rows = cells(printed)
+    assert head[:2] == ["candidate", "graph, MB"]
+    assert [row[0] for row in rows] == ["---", "float, adj_t", "float, sparse.mm sum", "INT2"]
+    measured = json.loads(out.read_text())["megabytes"]
+    floats = measured["float, adj_t"]
+    assert 19717 * 500 * 4 / 2**20 <= floats["features"] + 1
+    assert measured["INT2"]["peak"] < 0.75 * floats["peak"]

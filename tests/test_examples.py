@@ -145,7 +145,8 @@ def test_model_bytes_counts_every_weight_once(monkeypatch: pytest.MonkeyPatch, h
     assert model_bytes(model, {"bits": 2}) == weights // 4 + 4 * biases + 8 * ranges
 
 
-def test_readme_snippets_run() -> None:
+def test_readme_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # one of them saves a file
     text = (ROOT / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(snippets) >= 4

@@ -47,6 +47,7 @@ LAYERS = (
     ("sparse",),
     ("nn", "metrics"),
     ("transforms",),
+    ("io",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

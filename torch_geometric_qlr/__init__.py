@@ -15,6 +15,7 @@ with _warnings.catch_warnings():
 from torch_geometric_qlr import errors, metrics, nn, quantizers, tensor, transforms
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.io import load, save
 from torch_geometric_qlr.nn import register_conv, register_linear
 from torch_geometric_qlr.transforms import (
     conversion,
@@ -34,6 +35,7 @@ __all__ = [
     "convert",
     "convert_",
     "errors",
+    "load",
     "metrics",
     "nn",
     "plan",
@@ -43,6 +45,7 @@ __all__ = [
     "quantizers",
     "register_conv",
     "register_linear",
+    "save",
     "tensor",
     "transforms",
     "weight_parameters",

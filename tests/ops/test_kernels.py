@@ -135,6 +135,7 @@ def test_packed_output_has_the_codes_of_the_float_output(isa, seed, bits, cols, 
 
 
 @every_isa
+@pytest.mark.filterwarnings("ignore:torch.ops.qlr.packed_extremum has no kernel")
 @examples
 @given(seed_strategy, bits_strategy, width_strategy, axis_strategy, st.booleans())
 def test_extremum(isa, seed, bits, cols, axis, largest):

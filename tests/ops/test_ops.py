@@ -9,7 +9,7 @@ import torch
 from kernel_cases import ISAS, problem
 
 from torch_geometric_qlr.errors import BackendError
-from torch_geometric_qlr.ops import backend, backend_info, reference, use_backend
+from torch_geometric_qlr.ops import backend, backend_info, reference, registry, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
@@ -115,3 +115,21 @@ def test_missing_library_falls_back_and_says_so_once(monkeypatch):
     assert backend_info()["reason"] == "it was not built"
     with pytest.raises(BackendError, match="Reinstall"), use_backend("cpu"):
         pass
+
+
+@pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
+def test_a_fall_back_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_TOLD", set())
+    case = problem(0, cols=20, axis="row")
+    with pytest.warns(UserWarning, match=r"packed_extremum has no kernel for source rows with a r"):
+        expected = qlr.packed_extremum(case.rowptr, case.col, *case.packed)
+    columns = problem(0, cols=20, axis="column")
+    weight = (*columns.packed[:1], *columns.packed[2:])
+    with pytest.warns(UserWarning, match=r"packed_linear has no kernel for an input or a weight"):
+        qlr.packed_linear(*columns.packed, *weight)
+    # Neither again, nor where the reference is what was asked for or meant.
+    assert torch.equal(qlr.packed_extremum(case.rowptr, case.col, *case.packed), expected)
+    monkeypatch.setattr(registry, "_TOLD", set())
+    with use_backend("reference"):
+        assert torch.equal(qlr.packed_extremum(case.rowptr, case.col, *case.packed), expected)
+    qlr.fake_quantize(torch.ones(2, 2).double(), torch.tensor(1.0), torch.tensor(0.0), 4)

@@ -52,7 +52,8 @@ def test_edges_sorted_by_target(graph: tuple[Tensor, int], more_src: int, more_d
     turned = csr.transpose()
     # Its edges come in the order of ``csr``, so that is the list to hold it against.
     assert csr.value is not None
-    local = torch.empty_like(csr.perm).index_copy_(0, csr.perm, torch.arange(csr.num_edges))
+    local = torch.empty_like(csr.perm)
+    local[csr.perm] = torch.arange(csr.num_edges, dtype=local.dtype)
     turned_local = dataclasses.replace(turned, perm=local[turned.perm])
     _check(turned_local, csr.edge_index().flip(0), csr.value)
     assert torch.equal(turned.edge_index().flip(0), edge_index[:, turned.perm])
@@ -78,6 +79,37 @@ def test_every_form_and_the_matrix_of_each(graph: tuple[Tensor, int]) -> None:
     torch.testing.assert_close(
         ones.to_dense(), dense(edge_index, torch.ones_like(weight), num_nodes)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_rows_that_are_compressed_are_taken_as_they_are(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CSRGraph, "from_edge_index", None)  # which sorts
+    rowptr, col = torch.tensor([0, 2, 2, 3], dtype=dtype), torch.tensor([1, 0, 0], dtype=dtype)
+    value = torch.tensor([1.0, 2.0, 3.0])
+    graph = csr_graph(torch.sparse_csr_tensor(rowptr, col, value, size=(3, 2)))
+    assert graph.perm is None and (graph.num_dst, graph.num_src) == (3, 2)
+    assert graph.value is not None and graph.value.data_ptr() == value.data_ptr()
+    assert (graph.col.data_ptr() == col.data_ptr()) == (dtype == torch.int32)
+    assert graph.col.dtype == graph.rowptr.dtype == torch.int32
+    assert torch.equal(graph.in_order(value), value)
+    again = graph.with_weight(2 * value)
+    assert again.value is not None and again.value.tolist() == [2.0, 4.0, 6.0]
+    monkeypatch.undo()
+    turned = graph.transpose()
+    assert torch.equal(turned.edge_index(), graph.edge_index()[:, turned.perm].flip(0))
+    bad = torch.tensor([1, 0, 7], dtype=dtype)
+    with pytest.raises(InputError, match=r"source nodes from 0 to 7, but there are 2"):
+        csr_graph(torch.sparse_csr_tensor(rowptr, bad, value, size=(3, 2), check_invariants=False))
+
+
+@needs_torch_sparse
+def test_a_sparse_tensor_is_not_sorted_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = SparseTensor(row=torch.tensor([1, 0]), col=torch.tensor([0, 1]))
+    monkeypatch.setattr(CSRGraph, "from_edge_index", None)
+    graph = csr_graph(matrix)
+    assert graph.value is None and graph.col.tolist() == [1, 0]
 
 
 def test_bipartite_and_inferred_sizes() -> None:

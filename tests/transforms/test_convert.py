@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GCN, EdgeConv, GCNConv, MessagePassing
+from torch_geometric.nn import GCN, EdgeConv, GCNConv, GraphSAGE, MessagePassing
 
 import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn.packed import PackedLayer
@@ -60,6 +60,17 @@ def test_fallbacks_are_told_with_their_reason() -> None:
     table = conversion(converted)
     assert [e.runs_as for e in table.entries] == ["quantized in float", "packed product"]
     assert "message per edge" in str(table)
+
+
+def test_a_slow_maximum_is_told_with_its_remedy() -> None:
+    for granularity, slow in ((None, True), ({"message": "tensor", "input": "tensor"}, False)):
+        model = GraphSAGE(8, 4, num_layers=1, aggr="max")
+        model = qlr.quantize(model, bits=4, granularity=granularity).eval()
+        model(X, EDGES)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            entry = conversion(convert(model)).entries[0]
+        assert entry.is_packed and ("slow max" in entry.note) == slow == bool(told)
 
 
 def test_parts_without_data_are_told_and_refused() -> None:

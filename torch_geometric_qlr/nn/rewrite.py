@@ -25,7 +25,24 @@ from torch_geometric_qlr.nn.registry import find_by_name, find_spec
 from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
-__all__ = ["apply_plan", "class_for", "construct"]
+__all__ = [
+    "FAMILIES",
+    "adapt_parents",
+    "apply_plan",
+    "class_for",
+    "construct",
+    "placed",
+    "quantizer_path",
+    "reclass",
+]
+
+#: What a quantized layer can be, by the name under which files know it.
+FAMILIES: dict[str, type[QuantLayer]] = {
+    "messages": QuantMessagePassing,
+    "linear": QuantLinearLayer,
+    "weights": QuantWeightLayer,
+    "dict": QuantDictLinearLayer,
+}
 
 _MIXINS: dict[str, type[QuantLayer]] = {
     "copy": QuantMessagePassing,
@@ -54,9 +71,14 @@ def apply_plan(model: nn.Module, plan: Plan, config: QLRConfig) -> nn.Module:
     built = [(site, _build(site, config, model)) for site in plan.sites]
     for site, quantizers in built:
         _reclass(site, quantizers)
+    adapt_parents(model)
+    return model
+
+
+def adapt_parents(model: nn.Module) -> None:
+    """Makes modules that would go around their quantized children go through them."""
     for module in model.modules():
         _adapt_parent(module)
-    return model
 
 
 def construct(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -92,40 +114,60 @@ def _build(site: Site, config: QLRConfig, model: nn.Module) -> nn.ModuleDict:
     for point in site.points:
         kind, _, name = point.partition(":")
         if kind == "weight":
-            quantizers[name] = _quantizer(site, point, "")
+            quantizers[name] = _quantizer(site, point)
         elif kind in ("source", "message", "aggregate"):
             quantizers[f"source_{name}" if name else kind] = _per_hop(site, point, config)
         else:
-            quantizers[kind] = _quantizer(site, point, "")
-    out = nn.ModuleDict(quantizers)
-    out.train(site.layer.training)
+            quantizers[kind] = _quantizer(site, point)
+    return placed(nn.ModuleDict(quantizers), site.layer, model)
+
+
+def placed(quantizers: nn.ModuleDict, layer: nn.Module, model: nn.Module) -> nn.ModuleDict:
+    """New quantizers in the mode and on the device of their layer."""
+    quantizers.train(layer.training)
     # A layer that only propagates has no parameters to tell its device by.
-    tensors = itertools.chain(site.layer.parameters(), model.parameters(), model.buffers())
+    tensors = itertools.chain(layer.parameters(), model.parameters(), model.buffers())
     tensor = next(tensors, None)
-    return out if tensor is None else out.to(tensor.device)
+    return quantizers if tensor is None else quantizers.to(tensor.device)
 
 
 def _per_hop(site: Site, point: str, config: QLRConfig) -> nn.Module:
     """One quantizer per call of `propagate`, or one for each kind of thing that it propagates."""
     spec, layer = site.spec, site.layer
     hops = spec.hops(layer) if config.hop_quantizers == "per_hop" else spec.hop_kinds(layer)
-    kind = point.partition(":")[0]
-    label = " (source{})" if kind == "source" else "{}"
     if hops > 1:
-        return nn.ModuleList(
-            _quantizer(site, point, label.format(f", hop {hop}")) for hop in range(hops)
-        )
-    one = _quantizer(site, point, label.format(""))
-    return nn.ModuleList([one]) if kind == "source" else one
+        return nn.ModuleList(_quantizer(site, point, hop) for hop in range(hops))
+    one = _quantizer(site, point)
+    return nn.ModuleList([one]) if point.startswith("source:") else one
 
 
-def _quantizer(site: Site, point: str, label: str) -> LearnedRangeQuant:
+def _quantizer(site: Site, point: str, hop: int | None = None) -> LearnedRangeQuant:
+    kind, _, name = point.partition(":")
+    key = f"source_{name}" if kind == "source" else name or kind
     return build_quantizer(
         site.points[point],
         num_groups=site.groups[point],
-        channel_dim=site.spec.weights.get(point.partition(":")[2], 0),
-        path=site.path(point) + label,
+        channel_dim=site.spec.weights.get(name, 0),
+        path=quantizer_path(site.name or type(site.layer).__name__, key, hop),
     )
+
+
+def quantizer_path(layer: str, key: str, hop: int | None = None) -> str:
+    r"""Where a quantizer sits, as error messages name it.
+
+    Args:
+        layer (str): Name of the layer.
+        key (str): Its key in :obj:`layer.quantizers`.
+        hop (int, optional): Its place among those of several hops.
+
+    Example:
+        >>> quantizer_path("convs.0", "source_x", 1), quantizer_path("lin", "weight")
+        ('convs.0.x (source, hop 1)', 'lin.weight')
+    """
+    label = "" if hop is None else f", hop {hop}"
+    if key.startswith("source_"):
+        return f"{layer}.{key.removeprefix('source_')} (source{label})"
+    return f"{layer}.{key}{label}"
 
 
 def _adapt_parent(module: nn.Module) -> None:
@@ -156,19 +198,33 @@ def _become(
 
 
 def _reclass(site: Site, quantizers: nn.ModuleDict) -> None:
-    layer, spec = site.layer, site.spec
+    reclass(site.layer, quantizers, _MIXINS[site.spec.family], site.spec.weight_names)
+
+
+def reclass(
+    layer: nn.Module,
+    quantizers: nn.ModuleDict,
+    mixin: type[QuantLayer],
+    weight_names: tuple[str, ...] = (),
+) -> None:
+    r"""Makes a float layer a quantized one, in place.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+        quantizers (torch.nn.ModuleDict): Its quantizers.
+        mixin (type): Its family's :class:`QuantLayer`.
+        weight_names (tuple): Parameters that are read through a quantizer.
+    """
     if isinstance(layer, MessagePassing):
         layer._source_keys = {
-            p.partition(":")[2]: f"source_{p.partition(':')[2]}"
-            for p in site.points
-            if p.startswith("source:")
+            key.removeprefix("source_"): key for key in quantizers if key.startswith("source_")
         }
         # Messages that are quantized per edge must exist per edge.
-        if "message" in site.points:
+        if "message" in quantizers:
             layer.fuse = False
         # PyG binds `propagate` to the object for explanations; ours decides at each call.
         layer.__dict__.pop("propagate", None)
         # Features that a layer cached were propagated in floating point.
         for name in [n for n in layer.__dict__ if n.startswith("_cached_")]:
             setattr(layer, name, None)
-    _become(layer, quantizers, _MIXINS[spec.family], spec.weight_names)
+    _become(layer, quantizers, mixin, weight_names)

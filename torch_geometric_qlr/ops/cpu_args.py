@@ -27,8 +27,15 @@ _MESSAGES = {
 }
 
 
+_NO_KERNEL = {
+    "qlr_packed_linear": "an input or a weight with a range per column, or over 32,768 columns",
+    "qlr_packed_extremum": "source rows with a range of their own each, whose codes do not compare",
+}
+
+
 class Unsupported(Exception):
-    """No kernel takes this combination of arguments."""
+    """No kernel takes this combination of arguments, for a reason that is worth telling; without
+    one the reference is what is meant to answer."""
 
 
 def call_library(name: str, *arguments: Any) -> None:
@@ -37,7 +44,7 @@ def call_library(name: str, *arguments: Any) -> None:
         raise BackendError(reason)
     status = getattr(library, name)(*arguments)
     if status == _UNSUPPORTED:
-        raise Unsupported
+        raise Unsupported(_NO_KERNEL.get(name, "this combination of widths and ranges"))
     if status in (1, 2):
         raise InputError(f"{name.removeprefix('qlr_')}: {_MESSAGES[status]}")
     if status:
@@ -52,7 +59,7 @@ def _axis(param: Tensor, rows: int, cols: int) -> int:
         return 0
     if tuple(param.shape) == (1, cols):
         return 1
-    raise Unsupported
+    raise Unsupported("ranges that are neither per tensor, per row nor per column")
 
 
 class Arguments:
@@ -132,7 +139,7 @@ class Arguments:
         source_weight: Tensor | None = None,
     ) -> Graph:
         if sources >= 2**31:
-            raise Unsupported
+            raise Unsupported("2^31 source rows or more")
         if rowptr.dim() != 1 or rowptr.numel() == 0 or col.dim() != 1:
             raise InputError(
                 "packed op: rowptr and col are vectors and rowptr has at least one entry, got "

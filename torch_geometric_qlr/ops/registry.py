@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,25 @@ def _on_cpu(name: str) -> Callable[..., Any]:
         if isa is not None:
             try:
                 return kernel(*args, isa=isa, **kwargs)
-            except Unsupported:
-                pass  # e.g. a scale per column of the input of a linear layer
+            except Unsupported as error:
+                _tell(name, str(error))
         return reference(*args, **kwargs)
 
     return call
+
+
+_TOLD: set[tuple[str, str]] = set()
+
+
+def _tell(name: str, reason: str) -> None:
+    """Says once per process that an op is slow, and why."""
+    if reason and (name, reason) not in _TOLD:
+        _TOLD.add((name, reason))
+        warnings.warn(
+            f"torch.ops.qlr.{name} has no kernel for {reason}: its slow reference computes "
+            f"instead. (Said once.)",
+            stacklevel=4,
+        )
 
 
 for _name in NAMES:

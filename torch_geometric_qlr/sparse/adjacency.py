@@ -14,7 +14,15 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from torch_geometric_qlr.errors import InputError
 
-__all__ = ["Adjacency", "adjacency_size", "infer_num_nodes", "is_matrix", "to_edge_index"]
+__all__ = [
+    "Adjacency",
+    "adjacency_size",
+    "compressed_rows",
+    "infer_num_nodes",
+    "is_compressed",
+    "is_matrix",
+    "to_edge_index",
+]
 
 # ``SparseTensor`` is PyG's stand-in class when torch-sparse is not installed, so nothing is
 # imported here.
@@ -131,6 +139,33 @@ def infer_num_nodes(adj: Adjacency, num_nodes: int | None = None) -> int:
     if known:
         return known.pop()
     return int(maybe_num_nodes(adj))
+
+
+def is_compressed(adj: Any) -> bool:
+    r"""Whether the targets of a matrix are compressed rows already.
+
+    Args:
+        adj (Any): What a layer got as ``edge_index``.
+    """
+    return isinstance(adj, SparseTensor) or (
+        isinstance(adj, Tensor) and adj.layout == torch.sparse_csr
+    )
+
+
+def compressed_rows(adj: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    r"""Offsets, sources and weights of a matrix whose rows are compressed.
+
+    Args:
+        adj (torch.Tensor or SparseTensor): A matrix ``adj_t``, see :func:`is_compressed`.
+
+    Example:
+        >>> compressed_rows(torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse_csr())
+        (tensor([0, 1, 1]), tensor([1]), tensor([2.]))
+    """
+    if isinstance(adj, SparseTensor):
+        rowptr, col, value = adj.csr()
+        return rowptr, col, value
+    return adj.crow_indices(), adj.col_indices(), adj.values()
 
 
 def _checked_edges(adj: Any) -> Tensor:

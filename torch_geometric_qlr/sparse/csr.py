@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
     adjacency_size,
+    compressed_rows,
     infer_num_nodes,
+    is_compressed,
     to_edge_index,
 )
 from torch_geometric_qlr.sparse.cache import AdjacencyCache
@@ -38,8 +40,8 @@ class CSRGraph:
         col (torch.Tensor): The source of each edge, ``[E]``; ``int32`` like ``rowptr`` if both the
             sources and the edges can be counted in it, else ``int64``.
         value (torch.Tensor, optional): The weight of each edge, ``[E]``.
-        perm (torch.Tensor): The place of each edge in the adjacency it came from, ``[E]``,
-            ``int64``.
+        perm (torch.Tensor, optional): The place of each edge in the adjacency it came from,
+            ``[E]``, of the type of ``col``; :obj:`None` if they are in its order.
         num_src (int): Number of source nodes.
         num_dst (int): Number of target nodes.
 
@@ -47,13 +49,13 @@ class CSRGraph:
         >>> graph = csr_graph(torch.tensor([[0, 2, 2], [1, 0, 1]]))
         >>> graph.rowptr, graph.col, graph.perm
         (tensor([0, 1, 3, 3], dtype=torch.int32), tensor([2, 0, 2], dtype=torch.int32),
-         tensor([1, 0, 2]))
+         tensor([1, 0, 2], dtype=torch.int32))
     """
 
     rowptr: Tensor
     col: Tensor
     value: Tensor | None
-    perm: Tensor
+    perm: Tensor | None
     num_src: int
     num_dst: int
 
@@ -71,16 +73,29 @@ class CSRGraph:
         """
         source, target = edge_index[0], edge_index[1]
         target, perm = index_sort(target, max_value=max(num_dst - 1, 0), stable=True)
-        small = max(num_src, num_dst, edge_index.size(1)) <= _INT32_MAX
-        dtype = torch.int32 if small else torch.int64
+        dtype = _index_type(num_src, num_dst, edge_index.size(1))
         return cls(
             rowptr=index2ptr(target, num_dst).to(dtype),
             col=source[perm].to(dtype),
             value=None if value is None else value[perm],
-            perm=perm,
+            perm=perm.to(dtype),
             num_src=num_src,
             num_dst=num_dst,
         )
+
+    @classmethod
+    def from_rows(cls, rowptr: Tensor, col: Tensor, value: Tensor | None, num_src: int) -> CSRGraph:
+        r"""Takes checked rows as they are. Memory is shared where the type fits.
+
+        Args:
+            rowptr (torch.Tensor): Where each target's edges begin, ``[num_dst + 1]``.
+            col (torch.Tensor): The source of each edge, ``[E]``.
+            value (torch.Tensor, optional): Weights ``[E]``.
+            num_src (int): Number of source nodes.
+        """
+        num_dst = rowptr.size(0) - 1
+        dtype = _index_type(num_src, num_dst, col.size(0))
+        return cls(rowptr.to(dtype), col.to(dtype), value, None, num_src, num_dst)
 
     @property
     def num_edges(self) -> int:
@@ -103,8 +118,16 @@ class CSRGraph:
             edge_weight (torch.Tensor, optional): Weights in the order of the *original* edges,
                 ``[E]``.
         """
-        value = None if edge_weight is None else edge_weight[self.perm]
+        value = None if edge_weight is None else self.in_order(edge_weight)
         return dataclasses.replace(self, value=value)
+
+    def in_order(self, values: Tensor) -> Tensor:
+        r"""Values of the edges in the order of this graph.
+
+        Args:
+            values (torch.Tensor): In the order of the *original* edges, ``[E, *]``.
+        """
+        return values if self.perm is None else values[self.perm]
 
     def edge_index(self) -> Tensor:
         r"""Sources and targets ``[2, E]`` in the order of this graph, ``int64``."""
@@ -118,7 +141,11 @@ class CSRGraph:
         turned = CSRGraph.from_edge_index(
             self.edge_index().flip(0), self.value, self.num_dst, self.num_src
         )
-        return dataclasses.replace(turned, perm=self.perm[turned.perm])
+        assert turned.perm is not None
+        return dataclasses.replace(turned, perm=self._original(turned.perm))
+
+    def _original(self, perm: Tensor) -> Tensor:
+        return perm if self.perm is None else self.perm[perm]
 
     def to_torch_csr(self, dtype: torch.dtype | None = None) -> Tensor:
         r"""The matrix ``adj_t`` as ``torch.sparse_csr``, which shares the index tensors.
@@ -147,8 +174,12 @@ class CSRGraph:
             rowptr=function(self.rowptr),
             col=function(self.col),
             value=None if self.value is None else function(self.value),
-            perm=function(self.perm),
+            perm=None if self.perm is None else function(self.perm),
         )
+
+
+def _index_type(*counts: int) -> torch.dtype:
+    return torch.int32 if max(counts) <= _INT32_MAX else torch.int64
 
 
 def sparse_csr(rowptr: Tensor, col: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
@@ -185,6 +216,8 @@ def csr_graph(
 
     Building sorts the edges and checks their range, which waits for the device once. Calling again
     with the same, unchanged object costs nothing; weights that require grad are only rearranged.
+    Rows that are compressed already (``torch.sparse_csr``, ``SparseTensor``) are not sorted, and
+    their memory is shared if the indices are ``int32``.
 
     Args:
         adj (torch.Tensor or EdgeIndex or SparseTensor): Edges ``[2, E]`` or a sparse matrix
@@ -208,6 +241,8 @@ def csr_graph(
     """
 
     def build() -> CSRGraph:
+        if edge_weight is None and is_compressed(adj):
+            return _from_matrix(adj, num_src, num_dst)
         edge_index, value = to_edge_index(adj, edge_weight)
         sizes = _sizes(adj, edge_index, num_src, num_dst)
         # Detached where possible: the values of a matrix are a view that would keep it alive.
@@ -221,15 +256,29 @@ def csr_graph(
     return _CACHE.get(adj, ("csr", num_src, num_dst, edge_weight is None), build, edge_weight)
 
 
+def _from_matrix(adj: Adjacency, num_src: int | None, num_dst: int | None) -> CSRGraph:
+    own_src, own_dst = adjacency_size(adj)
+    assert own_src is not None and own_dst is not None
+    _check_sizes((num_src, num_dst), (own_src, own_dst))
+    rowptr, col, value = compressed_rows(adj)
+    _check_range((col,), own_src, own_dst)
+    # Detached where possible: the values of a matrix are a view that would keep it alive.
+    if value is not None and not value.requires_grad:
+        value = value.detach()
+    return CSRGraph.from_rows(rowptr.detach(), col.detach(), value, own_src)
+
+
+def _check_sizes(given: tuple[int | None, int | None], own: tuple[int | None, int | None]) -> None:
+    for name, wanted, found in zip(("num_src", "num_dst"), given, own, strict=True):
+        if wanted is not None and found is not None and wanted != found:
+            raise InputError(f"{name} is {wanted}, but the adjacency was made for {found}.")
+
+
 def _sizes(
     adj: Adjacency, edge_index: Tensor, num_src: int | None, num_dst: int | None
 ) -> tuple[int, int]:
-    for name, given, own in zip(
-        ("num_src", "num_dst"), (num_src, num_dst), adjacency_size(adj), strict=True
-    ):
-        if given is not None and own is not None and given != own:
-            raise InputError(f"{name} is {given}, but the adjacency was made for {own}.")
     own_src, own_dst = adjacency_size(adj)
+    _check_sizes((num_src, num_dst), (own_src, own_dst))
     num_src = own_src if num_src is None else num_src
     num_dst = own_dst if num_dst is None else num_dst
     if num_src is None and num_dst is None:
@@ -242,12 +291,11 @@ def _sizes(
     return num_src, num_dst
 
 
-def _check_range(edge_index: Tensor, num_src: int, num_dst: int) -> None:
-    if edge_index.size(1) == 0:
-        return
-    for name, index, count in zip(
-        ("source", "target"), edge_index, (num_src, num_dst), strict=True
-    ):
+def _check_range(ends: Iterable[Tensor], num_src: int, num_dst: int) -> None:
+    """Whether sources, and targets unless they are rows, are nodes."""
+    for name, index, count in zip(("source", "target"), ends, (num_src, num_dst), strict=False):
+        if index.numel() == 0:
+            return
         low, high = (int(bound) for bound in index.aminmax())
         if low < 0 or high >= count:
             raise InputError(

@@ -93,8 +93,8 @@ def convert_(model: M, backend: str = "auto") -> M:
     if told:
         shown = "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
         warnings.warn(
-            f"{len(told)} of {len(done.entries)} converted layers compute in floating point or "
-            f"have parts without a range: {shown}. See qlr.conversion(model).",
+            f"{len(told)} of {len(done.entries)} converted layers compute in floating point, are "
+            f"slow or have parts without a range: {shown}. See qlr.conversion(model).",
             stacklevel=2,
         )
     return model

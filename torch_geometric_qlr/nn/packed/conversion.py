@@ -100,7 +100,7 @@ def _entry(name: str, layer: Any) -> ConversionEntry:
     weights = [q for q in layer.quantizers.values() if isinstance(q, PackedWeight)]
     ranges = [q for q in layer.quantizers.modules() if isinstance(q, FrozenRange)]
     unused = [q.path for q in ranges if not bool(q.calibrated)]
-    notes = [layer.reason] if layer.reason else []
+    notes = [note for note in (layer.reason, _slow(layer)) if note]
     if unused:
         notes.append(f"never saw data: {', '.join(unused)}")
     return ConversionEntry(
@@ -111,4 +111,18 @@ def _entry(name: str, layer: Any) -> ConversionEntry:
         float_bytes=sum(4 * w.shape.numel() for w in weights),
         packed_bytes=sum(w.packed.nbytes for w in weights),
         note="; ".join(notes),
+    )
+
+
+def _slow(layer: Any) -> str:
+    """What an operation without a kernel costs, where that is known beforehand."""
+    route = getattr(layer, "route", None)
+    if route is None or layer.reason or route.reduce not in ("max", "min"):
+        return ""
+    sources: Any = layer.quantizers[layer._source_keys[route.source]]
+    if all(q.config.granularity != "node" for q in sources):
+        return ""
+    return (
+        f"slow {route.reduce}: its source rows have a range each, whose codes do not compare; "
+        f"granularity 'tensor' would"
     )

@@ -168,14 +168,14 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
             reads = bool(name) or not isinstance(adj, SparseTensor)
             return graph, graph.value if reads else None
         if weight is not None:
-            return graph, weight.view(-1)[graph.perm]
+            return graph, graph.in_order(weight.view(-1))
         return graph, graph.value if name == "edge_weight" else None
 
     # Sums with coefficients per edge and head ####################################################
 
     def _attend(self, adj: Any, codes: PackedTensor, num_dst: int, alpha: Tensor) -> Stage:
         graph = graph_of(adj, None, codes.size(0), num_dst, self.flow)
-        alpha, backend = alpha[graph.perm], self.backend
+        alpha, backend = graph.in_order(alpha), self.backend
 
         def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
             with backend_scope(backend):

@@ -75,7 +75,12 @@ def _build(name: str, layer: Any) -> _Site:
         weight = layer._parameters.get(key)
         if key in layer.quantizers and isinstance(weight, Tensor):
             _check_dtype(f"{name}.{key}" if name else key, weight)
-            weights[key] = PackedWeight.from_quantizer(layer.quantizers[key], weight)
+            quantizer = layer.quantizers[key]
+            weights[key] = (
+                quantizer  # its codes come from a file
+                if isinstance(quantizer, PackedWeight)
+                else PackedWeight.from_quantizer(quantizer, weight)
+            )
     if isinstance(layer, QuantMessagePassing):
         route = find_route(layer)
         return _Site(layer, weights, route, _RUNS_AS.get(route.kernel, ""), route.reason)

@@ -63,6 +63,23 @@ class PackedWeight(nn.Module):
         )
         return cls(packed, weight.shape, quantizer.path)
 
+    @classmethod
+    def empty(
+        cls, bits: int, matrix: tuple[int, int], shape: torch.Size, path: str = ""
+    ) -> PackedWeight:
+        r"""A weight whose codes are loaded next.
+
+        Args:
+            bits (int): Width of a code.
+            matrix (tuple): Rows and columns of the packed matrix.
+            shape (torch.Size): Shape of the weight.
+            path (str): Where it sits, for error messages.
+        """
+        codes = torch.zeros((), dtype=torch.uint8).expand(matrix)
+        return cls(
+            PackedTensor.from_codes(codes, torch.ones(()), torch.zeros(()), bits), shape, path
+        )
+
     @property
     def packed(self) -> PackedTensor:
         """The weight as a packed matrix."""
