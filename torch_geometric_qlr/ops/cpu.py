@@ -6,6 +6,7 @@ where no kernel serves the combination; `registry.py` then asks the reference.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_librar
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Packed
 from torch_geometric_qlr.ops.memory import empty
+from torch_geometric_qlr.ops.reference import affine_params
 from torch_geometric_qlr.ops.schemas import reduced_shape
 
 __all__ = ["KERNELS"]
@@ -112,6 +114,57 @@ def _packed_spmm(
     graph = args.graph(rowptr, col, packed.size(0), edge_weight, source_weight)
     epilogue, out = args.epilogue(graph.rows, num_cols, **epilogue_arguments)
     call_library("qlr_packed_spmm", graph, source, epilogue, *_run(isa))
+    return out
+
+
+def _packed_propagate(
+    isa: int,
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    step_scale: Tensor,
+    step_zero_point: Tensor,
+    step_bits: int,
+    step_truncate: bool = False,
+    step_skew: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    factor: float = 1.0,
+    addend: Tensor | None = None,
+    addend_scale: float = 1.0,
+    **output: Any,
+) -> Tensor:
+    args = Arguments()
+    source = args.packed(packed, num_cols, bits, scale * factor, zero_point)
+    if source.axis == 0:
+        raise Unsupported("several hops from rows with a range of their own each")
+    graph, rows = args.graph(rowptr, col, packed.size(0), edge_weight), packed.size(0)
+    if graph.rows != rows:
+        raise InputError(
+            f"packed_propagate: {rows} rows are sent to {graph.rows} nodes; hops that follow each "
+            f"other need a square adjacency"
+        )
+    term: dict[str, Any] = {"addend": addend, "addend_scale": addend_scale}
+    steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
+    # Between hops: as it is quantized, and as the next hop reads it.
+    next_scale, next_zero = affine_params(step_scale, step_zero_point, step_bits, step_truncate)
+    scale_at, zero_at = args.address(next_scale * factor), args.address(next_zero)
+    between, _ = args.epilogue(rows, num_cols, **term)
+    width = storage_bits(step_bits)
+    shape = (rows, row_layout(num_cols, width).stride)
+    buffers = [empty(shape, torch.uint8) for _ in steps[:2]]
+    between.out = None
+    for k, step in enumerate(steps):
+        between.packed = buffers[k % 2].data_ptr()
+        between.quantizer = ctypes.pointer(step)
+        call_library("qlr_packed_spmm", graph, source, between, *_run(isa))
+        at = (scale_at + 4 * k, zero_at + 4 * k)
+        source = Packed(between.packed, rows, num_cols, width, -1, *at)
+    last, out = args.epilogue(rows, num_cols, **term, **output)
+    call_library("qlr_packed_spmm", graph, source, last, *_run(isa))
     return out
 
 
@@ -259,6 +312,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "dequantize_packed": _dequantize_packed,
     "index_select": _index_select,
     "packed_spmm": _packed_spmm,
+    "packed_propagate": _packed_propagate,
     "packed_extremum": _packed_extremum,
     "packed_attention": _packed_attention,
     "packed_linear": _packed_linear,

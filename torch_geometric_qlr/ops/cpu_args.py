@@ -130,6 +130,23 @@ class Arguments:
         shift = float(skew) if skew is not None else 0.0
         return Quantizer(scale_at, zero_at, axis, bits, truncate, shift)
 
+    def steps(
+        self, scale: Tensor, zero: Tensor, bits: int, truncate: bool, skew: Tensor | None
+    ) -> list[Quantizer]:
+        """One quantizer per tensor for every entry of the vectors."""
+        if scale.dim() != 1 or scale.shape != zero.shape or not 1 <= bits <= 8:
+            raise InputError(
+                f"packed op: step_scale and step_zero_point are vectors of one length and "
+                f"step_bits is from 1 to 8, got {list(scale.shape)}, {list(zero.shape)} and {bits}"
+            )
+        shifts = [0.0] * scale.numel() if skew is None else skew.tolist()
+        scale_at = self.address(scale.to(torch.float32))
+        zero_at = self.address(zero.to(torch.float32))
+        return [
+            Quantizer(scale_at + 4 * k, zero_at + 4 * k, -1, bits, truncate, shift)
+            for k, shift in enumerate(shifts)
+        ]
+
     def graph(
         self,
         rowptr: Tensor,

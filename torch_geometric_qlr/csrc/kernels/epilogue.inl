@@ -194,38 +194,49 @@ class Emitter {
   template <int BITS, typename Sums>
   void packed_row(int64_t i, const Sums& sums) const {
     const int unit = layout_.unit;
+    const float* addend = addend_row(i);
     uint8_t* to = epilogue_.packed + i * layout_.stride;
     for (int64_t u = 0, f = 0; u < layout_.units; ++u, f += unit * (8 / BITS))
       for (int j = 0; j < unit; j += F::W)
-        F::store_bytes(to + u * unit + j, fields<BITS>(i, f + j, sums, F::no_bytes()));
+        F::store_bytes(to + u * unit + j, fields<BITS>(f + j, sums, addend, F::no_bytes()));
   }
   template <int BITS, int K = 0, typename Sums>
-  F::vb fields(int64_t i, int64_t f, const Sums& sums, F::vb bytes) const {
-    if (f >= cols_) return bytes;
-    F::vi c = F::to_int(coder_(value(i, f, sums), F::load(&columns_.out_scale.data()[f]),
-                               F::load(&columns_.out_zero.data()[f])));
-    if (f + F::W > cols_) c = F::keep(c, cols_ - f);
-    bytes = F::template either<BITS * K>(bytes, c);
-    if constexpr (BITS * (K + 1) < 8) return fields<BITS, K + 1>(i, f + layout_.unit, sums, bytes);
+  F::vb fields(int64_t f, const Sums& sums, const float* addend, F::vb bytes) const {
+    if (f + F::W <= cols_)
+      bytes = F::template either<BITS * K>(bytes, code(f, value<true>(f, sums, addend)));
+    else if (f < cols_)
+      bytes = F::template either<BITS * K>(
+          bytes, F::keep(code(f, value<false>(f, sums, addend)), cols_ - f));
+    if constexpr (BITS * (K + 1) < 8)
+      return fields<BITS, K + 1>(f + layout_.unit, sums, addend, bytes);
     else return bytes;
+  }
+  F::vi code(int64_t f, F::vf y) const {
+    return F::to_int(coder_(y, F::load(&columns_.out_scale.data()[f]),
+                            F::load(&columns_.out_zero.data()[f])));
   }
   template <typename Sums>
   void float_row(int64_t i, const Sums& sums) const {
+    const float* addend = addend_row(i);
     float* out = epilogue_.out + i * cols_;
     int64_t f = 0;
-    for (; f + F::W <= cols_; f += F::W) F::store(out + f, value(i, f, sums));
+    for (; f + F::W <= cols_; f += F::W) F::store(out + f, value<true>(f, sums, addend));
     if (f < cols_) {
       alignas(64) float tail[F::W];
-      F::store(tail, value(i, f, sums));
+      F::store(tail, value<false>(f, sums, addend));
       std::memcpy(out + f, tail, (cols_ - f) * sizeof(float));
     }
   }
-  template <typename Sums>
-  F::vf value(int64_t i, int64_t f, const Sums& sums) const {
+  const float* addend_row(int64_t i) const {
+    return epilogue_.addend != nullptr ? epilogue_.addend + i * cols_ : nullptr;
+  }
+  // WHOLE: all of F::W columns are there.
+  template <bool WHOLE, typename Sums>
+  F::vf value(int64_t f, const Sums& sums, const float* addend) const {
     F::vf y = F::mul(sums.at(f), F::mul(F::load(&columns_.scale.data()[f]), F::set1(sums.factor)));
-    if (epilogue_.addend != nullptr)
+    if (addend != nullptr)
       y = F::fma(F::set1(epilogue_.addend_scale),
-                 F::load_partial(epilogue_.addend + i * cols_ + f, cols_ - f), y);
+                 WHOLE ? F::load(addend + f) : F::load_partial(addend + f, cols_ - f), y);
     if (columns_.has_bias) y = F::add(y, F::load(&columns_.bias.data()[f]));
     return epilogue_.relu ? F::max(F::zero(), y) : y;  // in this order a NaN stays
   }
