@@ -155,7 +155,13 @@ class Emitter {
       : cols_(cols), rows_(rows), padded_(round_up(cols)), epilogue_(epilogue),
         columns_(padded_, source, cols, epilogue),
         layout_(cols, epilogue.quantizer ? storage_bits(epilogue.quantizer->bits) : 8),
-        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}) {}
+        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}),
+        streams_(epilogue.out != nullptr && rows * cols >= kStreamed && cols % F::W == 0 &&
+                 reinterpret_cast<uintptr_t>(epilogue.out) % (F::W * sizeof(float)) == 0) {}
+  // To be called when a thread has written its last row.
+  void finish() const {
+    if (streams_) F::fence();
+  }
   // Room for the sums of a row, in any layout a kernel may write.
   static int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
   int64_t padded() const { return padded_; }
@@ -184,6 +190,8 @@ class Emitter {
 
  private:
   static constexpr int64_t kRowsAhead = 6;
+  // Floats that would push the sources out of any cache, to be read again later than that.
+  static constexpr int64_t kStreamed = 1 << 22;
 
   // The rows of the addend are read in order, but the gathers in between hide that from hardware.
   void prefetch_addend(int64_t i) const {
@@ -220,6 +228,10 @@ class Emitter {
     const float* addend = addend_row(i);
     float* out = epilogue_.out + i * cols_;
     int64_t f = 0;
+    if (streams_) {
+      for (; f < cols_; f += F::W) F::stream(out + f, value<true>(f, sums, addend));
+      return;
+    }
     for (; f + F::W <= cols_; f += F::W) F::store(out + f, value<true>(f, sums, addend));
     if (f < cols_) {
       alignas(64) float tail[F::W];
@@ -246,4 +258,5 @@ class Emitter {
   Columns columns_;
   Layout layout_;
   Coder coder_;
+  bool streams_;
 };

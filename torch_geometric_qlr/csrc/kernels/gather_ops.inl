@@ -16,6 +16,7 @@ inline int32_t extremum_rows(const QlrGraph& graph, const QlrPacked& source,
       emitter.row(i, IntegerSums{best.data(), e < end ? emitter.center() : 0, emitter.residual(),
                                  e < end ? 1.f : 0.f, 1.f});
     }
+    emitter.finish();
   });
 }
 
@@ -106,6 +107,7 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
         attention_pass<1>(rows, source, alpha, heads, at, f, e, end, sums.data());
       emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f, 1.f});
     }
+    emitter.finish();
   });
 }
 
@@ -154,5 +156,6 @@ inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_
       emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f,
                                emitter.row_factor(i, end - begin)});
     }
+    emitter.finish();
   });
 }

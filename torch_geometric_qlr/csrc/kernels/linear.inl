@@ -162,6 +162,7 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
                                    x_sum, input.residual(i), input.scale(i)});
       }
     }
+    emitter.finish();
   });
   return QLR_OK;
 }

@@ -17,6 +17,7 @@ class PackedSpmm {
     return parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
       if (weighted) weighted_rows(first, last);
       else plain_rows(first, last);
+      emitter_.finish();
     });
   }
 

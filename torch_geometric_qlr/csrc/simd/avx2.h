@@ -20,6 +20,9 @@ struct F {
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? int(n) : 8), lane));
   }
   static void store(float* p, vf a) { _mm256_storeu_ps(p, a); }
+  // Past the caches, to an address of a whole vector; fence() before anyone else reads.
+  static void stream(float* p, vf a) { _mm256_stream_ps(p, a); }
+  static void fence() { _mm_sfence(); }
   static vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
   static vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
   static vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }

@@ -19,6 +19,9 @@ struct F {
     return _mm512_maskz_loadu_ps(n < 16 ? (1u << n) - 1 : 0xffffu, p);
   }
   static void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
+  // Past the caches, to an address of a whole vector; fence() before anyone else reads.
+  static void stream(float* p, vf a) { _mm512_stream_ps(p, a); }
+  static void fence() { _mm_sfence(); }
   static vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
   static vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
   static vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }

@@ -16,6 +16,9 @@ struct F {
   static vf load(const float* p) { return *p; }
   static vf load_partial(const float* p, int64_t n) { return n > 0 ? *p : 0.f; }
   static void store(float* p, vf a) { *p = a; }
+  // Past the caches, to an address of a whole vector; fence() before anyone else reads.
+  static void stream(float* p, vf a) { *p = a; }
+  static void fence() {  }
   static vf add(vf a, vf b) { return a + b; }
   static vf sub(vf a, vf b) { return a - b; }
   static vf mul(vf a, vf b) { return a * b; }
