@@ -88,7 +88,7 @@ class QLRActPerTensor(QLRInjector):
     Example:
         >>> from brevitas.nn import QuantIdentity
         >>> layer = QuantIdentity(act_quant=QLRActPerTensor, bit_width=2)
-        >>> layer(torch.tensor([0.0, 0.9, 2.1, 3.0])).tolist()
+        >>> layer(torch.tensor([0.0, 0.9, 2.1, 3.0])).round(decimals=2).tolist()
         [0.0, 1.0, 2.0, 3.0]
     """
 

@@ -21,6 +21,11 @@ __all__ = ["LearnedRangeQuant"]
 
 _MIN_MULTIPLIER = 1e-3
 _MIN_SCALE = 1e-20
+# Sums and means of codes lie on a lattice, and so does the range that is observed on them. At a
+# multiplier of the search's grid a large share of such values would fall exactly between two codes,
+# where the order of a float sum decides which one is next. A factor near one that no ratio of small
+# integers is takes them a hundred rounding errors away from there.
+_OFF_LATTICE = 1.0 + math.sqrt(2) / 4096
 # The pattern is that of a tensor torch has made; checking it again would stall the device.
 _UNCHECKED: dict[str, Any] = {"check_invariants": False}
 
@@ -284,7 +289,7 @@ class LearnedRangeQuant(nn.Module):
                 self.config,
                 self.groups.axis if self.gamma.dim() else -1,
             )
-            self.gamma.copy_(gamma)
+            self.gamma.copy_(gamma if self.config.statistics == "current" else gamma * _OFF_LATTICE)
             self._agree()
         self.calibrated.fill_(True)
         self._ready = True

@@ -157,7 +157,9 @@ def test_packed_features(name: str) -> None:
         assert counts["quantize_pack"] == 0
     eight = PackedTensor.from_float(X, torch.tensor(0.03), torch.tensor(128.0), bits=8)
     out = run(converted, eight, EDGES)
-    assert deviation(run(model, eight.dequantize(), EDGES), out) < 0.5
+    # Finer codes than the model's own: not the same, but no worse an approximation.
+    expected = run(model, eight.dequantize(), EDGES)[0]
+    assert float((out[0] - expected).norm() / expected.norm()) < 0.5
 
 
 @pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
