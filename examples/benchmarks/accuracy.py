@@ -44,11 +44,9 @@ from _recipe import (
 from _runs import Job, Record, mean_std, pyplot, run_all, show
 
 FIRST_SEARCH_SEED = 1000
-GRID: dict[str, tuple[Any, ...]] = {
-    "lr": (0.01, 0.02),
-    "dropout": (0.5, 0.8),
-    "weight_decay": (5e-4, 5e-5),
-}
+GRID = {"lr": [0.01, 0.02], "dropout": [0.5, 0.8], "weight_decay": [5e-4, 5e-5]}
+#: What is compared under the same settings: a search looks at their mean.
+TWINS = ("SMP", "APPNP")
 
 
 # One run ##########################################################################################
@@ -131,32 +129,41 @@ def job(args: argparse.Namespace, column: Column, seed: int, own: Recipe, twin: 
     }
 
 
-def candidates(start: Recipe) -> Iterator[Recipe]:
-    for values in itertools.product(*GRID.values()):
-        yield replace(start, **dict(zip(GRID, values, strict=True)))
+def candidates(start: Recipe, grid: dict[str, list[Any]]) -> Iterator[Recipe]:
+    for values in itertools.product(*grid.values()):
+        yield replace(start, **dict(zip(grid, values, strict=True)))
+
+
+def group(column: Column) -> Column:
+    """What shares a setting: the twins of a width, or a column on its own."""
+    dataset, model, width = column
+    return dataset, "+".join(TWINS) if model in TWINS else model, width
 
 
 def search(args: argparse.Namespace, start: dict[Column, Recipe]) -> dict[Column, Recipe]:
     """For every column the setting with the best mean validation accuracy."""
+    grid = json.loads(args.grid)
     seeds = range(FIRST_SEARCH_SEED, FIRST_SEARCH_SEED + args.search_seeds)
     twin, _ = recipes(args)
-    tried = {
-        (column, candidate): [job(args, column, seed, candidate, twin) for seed in seeds]
-        for column, recipe in start.items()
-        for candidate in candidates(recipe)
-    }
+    tried: dict[tuple[Column, Recipe], list[Job]] = {}
+    for column, recipe in start.items():
+        for candidate in candidates(recipe, grid):
+            jobs = [job(args, column, seed, candidate, twin) for seed in seeds]
+            tried.setdefault((group(column), candidate), []).extend(jobs)
     records = iter(
         run_all([one for jobs in tried.values() for one in jobs], work, args.out, args.workers)
     )
     best: dict[Column, tuple[float, Recipe]] = {}
-    for (column, candidate), jobs in tried.items():
-        val, _ = mean_std(next(records)["val"] for _ in jobs)
-        if column not in best or val > best[column][0]:
-            best[column] = (val, candidate)
-    for column, (val, chosen) in best.items():
-        grid = {name: getattr(chosen, name) for name in GRID}
-        print(f"search {' '.join(column)}: validation {100 * val:.2f}  {grid}", flush=True)
-    return {column: chosen for column, (_, chosen) in best.items()}
+    for (shared, candidate), jobs in tried.items():
+        val, std = mean_std(next(records)["val"] for _ in jobs)
+        setting = {name: getattr(candidate, name) for name in grid}
+        print(f"{' '.join(shared)}: validation {100 * val:.2f} +- {100 * std:.2f}  {setting}")
+        if shared not in best or val > best[shared][0]:
+            best[shared] = (val, candidate)
+    for shared, (val, chosen) in best.items():
+        setting = {name: getattr(chosen, name) for name in grid}
+        print(f"chosen for {' '.join(shared)}: {setting}, validation {100 * val:.2f}", flush=True)
+    return {column: best[group(column)][1] for column in start}
 
 
 def table(args: argparse.Namespace, chosen: dict[Column, Recipe]) -> dict[Column, list[Record]]:
@@ -233,6 +240,8 @@ def extend(parser: argparse.ArgumentParser) -> None:
     add("--propagation", default="{}", help="JSON: options of SMP and EMP")
     add("--config", default="{}", help="JSON: further fields of QLRConfig")
     add("--search", action="store_true", help="choose on the validation nodes first")
+    add("--grid", default=json.dumps(GRID), help="JSON: what --search tries, lists by field")
+    add("--search-only", action="store_true", help="stop after the search")
     add("--search-seeds", type=int, default=2)
 
 
@@ -243,6 +252,8 @@ def main() -> None:
     chosen = {column: plain if column[2] == "FP32" else quantized for column in columns(args)}
     if args.search:
         chosen = search(args, chosen)
+        if args.search_only:
+            return
     found = table(args, chosen)
     print(
         f"\ntest accuracy at the best-validation epoch; {args.seeds} seeds, placement "
