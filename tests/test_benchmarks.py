@@ -105,7 +105,8 @@ def test_added_edges_keep_the_homophily(run_benchmark: Any) -> None:
 
 def test_no_shift_beats_none_for_the_error(run_benchmark: Any) -> None:
     printed = run_benchmark("skewness.py", "--count", "2000", "--seeds", "1", "--weights", "0", "1")
-    head, normal, lognormal = cells(printed)
+    head, normal, lognormal, *positive = cells(printed)
+    assert [row[0] for row in positive] == ["positive"] * 2
     row = dict(zip(head, lognormal, strict=True))
     assert float(row["skewness"]) > 2 > float(dict(zip(head, normal, strict=True))["skewness"])
     assert float(row["least-error shift"]) == 0.0
