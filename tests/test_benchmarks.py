@@ -57,6 +57,31 @@ def test_accuracy_makes_a_table_and_resumes(run_benchmark: Any, tmp_path: Path) 
     assert len(out.read_text().splitlines()) == 4
 
 
+def test_accuracy_is_shown_again_without_training(run_benchmark: Any, tmp_path: Path) -> None:
+    out, scores, plot = tmp_path / "runs.jsonl", tmp_path / "scores.jsonl", tmp_path / "plot.png"
+    args = (*SMALLEST, "--models", "SMP", "APPNP", "--widths", "FP32", "INT2", "--out", str(out))
+    run_benchmark("accuracy.py", *args, "--seeds", "2", "--json", str(scores))
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [[0, 1]] * 4
+    # SMP gains 10 and 20 points; a column that lost a seed says so.
+    for line in lines:
+        line["test"] = [0.6, 0.7] if line["model"] == "SMP" else [0.5, 0.5]
+        if (line["model"], line["width"]) == ("APPNP", "INT2"):
+            line.update(seed=[0], val=[0.5], test=[0.5])
+    scores.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = cells(run_benchmark("accuracy.py", "--show", str(scores), "--plot", str(plot)))
+    assert rows[1:] == [
+        ["Cora", "SMP", "65.0 +- 7.1", "65.0 +- 7.1"],
+        ["Cora", "APPNP", "50.0 +- 0.0", "50.0 +- 0.0 (1)"],
+        ["Cora", "SMP - APPNP", "+15.00 +- 5.00", ""],
+    ]
+    assert plot.exists()
+    # Runs that were not made are left out.
+    more = cells(run_benchmark("accuracy.py", *args, "--seeds", "3", "--recorded"))
+    assert [row[1] for row in more[1:]] == ["SMP", "APPNP", "SMP - APPNP"]
+    assert len(out.read_text().splitlines()) == 8
+
+
 def test_the_search_looks_at_validation_only(run_benchmark: Any, tmp_path: Path) -> None:
     out = tmp_path / "runs.jsonl"
     args = ("--models", "SMP", "APPNP", "--widths", "INT8", "--search", "--search-seeds", "1")

@@ -7,7 +7,7 @@ import copy
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ __all__ = [
     "WIDTHS",
     "Recipe",
     "Run",
-    "load",
+    "changes",
+    "graph_of",
     "make_model",
     "parse_args",
+    "place_of",
     "quantize",
     "reachable",
+    "recipe_of",
     "run",
-    "source_of",
     "train",
 ]
 
@@ -104,9 +106,31 @@ class Run:
     logits: Tensor
 
 
-def source_of(args: argparse.Namespace, dataset: str) -> list[Any]:
-    """What :func:`load` needs to know, as plain values."""
-    return [str(args.root), dataset, args.generated, args.device]
+def changes(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe does not leave at its default, as plain values."""
+    default = asdict(Recipe())
+    return {name: value for name, value in asdict(recipe).items() if value != default[name]}
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """The recipe with these :func:`changes`, which may have been written down as JSON."""
+    pairs = {
+        name: tuple((key, value) for key, value in values[name])
+        for name in ("propagation", "config")
+        if name in values
+    }
+    return Recipe(**{**values, **pairs})
+
+
+def graph_of(job: Mapping[str, Any], place: tuple[str, str]) -> tuple[Data, int]:
+    """The graph of a job, from a folder and on a device, which no result depends on."""
+    root, device = place
+    return load(root, job["dataset"], job["generated"], device)
+
+
+def place_of(args: argparse.Namespace) -> tuple[str, str]:
+    """Where the graphs are, and where they go."""
+    return str(args.root), args.device
 
 
 @functools.lru_cache(maxsize=2)
@@ -138,7 +162,7 @@ def reachable(args: argparse.Namespace, datasets: Sequence[str]) -> list[str]:
     found = []
     for name in datasets:
         try:
-            load(*source_of(args, name))
+            graph_of({"dataset": name, "generated": args.generated}, place_of(args))
             found.append(name)
         except DOWNLOAD_ERRORS as error:
             announce(f"{name} is left out: it could not be downloaded ({type(error).__name__}).")
@@ -223,6 +247,8 @@ def train(
     if recipe.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
     judged = model if average is None else average.module
+    # A matrix is the faster form of the edges forwards, and the slower one backwards.
+    edges = sparse_edges(data).edge_index if isinstance(model, qlr.nn.SMPGNN) else data.edge_index
     scores: list[Score] = []
     kept: list[Tensor] = []
 
@@ -241,7 +267,7 @@ def train(
     def score() -> Score:
         judged.eval()
         with torch.no_grad():
-            out = judged(data.x, data.edge_index)
+            out = judged(data.x, edges)
         now = score_of(out, data)
         if not scores or now.val > max(before.val for before in scores):
             kept[:] = [out]
