@@ -136,3 +136,14 @@ def test_no_shift_beats_none_for_the_error(run_benchmark: Any) -> None:
     assert float(row["skewness"]) > 2 > float(dict(zip(head, normal, strict=True))["skewness"])
     assert float(row["least-error shift"]) == 0.0
     assert float(row["error BT* codes"]) >= float(row["error BT"]) - 1e-3
+
+
+def test_carry_over_keeps_ranges_in_one_column(run_benchmark: Any, tmp_path: Path) -> None:
+    out, plot = tmp_path / "runs.jsonl", tmp_path / "plot.png"
+    args = ("--models", "GAT", "--widths", "FP32", "INT2", "--out", str(out), "--plot", str(plot))
+    head, gat = cells(run_benchmark("carry_over.py", *SMALLEST, *args))
+    assert head == ["model", "FP32", "INT2, ranges kept", "INT2", "INT2-BT", "INT2-BT*"]
+    assert gat[0] == "GAT" and all(gat[1:4]) and not any(gat[4:])
+    recipes = [json.loads(line)["job"]["recipe"] for line in out.read_text().splitlines()]
+    assert [recipe.get("quant_lr") for recipe in recipes] == [None, None, 0.0]
+    assert plot.exists()

@@ -184,8 +184,8 @@ def table(args: argparse.Namespace, chosen: dict[Column, Recipe]) -> Found:
         for column, own in chosen.items()
         for seed in range(args.seeds)
     ]
-    # Widths of a seed follow one another, so that a process finds their teacher at hand.
-    jobs.sort(key=lambda one: (one["dataset"], one["model"], one["seed"]))
+    # Widths of a model follow one another, so that a process finds their teacher at hand.
+    jobs.sort(key=lambda one: (one["dataset"], one["seed"], one["model"]))
     if args.recorded:
         jobs = recorded(jobs, args.out)
     found: Found = {}
