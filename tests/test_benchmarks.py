@@ -47,7 +47,7 @@ def test_accuracy_makes_a_table_and_resumes(run_benchmark: Any, tmp_path: Path) 
     assert markdown.read_text() in printed
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(written) == 4
-    assert {"val", "test", "last_test"} == set(written[0]["result"])
+    assert {"val", "test", "last_test", "epochs"} == set(written[0]["result"])
     # The runs that are there are not made again: a changed result shows in the table.
     for line in written:
         line["result"]["test"] = 0.5

@@ -104,6 +104,7 @@ class Run:
     score: Score
     last: Score
     logits: Tensor
+    epochs: int  # fewer than asked for: the loss was infinite then
 
 
 def changes(recipe: Recipe) -> dict[str, Any]:
@@ -259,6 +260,8 @@ def train(
         loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
         if teacher is not None:
             loss = loss + recipe.distill * _divergence(out, teacher, recipe.temperature)
+        if not loss.isfinite():
+            raise FloatingPointError(label)
         loss.backward()
         optimizer.step()
         if average is not None:
@@ -274,8 +277,12 @@ def train(
         scores.append(now)
         return now
 
-    best = fit(label, recipe.epochs, step, score)
-    return Run(best, scores[-1], kept[0])
+    try:
+        fit(label, recipe.epochs, step, score)
+    except FloatingPointError:
+        announce(f"{label} diverged after {len(scores)} epochs; the best of them counts.")
+    best = max(scores, key=lambda one: one.val)
+    return Run(best, scores[-1], kept[0], len(scores))
 
 
 def _divergence(out: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -79,11 +79,8 @@ def work(place: tuple[str, str], job: Job) -> Record:
 
         graph = graph_of(job, place)
         done = run(job["model"], job["width"], job["seed"], graph, recipe, teacher)
-    return {name: round(value, 4) for name, value in _scores(done).items()}
-
-
-def _scores(done: Run) -> dict[str, float]:
-    return {"val": done.score.val, "test": done.score.test, "last_test": done.last.test}
+    scores = {"val": done.score.val, "test": done.score.test, "last_test": done.last.test}
+    return {name: round(value, 4) for name, value in scores.items()} | {"epochs": done.epochs}
 
 
 # All runs #########################################################################################
