@@ -100,6 +100,7 @@ def recipes(args: argparse.Namespace) -> tuple[Recipe, Recipe]:
     quantized = replace(
         plain,
         epochs=args.quantized_epochs or args.epochs,
+        lr=args.quantized_lr or args.lr,
         dropout=args.dropout,
         weight_decay=args.quantized_weight_decay or args.weight_decay,
         quant_lr=args.quant_lr,
@@ -108,6 +109,7 @@ def recipes(args: argparse.Namespace) -> tuple[Recipe, Recipe]:
         ema=args.ema,
         wide_logits=args.wide_logits,
         placement=args.placement,
+        propagation=tuple(json.loads(args.quantized_propagation or args.propagation).items()),
         config=tuple(json.loads(args.config).items()),
     )
     return replace(plain, ema=args.float_ema), quantized
@@ -320,6 +322,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     add("--float-ema", type=float, default=0.0)
     add("--weight-decay", type=float, default=5e-4)
     add("--quantized-weight-decay", type=float, help="(default: that of float models)")
+    add("--quantized-lr", type=float, help="(default: that of float models)")
     add("--quantized-epochs", type=int, help="(default: those of float models)")
     add("--quant-lr", type=float, default=0.01, help="of the learned ranges")
     add("--distill", type=float, default=0.0, help="weight of the float twin's answers")
@@ -328,6 +331,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     add("--wide-logits", type=int, default=0, help="bits of the last Linear's output")
     add("--placement", default="default", choices=["default", "strict", "paper"])
     add("--propagation", default="{}", help="JSON: options of SMP and EMP")
+    add("--quantized-propagation", help="JSON (default: those of float models)")
     add("--config", default="{}", help="JSON: further fields of QLRConfig")
     add("--search", action="store_true", help="choose on the validation nodes first")
     add("--grid", default=json.dumps(GRID), help="JSON: what --search tries, lists by field")
