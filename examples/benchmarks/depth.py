@@ -11,28 +11,44 @@ and layers for the others. Runs are resumed from ``--out``.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-from dataclasses import asdict
 from pathlib import Path
 
-from _recipe import DATASETS, MODELS, WIDTHS, Recipe, load, parse_args, reachable, run, source_of
+from _recipe import (
+    DATASETS,
+    MODELS,
+    WIDTHS,
+    Recipe,
+    changes,
+    graph_of,
+    parse_args,
+    place_of,
+    reachable,
+    recipe_of,
+    run,
+)
 from _runs import Job, Record, mean_std, pyplot, run_all, show
 from torch_geometric_qlr.metrics import dirichlet_energy, mean_average_distance
 
 MEASURES = {"test": "accuracy", "energy": "energy", "mad": "distance"}
 
 
-def work(job: Job) -> Record:
+def work(place: tuple[str, str], job: Job) -> Record:
     """Trains one model of one depth, and looks at what it answers."""
-    graph = load(*job["source"])
-    done = run(job["model"], job["width"], job["seed"], graph, Recipe(**job["recipe"]))
+    graph = graph_of(job, place)
+    done = run(job["model"], job["width"], job["seed"], graph, recipe_of(job["recipe"]))
     edges = graph[0].edge_index
     return {
-        "val": done.score.val,
-        "test": done.score.test,
+        "val": round(done.score.val, 4),
+        "test": round(done.score.test, 4),
         "energy": float(dirichlet_energy(done.logits, edges, relative=True)),
         "mad": float(mean_average_distance(done.logits, edges)),
     }
+
+
+def recipe(args: argparse.Namespace, depth: int) -> Recipe:
+    return Recipe(epochs=args.epochs, hidden=args.hidden, depth=depth, dropout=args.dropout)
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
@@ -41,12 +57,10 @@ def jobs(args: argparse.Namespace) -> list[Job]:
             "model": model,
             "width": args.width,
             "seed": seed,
-            "source": source_of(args, args.dataset),
-            "recipe": {
-                **asdict(Recipe(epochs=args.epochs, hidden=args.hidden, depth=depth)),
-                "propagation": (),
-                "config": (),
-            },
+            "dataset": args.dataset,
+            "generated": args.generated,
+            "depth": depth,
+            "recipe": changes(recipe(args, depth)),
         }
         for model, depth, seed in itertools.product(args.models, args.depths, range(args.seeds))
     ]
@@ -88,6 +102,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     add("--width", default="FP32", choices=list(WIDTHS))
     add("--depths", nargs="+", type=int, default=[2, 4, 8, 16, 32, 64])
     add("--hidden", type=int, default=64)
+    add("--dropout", type=float, default=0.5)
     add("--out", type=Path, help="JSON lines of the runs; those in it are not run again")
     add("--markdown", type=Path, help="write the table to this file")
     add("--plot", type=Path, help="draw the table to this file")
@@ -98,8 +113,10 @@ def main() -> None:
     args = parse_args(__doc__, epochs=200, seeds=3, extend=extend)
     reachable(args, [args.dataset])
     found: dict[tuple[str, int], list[Record]] = {}
-    for record in run_all(jobs(args), work, args.out, args.workers):
-        found.setdefault((record["model"], record["recipe"]["depth"]), []).append(record)
+    for record in run_all(
+        jobs(args), functools.partial(work, place_of(args)), args.out, args.workers
+    ):
+        found.setdefault((record["model"], record["depth"]), []).append(record)
     rows = []
     for (model, depth), records in found.items():
         accuracy, spread = mean_std(100 * r["test"] for r in records)
