@@ -56,6 +56,7 @@ struct QlrGraph {
   int64_t edges;
   const float* edge_weight;    // [edges] or null
   const float* source_weight;  // [source rows] or null
+  int32_t checked;             // 1 if an earlier call with the same indices went well
 };
 
 // What happens to a row of sums, and where it goes: `out` (float) or `packed` (codes).

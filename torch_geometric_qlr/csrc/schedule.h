@@ -76,7 +76,7 @@ inline bool valid_columns(const int32_t* col, int64_t count, int64_t source_rows
 template <typename Body>
 int32_t parallel_edges(const QlrGraph& graph, int64_t source_rows, int64_t row_bytes, int threads,
                        const Body& body) {
-  if (!valid_rowptr(graph)) return QLR_BAD_ROWPTR;
+  if (!graph.checked && !valid_rowptr(graph)) return QLR_BAD_ROWPTR;
   const int64_t cost = graph.edges + kRowCost * graph.rows;
   if (cost * row_bytes < kSerialBytes) threads = 1;
   // A chunk's index stream stays within a few tens of kB, or is a 64th of the work.
@@ -87,7 +87,7 @@ int32_t parallel_edges(const QlrGraph& graph, int64_t source_rows, int64_t row_b
     const int64_t last = end == cost ? graph.rows : row_at_cost(graph.rowptr, graph.rows, end);
     if (first >= last) return;
     const int64_t e0 = graph.rowptr[first], e1 = graph.rowptr[last];
-    if (!valid_columns(graph.col + e0, e1 - e0, source_rows)) {
+    if (!graph.checked && !valid_columns(graph.col + e0, e1 - e0, source_rows)) {
       status.store(QLR_BAD_INDEX, std::memory_order_relaxed);
       return;
     }

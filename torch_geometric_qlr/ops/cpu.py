@@ -161,6 +161,7 @@ def _packed_propagate(
         between.packed = buffers[k % 2].data_ptr()
         between.quantizer = ctypes.pointer(step)
         call_library("qlr_packed_spmm", graph, source, between, *_run(isa))
+        graph.checked = 1
         at = (scale_at + 4 * k, zero_at + 4 * k)
         source = Packed(between.packed, rows, num_cols, width, -1, *at)
     last, out = args.epilogue(rows, num_cols, **term, **output)

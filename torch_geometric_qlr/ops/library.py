@@ -54,6 +54,7 @@ class Graph(ctypes.Structure):
         ("edges", c_int64),
         ("edge_weight", c_void_p),
         ("source_weight", c_void_p),
+        ("checked", c_int32),
     ]
 
 

@@ -23,7 +23,8 @@ struct NibbleSums {
     else
       return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  template <int k = 0>
+  // HIGH: also the high nibbles.
+  template <bool HIGH = true, int k = 0>
   void add(__m512 table, __m512i nibbles) {
     const __m512i first = UNIT == 32
         ? _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 16, 16, 16, 16, 16, 16, 16, 16)
@@ -32,7 +33,8 @@ struct NibbleSums {
     // The permutation ignores all but the lowest four bits.
     const __m512i index = _mm512_srlv_epi32(nibbles, shift);
     acc[k] = _mm512_add_ps(acc[k], _mm512_permutexvar_ps(index, table));
-    if constexpr (k + 1 < kVectors) add<k + 1>(table, nibbles);
+    constexpr int next = k + (HIGH ? 1 : 2);  // vectors of low and of high nibbles take turns
+    if constexpr (next < kVectors) add<HIGH, next>(table, nibbles);
   }
   static void put(float* to, __m512 a, bool first) {
     _mm512_store_ps(to, first ? a : _mm512_add_ps(_mm512_load_ps(to), a));
@@ -62,7 +64,8 @@ struct NibbleSums {
 
 // Codes of B < 8 bits: 4 / B edges share a table, and the nibbles made of their bits come in 4 / B
 // vectors. Vector s holds field s in its low nibbles and field s + 4 / B in the high ones.
-template <int B, int UNIT, int U>
+// Only the first PLANES fields are summed.
+template <int B, int UNIT, int U, int PLANES = 8 / B>
 struct LookupPass {
   static constexpr int kEdges = 4 / B;
   static constexpr int kFields = 8 / B;
@@ -118,7 +121,7 @@ struct LookupPass {
 
   template <int s = 0>
   static void add(NibbleSums<UNIT>* sums, __m512 t, const __m512i* x) {
-    sums[s].add(t, nibbles<s>(x));
+    sums[s].template add<(s + kEdges < PLANES)>(t, nibbles<s>(x));
     if constexpr (s + 1 < kEdges) add<s + 1>(sums, t, x);
   }
   static void add_rows(Sums& sums, const uint8_t* const* p, __m512 t) {
@@ -131,7 +134,8 @@ struct LookupPass {
   template <int s = 0>
   void store(const NibbleSums<UNIT>* sums, float* to) const {
     sums[s].template store<false>(to + s * UNIT, first);
-    sums[s].template store<true>(to + (s + kEdges) * UNIT, first);
+    if constexpr (s + kEdges < PLANES)
+      sums[s].template store<true>(to + (s + kEdges) * UNIT, first);
     if constexpr (s + 1 < kEdges) store<s + 1>(sums, to);
   }
 
@@ -201,6 +205,19 @@ struct BlockPasses {
           e, count, weight, static_cast<float>(center), ahead());
     if constexpr (U > 1) look_up<B, U / 2>();
   }
+  // Rows of 16 bytes, of which a good part may be empty.
+  template <int B>
+  void look_up_short() {
+    constexpr int all = 8 / B;
+    if (rows.layout.cols <= 16 * (all / 2)) planes<B, all / 2>();
+    else if (rows.layout.cols <= 16 * (all - all / 4)) planes<B, all - all / 4>();
+    else planes<B, all>();
+  }
+  template <int B, int PLANES>
+  void planes() {
+    LookupPass<B, 16, 1, PLANES>{rows, 0, out, first}.run(e, count, weight,
+                                                          static_cast<float>(center), 16);
+  }
   template <int V>
   void convert() {
     for (; left() >= 16 * V; at += 16 * V)
@@ -217,8 +234,7 @@ inline void weighted_block(const PackedRows& rows, const WeightBlock& block, Dig
   if constexpr (B == 8) {
     passes.convert<16>();
   } else if (rows.layout.stride == 16) {
-    LookupPass<B, 16, 1>{rows, 0, out, first}.run(e, count, block.value,
-                                                  static_cast<float>(center), 16);
+    passes.look_up_short<B>();
   } else {
     passes.look_up<B, B>();  // as many units as there are registers for their sums
   }
