@@ -1,6 +1,7 @@
 // The kernels for processors with AVX-512 F, BW, DQ, VL and VNNI. The instruction set is switched on for
 // this text only, so that the library loads everywhere and dispatch.cpp decides.
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/gather.h"
 #include "kernels/table.h"

@@ -88,6 +88,39 @@ inline void pack_row(const uint8_t* codes, const Layout& layout, uint8_t* packed
   else pack_units<32>(codes, layout, packed);
 }
 
+// Codes that are computed F::W at a time to packed bytes: as many neighbouring bytes at a time, whose
+// fields are joined in a register. `code_at(f, whole)` gives the codes of the columns from f on, and
+// `whole` says, at compile time, that all of them are there.
+template <int BITS, int K = 0, typename CodeAt>
+inline F::vb join_fields(const CodeAt& code_at, int64_t f, int unit, int64_t cols, F::vb bytes) {
+  if (f + F::W <= cols)
+    bytes = F::template either<BITS * K>(bytes, code_at(f, std::true_type()));
+  else if (f < cols)
+    bytes = F::template either<BITS * K>(bytes, F::keep(code_at(f, std::false_type()), cols - f));
+  if constexpr (BITS * (K + 1) < 8)
+    return join_fields<BITS, K + 1>(code_at, f + unit, unit, cols, bytes);
+  else return bytes;
+}
+
+template <int BITS, typename CodeAt>
+inline void pack_row_of(const CodeAt& code_at, const Layout& layout, uint8_t* to) {
+  const int unit = layout.unit;
+  for (int64_t u = 0, f = 0; u < layout.units; ++u, f += unit * (8 / BITS))
+    for (int j = 0; j < unit; j += F::W)
+      F::store_bytes(to + u * unit + j, join_fields<BITS>(code_at, f + j, unit, layout.cols,
+                                                          F::no_bytes()));
+}
+
+template <typename CodeAt>
+inline void pack_row_of(const CodeAt& code_at, const Layout& layout, uint8_t* to) {
+  switch (layout.bits) {
+    case 1: return pack_row_of<1>(code_at, layout, to);
+    case 2: return pack_row_of<2>(code_at, layout, to);
+    case 4: return pack_row_of<4>(code_at, layout, to);
+    default: return pack_row_of<8>(code_at, layout, to);
+  }
+}
+
 // Packed bytes to natural-order codes, layout.padded_cols() of them. Eight bytes at a time: no field
 // crosses a byte, so whole words can be shifted.
 template <int BITS, int UNIT>
@@ -180,12 +213,13 @@ class Emitter {
   void row(int64_t i, const Sums& sums) const {
     if (epilogue_.addend != nullptr) prefetch_addend(i + kRowsAhead);
     if (epilogue_.out != nullptr) return float_row(i, sums);
-    switch (layout_.bits) {
-      case 1: return packed_row<1>(i, sums);
-      case 2: return packed_row<2>(i, sums);
-      case 4: return packed_row<4>(i, sums);
-      default: return packed_row<8>(i, sums);
-    }
+    const float* addend = addend_row(i);
+    const auto code_at = [&](int64_t f, auto whole) {
+      const F::vf y = value<decltype(whole)::value>(f, sums, addend);
+      return F::to_int(coder_(y, F::load(&columns_.out_scale.data()[f]),
+                              F::load(&columns_.out_zero.data()[f])));
+    };
+    pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);
   }
 
  private:
@@ -197,31 +231,6 @@ class Emitter {
   void prefetch_addend(int64_t i) const {
     const float* p = epilogue_.addend + std::min(i, rows_ - 1) * cols_;
     for (int64_t f = 0; f < cols_; f += 16) prefetch_line(p + f);
-  }
-  // F::W neighbouring bytes at a time, whose fields are joined in a register.
-  template <int BITS, typename Sums>
-  void packed_row(int64_t i, const Sums& sums) const {
-    const int unit = layout_.unit;
-    const float* addend = addend_row(i);
-    uint8_t* to = epilogue_.packed + i * layout_.stride;
-    for (int64_t u = 0, f = 0; u < layout_.units; ++u, f += unit * (8 / BITS))
-      for (int j = 0; j < unit; j += F::W)
-        F::store_bytes(to + u * unit + j, fields<BITS>(f + j, sums, addend, F::no_bytes()));
-  }
-  template <int BITS, int K = 0, typename Sums>
-  F::vb fields(int64_t f, const Sums& sums, const float* addend, F::vb bytes) const {
-    if (f + F::W <= cols_)
-      bytes = F::template either<BITS * K>(bytes, code(f, value<true>(f, sums, addend)));
-    else if (f < cols_)
-      bytes = F::template either<BITS * K>(
-          bytes, F::keep(code(f, value<false>(f, sums, addend)), cols_ - f));
-    if constexpr (BITS * (K + 1) < 8)
-      return fields<BITS, K + 1>(f + layout_.unit, sums, addend, bytes);
-    else return bytes;
-  }
-  F::vi code(int64_t f, F::vf y) const {
-    return F::to_int(coder_(y, F::load(&columns_.out_scale.data()[f]),
-                            F::load(&columns_.out_zero.data()[f])));
   }
   template <typename Sums>
   void float_row(int64_t i, const Sums& sums) const {

@@ -18,15 +18,13 @@ inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const Q
   const Coder coder(q);
   const QuantizerAt param{q};
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    Scratch<uint8_t> codes(layout.padded_cols() + F::W);
     for (int64_t i = first; i < last; ++i) {
-      for (int64_t f = 0; f < cols; f += F::W) {
-        const F::vf c = coder(F::load_partial(x + i * cols + f, cols - f),
-                              param.scale(i, f, cols), param.zero(i, f, cols));
-        F::store_u8(codes.data() + f, F::to_int(c));
-      }
-      for (int64_t f = cols; f % F::W != 0; ++f) codes[f] = 0;
-      pack_row(codes.data(), layout, packed + i * layout.stride);
+      const float* row = x + i * cols;
+      const auto code_at = [&](int64_t f, auto whole) {
+        const F::vf y = whole ? F::load(row + f) : F::load_partial(row + f, cols - f);
+        return F::to_int(coder(y, param.scale(i, f, cols), param.zero(i, f, cols)));
+      };
+      pack_row_of(code_at, layout, packed + i * layout.stride);
     }
   });
   return QLR_OK;
