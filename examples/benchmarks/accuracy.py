@@ -267,13 +267,21 @@ def draw(path: Path, found: Found) -> None:
             # Side by side, so that error bars do not hide one another.
             places = [i + 0.08 * (index - (len(models) - 1) / 2) for i in shown]
             axis.errorbar(
-                places, means, yerr=stds, marker="o", markersize=4, capsize=2, label=model
+                places, means, yerr=stds, marker=".", capsize=2, label=model, color=f"C{index}"
             )
         axis.set_xticks(range(len(widths)), widths)
+        axis.set_xlim(-0.5, len(widths) - 0.5)
         axis.set_title(dataset)
         axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("test accuracy (%)")
-    axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    # One legend for all panels, of the lines in any of them.
+    lines = {
+        label: line
+        for axis in axes[0]
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    named = {model: lines[model] for model in models}
+    axes[0][-1].legend(named.values(), named.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=110)
     print(f"written: {path}")
 

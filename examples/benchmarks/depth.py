@@ -28,10 +28,15 @@ from _recipe import (
     recipe_of,
     run,
 )
-from _runs import Job, Record, mean_std, pyplot, run_all, show
+from _runs import Job, Record, mean_std, pyplot, recorded, run_all, show
 from torch_geometric_qlr.metrics import dirichlet_energy, mean_average_distance
 
 MEASURES = {"test": "accuracy", "energy": "energy", "mad": "distance"}
+AXES = {
+    "test": "test accuracy",
+    "energy": "relative Dirichlet energy",
+    "mad": "mean average distance",
+}
 
 
 def work(place: tuple[str, str], job: Job) -> Record:
@@ -69,20 +74,21 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 def draw(args: argparse.Namespace, found: dict[tuple[str, int], list[Record]]) -> None:
     """One panel per measure, one line per model."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    for axis, (measure, name) in zip(axes, MEASURES.items(), strict=True):
-        for model in args.models:
-            points = [mean_std(r[measure] for r in found[model, depth]) for depth in args.depths]
-            means, stds = zip(*points, strict=True)
-            axis.errorbar(args.depths, means, yerr=stds, marker="o", capsize=3, label=model)
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for index, model in enumerate(args.models):
+            depths = [depth for depth in args.depths if (model, depth) in found]
+            points = [mean_std(r[measure] for r in found[model, depth]) for depth in depths]
+            if points:
+                means, stds = zip(*points, strict=True)
+                # Dashed, so that a line under another one shows.
+                style = "o-" if index % 2 == 0 else "s--"
+                axis.errorbar(depths, means, yerr=stds, fmt=style, capsize=3, label=model)
         axis.set_xscale("log", base=2)
         axis.set_xticks(args.depths, [str(depth) for depth in args.depths])
-        if measure != "test":
-            # Energies vanish, which a logarithm could not show.
-            axis.set_yscale("symlog", linthresh=1e-6)
-            axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1)
         axis.set_xlabel("depth")
-        axis.set_ylabel(name)
+        axis.set_ylabel(AXES[measure])
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     figure.suptitle(f"{args.dataset}, {args.width}")
@@ -104,6 +110,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     add("--hidden", type=int, default=64)
     add("--dropout", type=float, default=0.5)
     add("--out", type=Path, help="JSON lines of the runs; those in it are not run again")
+    add("--recorded", action="store_true", help="only the runs that --out holds, no new ones")
     add("--markdown", type=Path, help="write the table to this file")
     add("--plot", type=Path, help="draw the table to this file")
     add("--workers", type=int, default=1, help="processes, of one thread each")
@@ -113,9 +120,8 @@ def main() -> None:
     args = parse_args(__doc__, epochs=200, seeds=3, extend=extend)
     reachable(args, [args.dataset])
     found: dict[tuple[str, int], list[Record]] = {}
-    for record in run_all(
-        jobs(args), functools.partial(work, place_of(args)), args.out, args.workers
-    ):
+    todo = recorded(jobs(args), args.out) if args.recorded else jobs(args)
+    for record in run_all(todo, functools.partial(work, place_of(args)), args.out, args.workers):
         found.setdefault((record["model"], record["depth"]), []).append(record)
     rows = []
     for (model, depth), records in found.items():
