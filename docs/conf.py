@@ -23,7 +23,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "conv_status",
 ]
-exclude_patterns = ["_build", "_ext", "_templates"]
+exclude_patterns = ["_build", "_ext", "_templates", "results"]
 templates_path = ["_templates"]
 
 autosummary_generate = True

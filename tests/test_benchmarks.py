@@ -47,7 +47,7 @@ def test_accuracy_makes_a_table_and_resumes(run_benchmark: Any, tmp_path: Path) 
     assert markdown.read_text() in printed
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(written) == 4
-    assert {"val", "test", "last_test"} == set(written[0]["result"])
+    assert {"val", "test", "last_test", "epochs"} == set(written[0]["result"])
     # The runs that are there are not made again: a changed result shows in the table.
     for line in written:
         line["result"]["test"] = 0.5
@@ -57,17 +57,53 @@ def test_accuracy_makes_a_table_and_resumes(run_benchmark: Any, tmp_path: Path) 
     assert len(out.read_text().splitlines()) == 4
 
 
+def test_accuracy_is_shown_again_without_training(run_benchmark: Any, tmp_path: Path) -> None:
+    out, scores, plot = tmp_path / "runs.jsonl", tmp_path / "scores.jsonl", tmp_path / "plot.png"
+    args = (*SMALLEST, "--models", "SMP", "APPNP", "--widths", "FP32", "INT2", "--out", str(out))
+    run_benchmark("accuracy.py", *args, "--seeds", "2", "--json", str(scores))
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [[0, 1]] * 4
+    # SMP gains 10 and 20 points; a column that lost a seed says so.
+    for line in lines:
+        line["test"] = [0.6, 0.7] if line["model"] == "SMP" else [0.5, 0.5]
+        if (line["model"], line["width"]) == ("APPNP", "INT2"):
+            line.update(seed=[0], val=[0.5], test=[0.5])
+    scores.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = cells(run_benchmark("accuracy.py", "--show", str(scores), "--plot", str(plot)))
+    assert rows[1:] == [
+        ["Cora", "SMP", "65.0 +- 7.1", "65.0 +- 7.1"],
+        ["Cora", "APPNP", "50.0 +- 0.0", "50.0 +- 0.0 (1)"],
+        ["Cora", "SMP - APPNP", "+15.00 +- 5.00", ""],
+    ]
+    assert plot.exists()
+    # Runs that were not made are left out.
+    more = cells(run_benchmark("accuracy.py", *args, "--seeds", "3", "--recorded"))
+    assert [row[1] for row in more[1:]] == ["SMP", "APPNP", "SMP - APPNP"]
+    assert len(out.read_text().splitlines()) == 8
+
+
 def test_the_search_looks_at_validation_only(run_benchmark: Any, tmp_path: Path) -> None:
     out = tmp_path / "runs.jsonl"
-    args = ("--models", "SMP", "--widths", "INT8", "--search", "--search-seeds", "1")
-    printed = run_benchmark("accuracy.py", *SMALLEST, *args, "--out", str(out))
+    args = ("--models", "SMP", "APPNP", "--widths", "INT8", "--search", "--search-seeds", "1")
+    grid = ("--grid", json.dumps({"lr": [0.01, 0.1], "distill": [0.0, 1.0]}))
+    printed = run_benchmark("accuracy.py", *SMALLEST, *args, *grid, "--out", str(out))
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     tried = [line for line in lines if line["job"]["seed"] >= 1000]
-    assert len(tried) == 8
-    (final,) = (line for line in lines if line["job"]["seed"] < 1000)
-    best = max(tried, key=lambda line: line["result"]["val"])
-    assert final["job"]["recipe"] == best["job"]["recipe"]
-    assert "search Cora SMP INT8: validation" in printed
+    assert len(tried) == 2 * 4
+
+    def setting(line: Any) -> str:
+        return json.dumps(line["job"]["recipe"], sort_keys=True)
+
+    # Twins share the setting with the best mean over both of them.
+    means: dict[str, float] = {}
+    for line in tried:
+        means[setting(line)] = means.get(setting(line), 0.0) + line["result"]["val"] / 2
+    final = [line for line in lines if line["job"]["seed"] < 1000]
+    assert {line["job"]["model"] for line in final} == {"SMP", "APPNP"}
+    assert {means[setting(line)] for line in final} == {max(means.values())}
+    assert "chosen for Cora SMP+APPNP INT8: {'lr': " in printed
+    only = run_benchmark("accuracy.py", *SMALLEST, *args, *grid, "--out", str(out), "--search-only")
+    assert "chosen for" in only and "data set" not in only
 
 
 def test_depth_and_density(run_benchmark: Any) -> None:
@@ -94,7 +130,8 @@ def test_added_edges_keep_the_homophily(run_benchmark: Any) -> None:
 
 def test_no_shift_beats_none_for_the_error(run_benchmark: Any) -> None:
     printed = run_benchmark("skewness.py", "--count", "2000", "--seeds", "1", "--weights", "0", "1")
-    head, normal, lognormal = cells(printed)
+    head, normal, lognormal, *positive = cells(printed)
+    assert [row[0] for row in positive] == ["positive"] * 2
     row = dict(zip(head, lognormal, strict=True))
     assert float(row["skewness"]) > 2 > float(dict(zip(head, normal, strict=True))["skewness"])
     assert float(row["least-error shift"]) == 0.0
@@ -127,3 +164,14 @@ def test_exactness_counts_codes(run_benchmark: Any) -> None:
         assert int(row["packed - quantized"]) < 100 and int(row["predictions changed"]) == 0
     sums = [dict(zip(rows[4], row, strict=True)) for row in rows[6:]]
     assert len(sums) == 6 and all(float(row["packed"]) < 1e-6 for row in sums)
+
+
+def test_carry_over_keeps_ranges_in_one_column(run_benchmark: Any, tmp_path: Path) -> None:
+    out, plot = tmp_path / "runs.jsonl", tmp_path / "plot.png"
+    args = ("--models", "GAT", "--widths", "FP32", "INT2", "--out", str(out), "--plot", str(plot))
+    head, gat = cells(run_benchmark("carry_over.py", *SMALLEST, *args))
+    assert head == ["model", "FP32", "INT2, ranges kept", "INT2", "INT2-BT", "INT2-BT*"]
+    assert gat[0] == "GAT" and all(gat[1:4]) and not any(gat[4:])
+    recipes = [json.loads(line)["job"]["recipe"] for line in out.read_text().splitlines()]
+    assert [recipe.get("quant_lr") for recipe in recipes] == [None, None, 0.0]
+    assert plot.exists()

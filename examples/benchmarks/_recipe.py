@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch_geometric.nn import MessagePassing
 
 import torch_geometric_qlr as qlr
 from _baselines import baseline
+from torch_geometric_qlr.sparse import csr_graph
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _common import Score, evaluate, fit, make_optimizer, parse_args
+from _common import Score, fit, make_optimizer, parse_args, score_of
 from _data import DOWNLOAD_ERRORS, announce, load_citation
 
 __all__ = [
@@ -33,13 +35,15 @@ __all__ = [
     "WIDTHS",
     "Recipe",
     "Run",
-    "load",
+    "changes",
+    "graph_of",
     "make_model",
     "parse_args",
+    "place_of",
     "quantize",
     "reachable",
+    "recipe_of",
     "run",
-    "source_of",
     "train",
 ]
 
@@ -65,6 +69,9 @@ _BASELINES = {
     "SAGE": "sage",
 }
 MODELS = (*_PROPAGATION, *_BASELINES)
+
+#: Models that send the features themselves over the edges, which takes a dense matrix.
+_SEND_FEATURES = ("SAGE",)
 
 #: Everything that the paper quantizes, sources per node in place of messages per edge.
 _STRICT = ("input", "weight", "linear_output", "source", "aggregate")
@@ -97,11 +104,34 @@ class Run:
     score: Score
     last: Score
     logits: Tensor
+    epochs: int  # fewer than asked for: the loss was infinite then
 
 
-def source_of(args: argparse.Namespace, dataset: str) -> list[Any]:
-    """What :func:`load` needs to know, as plain values."""
-    return [str(args.root), dataset, args.generated, args.device]
+def changes(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe does not leave at its default, as plain values."""
+    default = asdict(Recipe())
+    return {name: value for name, value in asdict(recipe).items() if value != default[name]}
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """The recipe with these :func:`changes`, which may have been written down as JSON."""
+    pairs = {
+        name: tuple((key, value) for key, value in values[name])
+        for name in ("propagation", "config")
+        if name in values
+    }
+    return Recipe(**{**values, **pairs})
+
+
+def graph_of(job: Mapping[str, Any], place: tuple[str, str]) -> tuple[Data, int]:
+    """The graph of a job, from a folder and on a device, which no result depends on."""
+    root, device = place
+    return load(root, job["dataset"], job["generated"], device)
+
+
+def place_of(args: argparse.Namespace) -> tuple[str, str]:
+    """Where the graphs are, and where they go."""
+    return str(args.root), args.device
 
 
 @functools.lru_cache(maxsize=2)
@@ -133,7 +163,7 @@ def reachable(args: argparse.Namespace, datasets: Sequence[str]) -> list[str]:
     found = []
     for name in datasets:
         try:
-            load(*source_of(args, name))
+            graph_of({"dataset": name, "generated": args.generated}, place_of(args))
             found.append(name)
         except DOWNLOAD_ERRORS as error:
             announce(f"{name} is left out: it could not be downloaded ({type(error).__name__}).")
@@ -188,6 +218,27 @@ def _last_linears(model: nn.Module) -> list[str]:
     return [name for name in linears if name.rpartition(".")[0] == parent]
 
 
+def sparse_words(data: Data) -> Data:
+    """The graph with its features as a sparse matrix, if nearly all of them are zeros.
+
+    A run then takes a fraction of the time, and the models compute the same.
+    """
+    if int((data.x != 0).sum()) > 0.1 * data.x.numel():
+        return data
+    graph = csr_graph(data.x.to_sparse())
+    data = copy.copy(data)
+    data.x = graph.to_torch_csr()
+    return data
+
+
+def sparse_edges(data: Data) -> Data:
+    """The graph with its edges as a matrix: wide features then need no copy per edge."""
+    graph = csr_graph(data.edge_index, num_src=data.num_nodes, num_dst=data.num_nodes)
+    data = copy.copy(data)
+    data.edge_index = graph.to_torch_csr()
+    return data
+
+
 def train(
     label: str, model: nn.Module, data: Data, recipe: Recipe, teacher: Tensor | None = None
 ) -> Run:
@@ -197,6 +248,8 @@ def train(
     if recipe.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
     judged = model if average is None else average.module
+    # A matrix is the faster form of the edges forwards, and the slower one backwards.
+    edges = sparse_edges(data).edge_index if isinstance(model, qlr.nn.SMPGNN) else data.edge_index
     scores: list[Score] = []
     kept: list[Tensor] = []
 
@@ -207,21 +260,29 @@ def train(
         loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
         if teacher is not None:
             loss = loss + recipe.distill * _divergence(out, teacher, recipe.temperature)
+        if not loss.isfinite():
+            raise FloatingPointError(label)
         loss.backward()
         optimizer.step()
         if average is not None:
             average.update_parameters(model)
 
     def score() -> Score:
-        now = evaluate(judged, data)
+        judged.eval()
+        with torch.no_grad():
+            out = judged(data.x, edges)
+        now = score_of(out, data)
         if not scores or now.val > max(before.val for before in scores):
-            with torch.no_grad():
-                kept[:] = [judged(data.x, data.edge_index)]
+            kept[:] = [out]
         scores.append(now)
         return now
 
-    best = fit(label, recipe.epochs, step, score)
-    return Run(best, scores[-1], kept[0])
+    try:
+        fit(label, recipe.epochs, step, score)
+    except FloatingPointError:
+        announce(f"{label} diverged after {len(scores)} epochs; the best of them counts.")
+    best = max(scores, key=lambda one: one.val)
+    return Run(best, scores[-1], kept[0], len(scores))
 
 
 def _divergence(out: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -244,6 +305,7 @@ def run(
 ) -> Run:
     """One model, at one width, under one seed; twins start from the same weights."""
     data, num_classes = graph
+    data = sparse_edges(data) if name in _SEND_FEATURES else sparse_words(data)
     answers = teacher() if teacher is not None and recipe.distill and WIDTHS[width] else None
     seed_everything(seed)
     model = quantize(make_model(name, data, num_classes, recipe).to(data.x.device), width, recipe)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-__all__ = ["Job", "Record", "mean_std", "pyplot", "run_all", "show"]
+__all__ = ["Job", "Record", "mean_std", "pyplot", "recorded", "run_all", "show"]
 
 #: What tells one run from another, as plain values; and the same with what came out.
 Job = Mapping[str, Any]
@@ -38,6 +38,12 @@ def run_all(
                     file.write(json.dumps({"job": job, "result": result}) + "\n")
             bar.update()
     return [{**job, **done[_key(job)]} for job in jobs]
+
+
+def recorded(jobs: Sequence[Job], out: Path) -> list[Job]:
+    """Those of the jobs that the file holds."""
+    done = {_key(line["job"]) for line in _lines(out)}
+    return [job for job in jobs if _key(job) in done]
 
 
 def _key(job: Job) -> str:

@@ -1,10 +1,12 @@
-"""Packed sums along a graph on the CPU, against every FP32 way PyG has to take them.
+"""Packed sums along a graph, and packed products, on the CPU: against every float way to take them.
 
-All candidates of a graph and width take turns in every round, in random order; ratios are medians
-over rounds of peer time over our time. Packed candidates read packed features; the time to quantize
-and pack those is a candidate of its own.
+All candidates of a table take turns in every round, in random order; ratios are medians over rounds
+of peer time over our time. Packed candidates read packed features; the time to quantize and pack
+those is a candidate of its own. "own fp32" is this package's float kernel, with the same schedule,
+prefetch and memory: what it gains over the peers is a better kernel, the rest is fewer bits.
 
-    python examples/benchmarks/cpu_kernels.py --graphs arxiv --features 128 --rounds 5
+    python examples/benchmarks/cpu_kernels.py --graphs arxiv reddit --features 128 --rounds 5
+    python examples/benchmarks/cpu_kernels.py --graphs --dense 169343x128x128 169343x128x40
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch_geometric.utils import scatter
 from _graphs import CSR, SHAPES, generate
 from _timing import environment, interleave, markdown, paired_ratio
 from torch_geometric_qlr.ops import backend_info
-from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor, spmm
+from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor, linear, spmm
 
 try:
     import torch_sparse
@@ -87,6 +89,55 @@ def packed(graph: CSR, x: Tensor, bits: int, norm: Tensor) -> Candidates:
     }
 
 
+def dense(shape: str, bits: list[int], rounds: int) -> dict[str, Any]:
+    """A product of activations and weights, `rows x inputs x outputs`."""
+    rows, inputs, outputs = (int(size) for size in shape.split("x"))
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+    x_half, weight_half, bias_half = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
+    x_byte = (x * 30).clamp(-128, 127).to(torch.int8)
+    weight_byte = (weight.t() * 30).clamp(-128, 127).to(torch.int8).contiguous()
+    candidates: Candidates = {
+        "F.linear": lambda: torch.nn.functional.linear(x, weight, bias),
+        "F.linear bf16": lambda: torch.nn.functional.linear(x_half, weight_half, bias_half),
+        # Products alone: no scales, no bias.
+        "torch._int_mm int8": lambda: torch._int_mm(x_byte, weight_byte),
+        **_quantized_linear(x, weight, bias),
+    }
+    for width in bits:
+        scale, zero = torch.tensor(6.0 / (2**width - 1)), torch.tensor(float(2 ** (width - 1)))
+        x_packed = PackedTensor.from_float(x, scale, zero, width)
+        w_packed = PackedTensor.from_float(weight, scale, zero, width)
+        out = OutputQuantizer(scale * inputs**0.5, zero, width)
+        candidates[f"INT{width}"] = lambda a=x_packed, b=w_packed: linear(a, b, bias=bias)
+        candidates[f"INT{width} -> packed"] = lambda a=x_packed, b=w_packed, o=out: linear(
+            a, b, bias=bias, out=o
+        )
+    times = interleave(candidates, rounds)
+    shown = [name for name in times if not name.startswith("INT")]
+    title = f"dense {rows} x {inputs} x {outputs}"
+    print(f"\n### {title}\n\n{markdown(times, shown)}", flush=True)
+    ratios = {key: {peer: paired_ratio(times, peer, key) for peer in shown} for key in times}
+    return {"dense": title, "seconds": times, "ratios": ratios}
+
+
+def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Candidates:
+    """torch's own quantized linear, codes to codes, where this build has it."""
+    try:
+        codes = torch.quantize_per_tensor(x, 0.05, 128, torch.quint8)
+        params = torch.ops.quantized.linear_prepack(
+            torch.quantize_per_tensor(weight, 0.05, 0, torch.qint8), bias
+        )
+        torch.ops.quantized.linear(codes[:1], params, 0.5, 128)
+    except RuntimeError:
+        return {}
+    engine = torch.backends.quantized.engine
+    return {
+        f"quantized.linear int8 ({engine})": lambda: torch.ops.quantized.linear(
+            codes, params, 0.5, 128
+        )
+    }
+
+
 def check(candidates: Candidates, x: Tensor) -> None:
     """The peers agree with each other, so that a ratio compares like with like."""
     truth = candidates[NATIVE]()
@@ -124,14 +175,18 @@ def peers_of(times: dict[str, list[float]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--graphs", nargs="+", choices=SHAPES, default=["cora", "arxiv"])
+    parser.add_argument("--graphs", nargs="*", choices=SHAPES, default=["cora", "arxiv"])
     parser.add_argument("--features", nargs="+", type=int, default=[128])
     parser.add_argument("--bits", nargs="+", type=int, choices=(1, 2, 4, 8), default=[8, 4, 2])
+    parser.add_argument(
+        "--dense", nargs="*", default=[], metavar="MxKxN", help="sizes of products to measure"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write all times here")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     setting = {**environment(), "kernels": backend_info()["selected"], "rounds": args.rounds}
@@ -141,6 +196,7 @@ def main() -> None:
         for graph in args.graphs
         for features in args.features
     ]
+    tables += [dense(shape, args.bits, args.rounds) for shape in args.dense]
     if args.json is not None:
         args.json.write_text(json.dumps({"environment": setting, "tables": tables}, indent=1))
 

@@ -11,8 +11,8 @@ the table shows the accuracy of both, and the difference under the same seeds. R
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,7 +20,18 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import dropout_edge, homophily, to_undirected
 
-from _recipe import DATASETS, WIDTHS, Recipe, load, parse_args, reachable, run, source_of
+from _recipe import (
+    DATASETS,
+    WIDTHS,
+    Recipe,
+    changes,
+    graph_of,
+    parse_args,
+    place_of,
+    reachable,
+    recipe_of,
+    run,
+)
 from _runs import Job, Record, mean_std, pyplot, run_all, show
 
 MODELS = ("SMP", "APPNP")
@@ -57,13 +68,23 @@ def _pairs(y: Tensor, count: int, within: float) -> Tensor:
     return torch.stack([source, target])
 
 
-def work(job: Job) -> Record:
+def work(place: tuple[str, str], job: Job) -> Record:
     """Trains one model of one depth on the graph at one density."""
-    data, num_classes = load(*job["source"])
+    data, num_classes = graph_of(job, place)
     data = at_density(data, job["density"], job["seed"])
-    recipe = Recipe(**job["recipe"])
+    recipe = recipe_of(job["recipe"])
     done = run(job["model"], job["width"], job["seed"], (data, num_classes), recipe)
-    return {"val": done.score.val, "test": done.score.test, "edges": data.num_edges}
+    scores = {"val": round(done.score.val, 4), "test": round(done.score.test, 4)}
+    return {**scores, "edges": data.num_edges}
+
+
+def recipe(args: argparse.Namespace, model: str, depth: int) -> Recipe:
+    return Recipe(
+        epochs=args.epochs,
+        hidden=args.hidden,
+        depth=depth,
+        propagation=(("tau", args.tau),) if model == "SMP" else (),
+    )
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
@@ -73,12 +94,10 @@ def jobs(args: argparse.Namespace) -> list[Job]:
             "width": args.width,
             "density": density,
             "seed": seed,
-            "source": source_of(args, args.dataset),
-            "recipe": {
-                **asdict(Recipe(epochs=args.epochs, hidden=args.hidden, depth=depth)),
-                "propagation": (("tau", args.tau),) if model == "SMP" else (),
-                "config": (),
-            },
+            "dataset": args.dataset,
+            "generated": args.generated,
+            "depth": depth,
+            "recipe": changes(recipe(args, model, depth)),
         }
         for density, depth, seed, model in itertools.product(
             args.densities, args.depths, range(args.seeds), MODELS
@@ -138,8 +157,10 @@ def main() -> None:
     reachable(args, [args.dataset])
     found: Found = {}
     edges: dict[float, int] = {}
-    for record in run_all(jobs(args), work, args.out, args.workers):
-        values = found.setdefault((record["density"], record["recipe"]["depth"]), {})
+    for record in run_all(
+        jobs(args), functools.partial(work, place_of(args)), args.out, args.workers
+    ):
+        values = found.setdefault((record["density"], record["depth"]), {})
         values.setdefault(record["model"], []).append(100 * record["test"])
         edges[record["density"]] = record["edges"]
     rows = []

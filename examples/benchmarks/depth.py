@@ -11,28 +11,49 @@ and layers for the others. Runs are resumed from ``--out``.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-from dataclasses import asdict
 from pathlib import Path
 
-from _recipe import DATASETS, MODELS, WIDTHS, Recipe, load, parse_args, reachable, run, source_of
-from _runs import Job, Record, mean_std, pyplot, run_all, show
+from _recipe import (
+    DATASETS,
+    MODELS,
+    WIDTHS,
+    Recipe,
+    changes,
+    graph_of,
+    parse_args,
+    place_of,
+    reachable,
+    recipe_of,
+    run,
+)
+from _runs import Job, Record, mean_std, pyplot, recorded, run_all, show
 from torch_geometric_qlr.metrics import dirichlet_energy, mean_average_distance
 
 MEASURES = {"test": "accuracy", "energy": "energy", "mad": "distance"}
+AXES = {
+    "test": "test accuracy",
+    "energy": "relative Dirichlet energy",
+    "mad": "mean average distance",
+}
 
 
-def work(job: Job) -> Record:
+def work(place: tuple[str, str], job: Job) -> Record:
     """Trains one model of one depth, and looks at what it answers."""
-    graph = load(*job["source"])
-    done = run(job["model"], job["width"], job["seed"], graph, Recipe(**job["recipe"]))
+    graph = graph_of(job, place)
+    done = run(job["model"], job["width"], job["seed"], graph, recipe_of(job["recipe"]))
     edges = graph[0].edge_index
     return {
-        "val": done.score.val,
-        "test": done.score.test,
+        "val": round(done.score.val, 4),
+        "test": round(done.score.test, 4),
         "energy": float(dirichlet_energy(done.logits, edges, relative=True)),
         "mad": float(mean_average_distance(done.logits, edges)),
     }
+
+
+def recipe(args: argparse.Namespace, depth: int) -> Recipe:
+    return Recipe(epochs=args.epochs, hidden=args.hidden, depth=depth, dropout=args.dropout)
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
@@ -41,12 +62,10 @@ def jobs(args: argparse.Namespace) -> list[Job]:
             "model": model,
             "width": args.width,
             "seed": seed,
-            "source": source_of(args, args.dataset),
-            "recipe": {
-                **asdict(Recipe(epochs=args.epochs, hidden=args.hidden, depth=depth)),
-                "propagation": (),
-                "config": (),
-            },
+            "dataset": args.dataset,
+            "generated": args.generated,
+            "depth": depth,
+            "recipe": changes(recipe(args, depth)),
         }
         for model, depth, seed in itertools.product(args.models, args.depths, range(args.seeds))
     ]
@@ -55,20 +74,21 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 def draw(args: argparse.Namespace, found: dict[tuple[str, int], list[Record]]) -> None:
     """One panel per measure, one line per model."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    for axis, (measure, name) in zip(axes, MEASURES.items(), strict=True):
-        for model in args.models:
-            points = [mean_std(r[measure] for r in found[model, depth]) for depth in args.depths]
-            means, stds = zip(*points, strict=True)
-            axis.errorbar(args.depths, means, yerr=stds, marker="o", capsize=3, label=model)
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for index, model in enumerate(args.models):
+            depths = [depth for depth in args.depths if (model, depth) in found]
+            points = [mean_std(r[measure] for r in found[model, depth]) for depth in depths]
+            if points:
+                means, stds = zip(*points, strict=True)
+                # Dashed, so that a line under another one shows.
+                style = "o-" if index % 2 == 0 else "s--"
+                axis.errorbar(depths, means, yerr=stds, fmt=style, capsize=3, label=model)
         axis.set_xscale("log", base=2)
         axis.set_xticks(args.depths, [str(depth) for depth in args.depths])
-        if measure != "test":
-            # Energies vanish, which a logarithm could not show.
-            axis.set_yscale("symlog", linthresh=1e-6)
-            axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1)
         axis.set_xlabel("depth")
-        axis.set_ylabel(name)
+        axis.set_ylabel(AXES[measure])
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     figure.suptitle(f"{args.dataset}, {args.width}")
@@ -88,7 +108,9 @@ def extend(parser: argparse.ArgumentParser) -> None:
     add("--width", default="FP32", choices=list(WIDTHS))
     add("--depths", nargs="+", type=int, default=[2, 4, 8, 16, 32, 64])
     add("--hidden", type=int, default=64)
+    add("--dropout", type=float, default=0.5)
     add("--out", type=Path, help="JSON lines of the runs; those in it are not run again")
+    add("--recorded", action="store_true", help="only the runs that --out holds, no new ones")
     add("--markdown", type=Path, help="write the table to this file")
     add("--plot", type=Path, help="draw the table to this file")
     add("--workers", type=int, default=1, help="processes, of one thread each")
@@ -98,8 +120,9 @@ def main() -> None:
     args = parse_args(__doc__, epochs=200, seeds=3, extend=extend)
     reachable(args, [args.dataset])
     found: dict[tuple[str, int], list[Record]] = {}
-    for record in run_all(jobs(args), work, args.out, args.workers):
-        found.setdefault((record["model"], record["recipe"]["depth"]), []).append(record)
+    todo = recorded(jobs(args), args.out) if args.recorded else jobs(args)
+    for record in run_all(todo, functools.partial(work, place_of(args)), args.out, args.workers):
+        found.setdefault((record["model"], record["depth"]), []).append(record)
     rows = []
     for (model, depth), records in found.items():
         accuracy, spread = mean_std(100 * r["test"] for r in records)

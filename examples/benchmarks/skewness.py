@@ -3,8 +3,9 @@
 python examples/benchmarks/skewness.py --plot skewness.png
 
 Samples go from normal to lognormal, ``x = (exp(w g) - 1) / w`` for normal ``g``, and are quantized
-with one range. Each quantizer starts from its own grid search, as in training. BT* shifts by the
-skewness, in 8-bit codes as in the paper or in truncation steps.
+with one range; once as they are (signed), once moved to start at 0 (positive). Each quantizer
+starts from its own grid search, as in training. BT* shifts by the skewness, in 8-bit codes as in
+the paper or in truncation steps.
 
 Two things can be asked of a shift. One is the *error* of single values (squared, over the variance,
 so 1 is as bad as a constant). Rounding to the nearest level is best there, whatever the data, so no
@@ -33,6 +34,7 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "BT* codes": {"truncation": "bt*"},
     "BT* steps": {"truncation": "bt*", "skewness_unit": "step"},
 }
+FORMS = ("signed", "positive")
 BEST = "BT best"  # BT with the shift that leaves the least bias
 
 
@@ -84,38 +86,74 @@ def _try_shifts(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> dict
     }
 
 
-def draw(rows: list[dict[str, float]], args: argparse.Namespace) -> None:
-    """Errors, biases and shifts against skewness."""
+#: One colour per quantizer; where lines coincide, a dashed one lets the other be seen.
+STYLES = {
+    "plain": ("tab:gray", "-"),
+    "BT": ("tab:blue", "-"),
+    "BT* codes": ("tab:orange", "--"),
+    "BT* steps": ("tab:red", "-"),
+    BEST: ("tab:green", ":"),
+}
+
+
+def draw(found: dict[str, list[dict[str, float]]], args: argparse.Namespace) -> None:
+    """Errors, biases and shifts against skewness, one row of panels per form of the data."""
     plt = pyplot()
+    figure, axes = plt.subplots(
+        len(found), 3, figsize=(14, 3.8 * len(found)), squeeze=False, layout="constrained"
+    )
+    for row, (form, rows) in zip(axes, found.items(), strict=True):
+        _draw_row(row, rows, truncation_step(args.bits) / 2)
+        row[0].set_title(f"{form} data: error of a value")
+        row[1].set_title(f"{form} data: bias")
+        row[2].set_title(f"{form} data: shift of the thresholds")
+    for axis in axes[-1]:
+        axis.set_xlabel("skewness of the input")
+    for axis in axes[0]:
+        axis.legend(fontsize="small", loc="upper left")
+    figure.suptitle(f"{args.bits} bits, from normal to lognormal (higher values are cut off)")
+    figure.savefig(args.plot, dpi=100)
+    print(f"written: {args.plot}")
+
+
+def _draw_row(axes: Any, rows: list[dict[str, float]], half: float) -> None:
     skew = [row["skewness"] for row in rows]
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.2), layout="constrained")
-    names = [*QUANTIZERS, BEST]
-    # Where lines coincide, the dashed one on top lets the other be seen.
-    styles = dict(zip(names, ("-", "-", "--", "-", ":"), strict=True))
-    for axis, kind in zip(axes, ("error", "bias"), strict=False):
-        for name in names:
-            values = [row[f"{kind} {name}"] for row in rows]
-            axis.plot(skew, values, styles[name], marker="o", markersize=4, label=name)
+
+    def line(axis: Any, key: str, style: tuple[str, str], label: str) -> None:
+        values = [row[key] for row in rows]
+        axis.plot(skew, values, style[1], color=style[0], marker="o", markersize=4, label=label)
+
+    for name, style in STYLES.items():
+        line(axes[0], f"error {name}", style, name)
+        line(axes[1], f"bias {name}", style, name)
+    for name in ("BT* codes", "BT* steps"):
+        line(axes[2], f"shift {name}", STYLES[name], name)
+    line(axes[2], "least-error shift", ("tab:blue", ":"), "best for the error")
+    line(axes[2], "least-bias shift", STYLES[BEST], "best for the bias")
     axes[0].set_ylabel("squared error / variance")
-    axes[0].set_yscale("log")
+    axes[0].set_ylim(0, 1)
     axes[1].set_ylabel("mean error / standard deviation")
-    axes[1].set_ylim(-0.5, 0.5)
-    half = truncation_step(args.bits) / 2
-    for name in ("shift BT* codes", "shift BT* steps", "least-error shift", "least-bias shift"):
-        # A shift of half a step or more makes an extreme level of every value.
-        values = [min(row[name], 1.1 * half) for row in rows]
-        style = "--" if name.startswith("least") else "-"
-        axes[2].plot(skew, values, style, marker="o", markersize=4, label=name)
-    axes[2].set_ylabel(f"shift (8-bit codes; half a step is {half:g})")
+    axes[1].set_ylim(-0.25, 0.4)
+    axes[1].axhline(0, color="black", linewidth=0.8)
+    axes[2].set_ylabel("8-bit codes")
+    # A shift of half a step or more makes an extreme level of every value.
+    axes[2].set_ylim(-15, half)
     for axis in axes:
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xticks([0, 0.5, 1, 2, 4, 6], ["0", "0.5", "1", "2", "4", "6"])
-        axis.set_xlabel("skewness of the input")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
-    figure.suptitle(f"{args.bits} bits, from normal to lognormal")
-    figure.savefig(args.plot, dpi=120)
-    print(f"written: {args.plot}")
+
+
+def study(args: argparse.Namespace, form: str) -> list[dict[str, float]]:
+    """Means over the samples, one row per skewness."""
+    rows = []
+    for weight in args.weights:
+        runs = [
+            measure(sample(weight, args.count, seed, form == "positive"), args.bits)
+            for seed in range(args.seeds)
+        ]
+        rows.append({name: mean_std(run[name] for run in runs)[0] for name in runs[0]})
+    return rows
 
 
 def main() -> None:
@@ -127,22 +165,21 @@ def main() -> None:
     add("--count", type=int, default=20_000, help="numbers per sample")
     add("--seeds", type=int, default=5, help="samples per skewness")
     add("--weights", nargs="+", type=float, default=[0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])
-    add("--positive", action="store_true", help="move samples to start at 0")
+    add("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     add("--markdown", type=Path, help="write the table to this file")
     add("--plot", type=Path, help="draw the table to this file")
     args = parser.parse_args()
-    rows = []
-    for weight in args.weights:
-        runs = [
-            measure(sample(weight, args.count, seed, args.positive), args.bits)
-            for seed in range(args.seeds)
-        ]
-        rows.append({name: mean_std(run[name] for run in runs)[0] for name in runs[0]})
+    found = {form: study(args, form) for form in args.forms}
     shown = [f"error {name}" for name in QUANTIZERS] + ["bias BT", "bias BT* codes"]
     shown = ["skewness", *shown, "least-error shift", "least-bias shift"]
-    show(shown, [[f"{row[name]:.3f}" for name in shown] for row in rows], args.markdown)
+    table = [
+        [form, *(f"{row[name]:.3f}" for name in shown)]
+        for form, rows in found.items()
+        for row in rows
+    ]
+    show(["data", *shown], table, args.markdown)
     if args.plot is not None:
-        draw(rows, args)
+        draw(found, args)
 
 
 if __name__ == "__main__":

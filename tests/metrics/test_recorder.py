@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch_geometric.nn import GAT, GCN
 
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.metrics import DepthRecorder, dirichlet_energy, mean_average_distance
 from torch_geometric_qlr.nn.models import SMPGNN
 from torch_geometric_qlr.nn.propagation import SMP
@@ -92,3 +93,17 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder.record(torch.randn(3, 4), EDGES)
     with pytest.raises(ImportError, match="to_dict"):
         recorder.plot()
+
+
+def test_values_measured_otherwise_are_columns_too() -> None:
+    x = torch.randn(3, 4)
+    recorder = DepthRecorder({"energy": dirichlet_energy})
+    for ratio in (20.0, 10.0):
+        recorder.record(x, EDGES, sqnr=torch.tensor(ratio))
+    assert recorder.to_dict()["sqnr"] == [20.0, 10.0]
+    assert len(recorder.plot()) == 2
+    with pytest.raises(InputError, match="sqnr"):
+        recorder.record(x, EDGES)
+    recorder.clear()
+    recorder.record(x, EDGES)
+    assert list(recorder.to_dict()) == ["depth", "energy"]

@@ -135,6 +135,49 @@ def test_packed_output_has_the_codes_of_the_float_output(isa, seed, bits, cols, 
 
 
 @every_isa
+@examples
+@given(
+    *(seed_strategy, bits_strategy, width_strategy, st.integers(0, 4)),
+    *(bits_strategy, st.booleans(), st.booleans()),
+)
+def test_hops_in_one_call_are_hops(isa, seed, bits, cols, steps, step_bits, truncate, teleports):
+    case = problem(seed, targets=12, cols=cols, bits=bits)
+    rng = torch.Generator().manual_seed(seed)
+    scales, zeros = torch.rand(steps, generator=rng) + 0.1, torch.rand(steps, generator=rng) * 3
+    skews = torch.rand(steps, generator=rng) * 20 if truncate else None
+    weight = torch.rand(case.col.numel(), generator=rng) if seed % 3 else None
+    term = torch.randn(12, cols, generator=rng) if teleports else None
+    with use_backend(isa):
+        ours = qlr.packed_propagate(
+            *(case.rowptr, case.col, *case.packed, scales, zeros, step_bits, truncate, skews),
+            *(weight, 0.75, term, 0.25),
+        )
+        sources = case.packed
+        for k in range(steps + 1):
+            data, _, width, scale, zero = sources
+            hop = (case.rowptr, case.col, data, cols, width, scale * 0.75, zero, weight)
+            if k == steps:
+                y = qlr.packed_spmm(*hop, None, None, None, term, 0.25)
+                break
+            skew = skews[k] if truncate else None
+            out = (scales[k], zeros[k], step_bits, truncate, skew)
+            data = qlr.packed_spmm(*hop, None, None, None, term, 0.25, "sum", False, *out)
+            params = reference.affine_params(scales[k], zeros[k], step_bits, truncate)
+            sources = (data, cols, step_bits, *params)
+    assert torch.equal(ours, y)
+
+
+def test_hops_need_a_square_graph_and_one_range_each():
+    case = problem(1)  # 12 sources, 9 targets
+    one = (torch.ones(1), torch.zeros(1), 2)
+    with pytest.raises(InputError, match="12 rows are sent to 9 nodes"):
+        qlr.packed_propagate(case.rowptr, case.col, *case.packed, *one)
+    square = problem(1, targets=12)
+    with pytest.raises(InputError, match="vectors of one length"):
+        qlr.packed_propagate(square.rowptr, square.col, *square.packed, *one[:1], torch.zeros(2), 2)
+
+
+@every_isa
 @pytest.mark.filterwarnings("ignore:torch.ops.qlr.packed_extremum has no kernel")
 @examples
 @given(seed_strategy, bits_strategy, width_strategy, axis_strategy, st.booleans())

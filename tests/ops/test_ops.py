@@ -23,6 +23,9 @@ def samples() -> dict[str, list[tuple]]:
     output = (torch.tensor(0.5), torch.tensor(7.0), 3, True, torch.tensor(2.0))
     x_hat, mask = reference.fake_quantize(x, case.scale, case.zero_point, 4)
     gather = (case.rowptr, case.col, *packed)
+    # As many targets as sources, for hops that follow each other.
+    square = problem(2, targets=12, cols=40, bits=4)
+    hops = (square.rowptr, square.col, *square.packed, torch.rand(2) + 0.1, torch.rand(2), 4)
     linear = (*packed, reference.pack(case.codes[:5], 4), 4, case.scale, case.zero_point)
     return {
         "quantize_pack": [(x, case.scale, case.zero_point, 3)],
@@ -33,6 +36,10 @@ def samples() -> dict[str, list[tuple]]:
         "packed_spmm": [
             gather,
             (*gather, torch.rand(edges), None, None, None, None, 1.0, "mean", True, *output),
+        ],
+        "packed_propagate": [
+            hops,
+            (*hops, True, torch.rand(2), torch.rand(square.col.numel()), 0.9, x, 0.1, *output),
         ],
         "packed_extremum": [gather, (*gather, False)],
         "packed_attention": [

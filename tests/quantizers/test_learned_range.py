@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers.statistics import skewness
 
 TRUNCATIONS = (None, "bt", "bt*")
 
@@ -330,6 +331,19 @@ def test_sparse_input_keeps_zero_under_truncation(truncation: str, granularity: 
     assert out._nnz() == signed._nnz() and bool(out.values().isfinite().all())
     if granularity == "tensor":
         assert levels.numel() <= 4 and bool((levels.abs() < 1e-6).any())
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "node"])
+def test_skewness_counts_the_zeros_that_are_not_stored(granularity: str) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(12, 9) * (torch.rand(12, 9) < 0.3)
+    torch.testing.assert_close(skewness(x[x != 0], numel=x.numel()), skewness(x))
+    statistics = "running" if granularity == "tensor" else "current"
+    # In steps, so that the shift is large enough to move values.
+    fields = {"truncation": "bt*", "skewness_unit": "step", "search": False}
+    dense = quantizer(bits=4, granularity=granularity, statistics=statistics, **fields)
+    values = copy.deepcopy(dense).quantize_stored(x.to_sparse_csr())
+    torch.testing.assert_close(values, dense(x)[0][x != 0])
 
 
 def test_sparse_input_refuses_ranges_per_feature() -> None:

@@ -1,6 +1,7 @@
 // The kernels for processors with AVX2 and FMA. The instruction set is switched on for
 // this text only, so that the library loads everywhere and dispatch.cpp decides.
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/gather.h"
 #include "kernels/table.h"
@@ -28,7 +29,7 @@ namespace {
 #include "kernels/quantize.inl"
 #include "kernels/weights.inl"
 #include "kernels/sum.inl"
-#include "kernels/weighted.inl"
+#include "kernels/weighted_digits.inl"
 #include "kernels/spmm.inl"
 #include "kernels/extremum.inl"
 #include "kernels/gather_ops.inl"

@@ -56,7 +56,6 @@ int32_t qlr_has_openmp() {
   return 0;
 #endif
 }
-void qlr_advise_huge(void* data, int64_t bytes) { qlr::advise_huge(data, bytes); }
 
 int32_t qlr_quantize_pack(const float* x, int64_t rows, int64_t cols, const QlrQuantizer* q,
                           uint8_t* packed, int32_t threads, int32_t isa) {
@@ -77,11 +76,10 @@ int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
                          const int64_t* index, int64_t count, uint8_t* out, int32_t threads) {
   for (int64_t i = 0; i < count; ++i)
     if (index[i] < 0 || index[i] >= rows) return QLR_BAD_INDEX;
-  qlr::advise_huge(out, count * stride);
   qlr::parallel_rows(count, stride, threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t ahead = std::min(i + qlr::kPrefetch, count - 1);
-      __builtin_prefetch(packed + index[ahead] * stride);
+      qlr::prefetch_line(packed + index[ahead] * stride);
       std::memcpy(out + i * stride, packed + index[i] * stride, stride);
     }
   });

@@ -1,5 +1,6 @@
 // The kernels in plain C++, for any processor.
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/gather.h"
 #include "kernels/table.h"

@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 1
+#define QLR_ABI_VERSION 2
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -56,6 +56,7 @@ struct QlrGraph {
   int64_t edges;
   const float* edge_weight;    // [edges] or null
   const float* source_weight;  // [source rows] or null
+  int32_t checked;             // 1 if an earlier call with the same indices went well
 };
 
 // What happens to a row of sums, and where it goes: `out` (float) or `packed` (codes).
@@ -75,9 +76,6 @@ QLR_EXPORT int32_t qlr_abi_version();
 QLR_EXPORT int32_t qlr_best_isa();
 QLR_EXPORT int32_t qlr_has_vnni();
 QLR_EXPORT int32_t qlr_has_openmp();
-
-// Lets the kernel back the range with huge pages; a hint that never fails.
-QLR_EXPORT void qlr_advise_huge(void* data, int64_t bytes);
 
 QLR_EXPORT int32_t qlr_quantize_pack(const float* x, int64_t rows, int64_t cols,
                                      const QlrQuantizer* quantizer, uint8_t* packed,

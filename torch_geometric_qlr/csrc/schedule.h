@@ -1,4 +1,4 @@
-// Who does which rows: chunks balanced by edges, threads, memory that is scratch or huge.
+// Who does which rows: chunks balanced by edges, threads, scratch memory.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,6 @@
 #include <new>
 #if defined(_OPENMP)
 #include <omp.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
 #endif
 
 #include "qlr.h"
@@ -79,7 +76,7 @@ inline bool valid_columns(const int32_t* col, int64_t count, int64_t source_rows
 template <typename Body>
 int32_t parallel_edges(const QlrGraph& graph, int64_t source_rows, int64_t row_bytes, int threads,
                        const Body& body) {
-  if (!valid_rowptr(graph)) return QLR_BAD_ROWPTR;
+  if (!graph.checked && !valid_rowptr(graph)) return QLR_BAD_ROWPTR;
   const int64_t cost = graph.edges + kRowCost * graph.rows;
   if (cost * row_bytes < kSerialBytes) threads = 1;
   // A chunk's index stream stays within a few tens of kB, or is a 64th of the work.
@@ -90,25 +87,13 @@ int32_t parallel_edges(const QlrGraph& graph, int64_t source_rows, int64_t row_b
     const int64_t last = end == cost ? graph.rows : row_at_cost(graph.rowptr, graph.rows, end);
     if (first >= last) return;
     const int64_t e0 = graph.rowptr[first], e1 = graph.rowptr[last];
-    if (!valid_columns(graph.col + e0, e1 - e0, source_rows)) {
+    if (!graph.checked && !valid_columns(graph.col + e0, e1 - e0, source_rows)) {
       status.store(QLR_BAD_INDEX, std::memory_order_relaxed);
       return;
     }
     body(first, last);
   });
   return status.load();
-}
-
-inline void advise_huge(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  if (bytes < static_cast<int64_t>(2 * kHuge)) return;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHuge - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 // Zeroed scratch memory aligned for any vector.

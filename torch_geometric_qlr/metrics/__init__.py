@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch_geometric_qlr.metrics.error import sqnr
+from torch_geometric_qlr.metrics.error import layer_sqnr, sqnr
 from torch_geometric_qlr.metrics.pairs import sample_pairs
 from torch_geometric_qlr.metrics.recorder import DepthRecorder
 from torch_geometric_qlr.metrics.smoothness import (
@@ -14,6 +14,7 @@ from torch_geometric_qlr.metrics.smoothness import (
 __all__ = [
     "DepthRecorder",
     "dirichlet_energy",
+    "layer_sqnr",
     "mean_average_distance",
     "sample_pairs",
     "smoothness_change",

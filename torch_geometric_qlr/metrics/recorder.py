@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.metrics.smoothness import dirichlet_energy, mean_average_distance
 from torch_geometric_qlr.sparse import Adjacency
 
@@ -52,7 +53,7 @@ class DepthRecorder:
         self.depths: list[int] = []
         self._values: dict[str, list[Tensor]] = {name: [] for name in self.metrics}
 
-    def record(self, x: Tensor, adj: Adjacency, depth: int | None = None) -> None:
+    def record(self, x: Tensor, adj: Adjacency, depth: int | None = None, **values: Tensor) -> None:
         r"""Writes down the metrics of one representation; nothing leaves the device yet.
 
         Args:
@@ -60,11 +61,22 @@ class DepthRecorder:
             adj (torch.Tensor or EdgeIndex or SparseTensor): The graph.
             depth (int, optional): Its depth, by default one more than that of the last.
                 (default: :obj:`None`)
+            **values (optional): What was measured otherwise, by the name of its column: the
+                :func:`~torch_geometric_qlr.metrics.sqnr` of the layer, say. The same names each
+                time.
+
+        Raises:
+            InputError: If the names are not those of the first record.
         """
+        if self.depths and set(values) != set(self._values) - set(self.metrics):
+            raise InputError(
+                f"DepthRecorder: got values for {sorted(values)}, the first record had them for "
+                f"{sorted(set(self._values) - set(self.metrics))}; give the same each time."
+            )
         with torch.no_grad():
-            values = {name: metric(x.detach(), adj) for name, metric in self.metrics.items()}
-        for name, value in values.items():
-            self._values[name].append(value)
+            found = {name: metric(x.detach(), adj) for name, metric in self.metrics.items()}
+        for name, value in {**found, **values}.items():
+            self._values.setdefault(name, []).append(torch.as_tensor(value).detach())
         last = self.depths[-1] if self.depths else 0
         self.depths.append(last + 1 if depth is None else depth)
 
@@ -103,8 +115,7 @@ class DepthRecorder:
     def clear(self) -> None:
         r"""Forgets everything recorded."""
         self.depths.clear()
-        for values in self._values.values():
-            values.clear()
+        self._values = {name: [] for name in self.metrics}
 
     def plot(self, axes: Any = None, label: str | None = None, log: bool = True) -> Any:
         r"""Draws each metric over depth with matplotlib.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch_geometric.nn import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.registry import find_by_name
+from torch_geometric_qlr.nn.sparse_linear import sparse_linear
 from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 
 __all__ = ["QuantLinearLayer", "QuantDictLinearLayer", "QuantWeightLayer"]
@@ -31,8 +34,25 @@ class QuantLinearLayer(QuantLayer):
     """
 
     def quantized_forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        out = super().quantized_forward(self._quantize_input(input), *args, **kwargs)
+        if self._multiplies_sparse(input):
+            out = self._sparse_forward(input)
+        else:
+            out = super().quantized_forward(self._quantize_input(input), *args, **kwargs)
         return self.quantize_at("linear_output", out)
+
+    def _multiplies_sparse(self, x: Any) -> bool:
+        return (
+            "input" in self.quantizers
+            and self.float_class in (nn.Linear, Linear)
+            and isinstance(x, Tensor)
+            and is_torch_sparse_tensor(x)
+        )
+
+    def _sparse_forward(self, x: Tensor) -> Tensor:
+        layer: Any = self
+        x = x.coalesce() if x.layout == torch.sparse_coo else x
+        values = layer.quantizers["input"].quantize_stored(x)
+        return sparse_linear(x, values, layer.weight, layer.bias)
 
     def _quantize_input(self, x: Any) -> Any:
         if "input" not in self.quantizers or not isinstance(x, Tensor):

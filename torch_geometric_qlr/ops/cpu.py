@@ -6,6 +6,7 @@ where no kernel serves the combination; `registry.py` then asks the reference.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_library
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Packed
+from torch_geometric_qlr.ops.memory import empty
+from torch_geometric_qlr.ops.reference import affine_params
 from torch_geometric_qlr.ops.schemas import reduced_shape
 
 __all__ = ["KERNELS"]
@@ -36,7 +39,7 @@ def _quantize_pack(
 ) -> Tensor:
     args, (rows, cols) = Arguments(), x.shape
     quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
-    out = torch.empty((rows, row_layout(cols, storage_bits(bits)).stride), dtype=torch.uint8)
+    out = empty((rows, row_layout(cols, storage_bits(bits)).stride), torch.uint8)
     call_library(
         "qlr_quantize_pack",
         args.floats(x, x.numel(), "x"),
@@ -53,7 +56,7 @@ def _pack(isa: int, codes: Tensor, bits: int) -> Tensor:
     if codes.dtype != torch.uint8:
         raise InputError(f"pack: codes are uint8, got {codes.dtype}")
     args, (rows, cols) = Arguments(), codes.shape
-    out = torch.empty((rows, row_layout(cols, bits).stride), dtype=torch.uint8)
+    out = empty((rows, row_layout(cols, bits).stride), torch.uint8)
     call_library("qlr_pack", args.address(codes), rows, cols, bits, out.data_ptr(), *_run(isa))
     return out
 
@@ -62,7 +65,7 @@ def _unpack(isa: int, packed: Tensor, num_cols: int, bits: int) -> Tensor:
     args = Arguments()
     args.check_packed(packed, num_cols, bits)
     source = Packed(args.address(packed), packed.size(0), num_cols, bits, -1, None, None)
-    out = torch.empty((packed.size(0), num_cols), dtype=torch.uint8)
+    out = empty((packed.size(0), num_cols), torch.uint8)
     call_library("qlr_unpack", source, out.data_ptr(), *_run(isa))
     return out
 
@@ -72,7 +75,7 @@ def _dequantize_packed(
 ) -> Tensor:
     args = Arguments()
     source = args.packed(packed, num_cols, bits, scale, zero_point)
-    out = torch.empty((packed.size(0), num_cols), dtype=torch.float32)
+    out = empty((packed.size(0), num_cols), torch.float32)
     call_library("qlr_dequantize", source, out.data_ptr(), *_run(isa))
     return out
 
@@ -80,7 +83,7 @@ def _dequantize_packed(
 def _index_select(isa: int, packed: Tensor, index: Tensor) -> Tensor:
     args = Arguments()
     rows, stride = packed.shape
-    out = torch.empty((index.numel(), stride), dtype=torch.uint8)
+    out = empty((index.numel(), stride), torch.uint8)
     index_at = args.address(index.to(torch.int64))
     call_library(
         "qlr_index_select",
@@ -111,6 +114,58 @@ def _packed_spmm(
     graph = args.graph(rowptr, col, packed.size(0), edge_weight, source_weight)
     epilogue, out = args.epilogue(graph.rows, num_cols, **epilogue_arguments)
     call_library("qlr_packed_spmm", graph, source, epilogue, *_run(isa))
+    return out
+
+
+def _packed_propagate(
+    isa: int,
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    step_scale: Tensor,
+    step_zero_point: Tensor,
+    step_bits: int,
+    step_truncate: bool = False,
+    step_skew: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    factor: float = 1.0,
+    addend: Tensor | None = None,
+    addend_scale: float = 1.0,
+    **output: Any,
+) -> Tensor:
+    args = Arguments()
+    source = args.packed(packed, num_cols, bits, scale * factor, zero_point)
+    if source.axis == 0:
+        raise Unsupported("several hops from rows with a range of their own each")
+    graph, rows = args.graph(rowptr, col, packed.size(0), edge_weight), packed.size(0)
+    if graph.rows != rows:
+        raise InputError(
+            f"packed_propagate: {rows} rows are sent to {graph.rows} nodes; hops that follow each "
+            f"other need a square adjacency"
+        )
+    term: dict[str, Any] = {"addend": addend, "addend_scale": addend_scale}
+    steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
+    # Between hops: as it is quantized, and as the next hop reads it.
+    next_scale, next_zero = affine_params(step_scale, step_zero_point, step_bits, step_truncate)
+    scale_at, zero_at = args.address(next_scale * factor), args.address(next_zero)
+    between, _ = args.epilogue(rows, num_cols, **term)
+    width = storage_bits(step_bits)
+    shape = (rows, row_layout(num_cols, width).stride)
+    buffers = [empty(shape, torch.uint8) for _ in steps[:2]]
+    between.out = None
+    for k, step in enumerate(steps):
+        between.packed = buffers[k % 2].data_ptr()
+        between.quantizer = ctypes.pointer(step)
+        call_library("qlr_packed_spmm", graph, source, between, *_run(isa))
+        graph.checked = 1
+        at = (scale_at + 4 * k, zero_at + 4 * k)
+        source = Packed(between.packed, rows, num_cols, width, -1, *at)
+    last, out = args.epilogue(rows, num_cols, **term, **output)
+    call_library("qlr_packed_spmm", graph, source, last, *_run(isa))
     return out
 
 
@@ -221,8 +276,8 @@ def _fake_quantize(
     shared = scale.numel() == 1 and zero_point.numel() == 1
     rows, cols = _as_matrix(x, -1 if shared else 0)
     quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
-    x_hat = torch.empty(x.shape, dtype=torch.float32)
-    mask = torch.empty(x.shape, dtype=torch.bool)
+    x_hat = empty(x.shape, torch.float32)
+    mask = empty(x.shape, torch.bool)
     call_library(
         "qlr_fake_quantize",
         *(args.floats(x, x.numel(), "x"), rows, cols, quantizer, x_hat.data_ptr(), mask.data_ptr()),
@@ -239,7 +294,7 @@ def _fake_quantize_backward(
     if mask.shape != x.shape or mask.dtype != torch.bool:
         raise InputError(f"fake_quantize_backward: mask must be bool of shape {list(x.shape)}")
     args, (rows, cols) = Arguments(), _as_matrix(x, axis)
-    grad_x = torch.empty(x.shape, dtype=torch.float32)
+    grad_x = empty(x.shape, torch.float32)
     reduced = torch.empty(reduced_shape(x, axis), dtype=torch.float32)
     call_library(
         "qlr_fake_quantize_backward",
@@ -258,6 +313,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "dequantize_packed": _dequantize_packed,
     "index_select": _index_select,
     "packed_spmm": _packed_spmm,
+    "packed_propagate": _packed_propagate,
     "packed_extremum": _packed_extremum,
     "packed_attention": _packed_attention,
     "packed_linear": _packed_linear,

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_geometric_qlr.errors import BackendError, ConfigError, InputError
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Epilogue, Graph, Packed, Quantizer, load_library
+from torch_geometric_qlr.ops.memory import empty
 
 __all__ = ["Arguments", "Unsupported", "call_library"]
 
@@ -129,6 +130,23 @@ class Arguments:
         shift = float(skew) if skew is not None else 0.0
         return Quantizer(scale_at, zero_at, axis, bits, truncate, shift)
 
+    def steps(
+        self, scale: Tensor, zero: Tensor, bits: int, truncate: bool, skew: Tensor | None
+    ) -> list[Quantizer]:
+        """One quantizer per tensor for every entry of the vectors."""
+        if scale.dim() != 1 or scale.shape != zero.shape or not 1 <= bits <= 8:
+            raise InputError(
+                f"packed op: step_scale and step_zero_point are vectors of one length and "
+                f"step_bits is from 1 to 8, got {list(scale.shape)}, {list(zero.shape)} and {bits}"
+            )
+        shifts = [0.0] * scale.numel() if skew is None else skew.tolist()
+        scale_at = self.address(scale.to(torch.float32))
+        zero_at = self.address(zero.to(torch.float32))
+        return [
+            Quantizer(scale_at + 4 * k, zero_at + 4 * k, -1, bits, truncate, shift)
+            for k, shift in enumerate(shifts)
+        ]
+
     def graph(
         self,
         rowptr: Tensor,
@@ -187,7 +205,7 @@ class Arguments:
             relu,
         )
         if out_scale is None:
-            out = torch.empty((rows, cols), dtype=torch.float32)
+            out = empty((rows, cols), torch.float32)
             epilogue.out = out.data_ptr()
             return epilogue, out
         if out_zero_point is None:
@@ -198,8 +216,6 @@ class Arguments:
         if quantizer.axis == 0:
             raise Unsupported
         self._alive.append(quantizer)
-        out = torch.empty(
-            (rows, row_layout(cols, storage_bits(out_bits)).stride), dtype=torch.uint8
-        )
+        out = empty((rows, row_layout(cols, storage_bits(out_bits)).stride), torch.uint8)
         epilogue.packed, epilogue.quantizer = out.data_ptr(), ctypes.pointer(quantizer)
         return epilogue, out

@@ -14,7 +14,7 @@ import torch  # noqa: F401
 
 __all__ = ["Epilogue", "Graph", "Packed", "Quantizer", "load_library", "library_path"]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class Packed(ctypes.Structure):
@@ -54,6 +54,7 @@ class Graph(ctypes.Structure):
         ("edges", c_int64),
         ("edge_weight", c_void_p),
         ("source_weight", c_void_p),
+        ("checked", c_int32),
     ]
 
 

@@ -68,6 +68,48 @@ def _packed_spmm(
     return _finish(reference.spmm(rowptr, col, codes, scale, zero_point, **kwargs), output)
 
 
+def _packed_propagate(
+    rowptr: Tensor,
+    col: Tensor,
+    packed: Tensor,
+    num_cols: int,
+    bits: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    step_scale: Tensor,
+    step_zero_point: Tensor,
+    step_bits: int,
+    step_truncate: bool = False,
+    step_skew: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    factor: float = 1.0,
+    addend: Tensor | None = None,
+    addend_scale: float = 1.0,
+    **output: Any,
+) -> Tensor:
+    codes = reference.unpack(packed, num_cols, bits)
+
+    def hop(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return reference.spmm(
+            rowptr,
+            col,
+            codes,
+            scale * factor,
+            zero_point,
+            edge_weight=edge_weight,
+            addend=addend,
+            addend_scale=addend_scale,
+        )
+
+    skews: Any = [None] * step_scale.numel() if step_skew is None else step_skew
+    for s, z, skew in zip(step_scale, step_zero_point, skews, strict=True):
+        y = hop(codes, scale, zero_point)
+        codes = reference.quantize(y, s, z, step_bits, truncate=step_truncate, skew=skew)
+        scale, zero_point = reference.affine_params(s, z, step_bits, step_truncate)
+    _, result = _split(output)
+    return _finish(hop(codes, scale, zero_point), result)
+
+
 def _packed_extremum(
     rowptr: Tensor,
     col: Tensor,
@@ -151,6 +193,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "dequantize_packed": _dequantize_packed,
     "index_select": reference.index_select,
     "packed_spmm": _packed_spmm,
+    "packed_propagate": _packed_propagate,
     "packed_extremum": _packed_extremum,
     "packed_attention": _packed_attention,
     "packed_linear": _packed_linear,

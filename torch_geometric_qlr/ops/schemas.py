@@ -37,6 +37,9 @@ _SCHEMAS = (
     "index_select(Tensor packed, Tensor index) -> Tensor",
     f"packed_spmm({_GRAPH}, {_PACKED}, {_WEIGHTS}, {_EPILOGUE}, str reduce='sum', "
     f"bool relu=False, {_OUTPUT}) -> Tensor",
+    f"packed_propagate({_GRAPH}, {_PACKED}, Tensor step_scale, Tensor step_zero_point, "
+    "int step_bits, bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, "
+    f"float factor=1.0, Tensor? addend=None, float addend_scale=1.0, {_OUTPUT}) -> Tensor",
     f"packed_extremum({_GRAPH}, {_PACKED}, bool largest=True) -> Tensor",
     f"packed_attention({_GRAPH}, {_PACKED}, Tensor alpha, Tensor? bias=None, bool relu=False, "
     f"{_OUTPUT}) -> Tensor",
@@ -140,6 +143,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "dequantize_packed": _values,
     "index_select": _selected,
     "packed_spmm": _gathered,
+    "packed_propagate": _gathered,
     "packed_extremum": _gathered,
     "packed_attention": _gathered,
     "packed_linear": _product,

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.index import ptr2index
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
@@ -16,13 +15,12 @@ from torch_geometric_qlr.ops.reference import affine_params, truncation_step
 from torch_geometric_qlr.quantizers.functional import fake_quantize, floor, scale_gradient
 from torch_geometric_qlr.quantizers.grid_search import is_exact, off_lattice, search_multiplier
 from torch_geometric_qlr.quantizers.statistics import Groups, skewness, value_range
+from torch_geometric_qlr.quantizers.stored import entries, with_values
 
 __all__ = ["LearnedRangeQuant"]
 
 _MIN_MULTIPLIER = 1e-3
 _MIN_SCALE = 1e-20
-# The pattern is that of a tensor torch has made; checking it again would stall the device.
-_UNCHECKED: dict[str, Any] = {"check_invariants": False}
 
 
 class LearnedRangeQuant(nn.Module):
@@ -120,7 +118,7 @@ class LearnedRangeQuant(nn.Module):
         return self.config.truncates and self.config.truncation == "bt*"
 
     def code_params(
-        self, x: Tensor, *, exact_zero: bool = False
+        self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         r"""The :math:`(s, z, k)` with which :func:`torch_geometric_qlr.ops.quantize` makes codes.
 
@@ -128,8 +126,10 @@ class LearnedRangeQuant(nn.Module):
             x (torch.Tensor): The tensor, as a matrix; only looked at where the range is taken from
                 it (weights, rows).
             exact_zero (bool): Make 0 a level, as a sparse tensor needs. (default: :obj:`False`)
+            skew (torch.Tensor, optional): Skewness of the tensor, where the matrix does not show
+                it. (default: that of :obj:`x`)
         """
-        lo, hi, skew = self._observed(x)
+        lo, hi, skew = self._observed(x, skew)
         scale0 = ((hi - lo) / (2**self.config.code_bits - 1)).clamp_min(_MIN_SCALE)
         zero_point = -lo / scale0
         if self.config.truncates and (self.config.zero_aligned or exact_zero):
@@ -152,13 +152,15 @@ class LearnedRangeQuant(nn.Module):
         shift = skew * truncation_step(self.bits) if self.config.skewness_unit == "step" else skew
         return torch.round(shift) if self.config.skewness_rounding else shift
 
-    def _observed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _observed(self, x: Tensor, skew: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.config.statistics == "running":
             return self.lo, self.hi, self.skew if self._follows_skewness else None
         with torch.no_grad():
             lo, hi = value_range(x.detach(), self.groups.axis)
             self._check_finite(lo, hi)
-            return lo, hi, skewness(x.detach()) if self._follows_skewness else None
+            if self._follows_skewness and skew is None:
+                skew = skewness(x.detach())
+            return lo, hi, skew
 
     # Forward ######################################################################################
 
@@ -199,42 +201,40 @@ class LearnedRangeQuant(nn.Module):
         Raises:
             InputError: If ranges are per feature, for which the pattern has no order.
         """
-        if x.layout == torch.sparse_coo:
-            x = x.coalesce()
-            values = self._quantize_values(x.values(), x.indices()[0], x.size(0))
-            return torch.sparse_coo_tensor(
-                x.indices(), values, x.shape, is_coalesced=True, **_UNCHECKED
-            )
-        if x.layout == torch.sparse_csr:
-            row = ptr2index(x.crow_indices())
-            values = self._quantize_values(x.values(), row, x.size(0))
-            return torch.sparse_csr_tensor(
-                x.crow_indices(), x.col_indices(), values, x.shape, **_UNCHECKED
-            )
-        values = self._quantize_values(x.values(), x.row_indices(), x.size(0))
-        return torch.sparse_csc_tensor(
-            x.ccol_indices(), x.row_indices(), values, x.shape, **_UNCHECKED
-        )
+        x = x.coalesce() if x.layout == torch.sparse_coo else x
+        return with_values(x, self.quantize_stored(x))
 
-    def _quantize_values(self, values: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    def quantize_stored(self, x: Tensor) -> Tensor:
+        r"""What :meth:`quantize_sparse` stores, as a vector.
+
+        Args:
+            x (torch.Tensor): A matrix in coalesced COO, CSR or CSC layout.
+
+        Raises:
+            InputError: If ranges are per feature, for which the pattern has no order.
+        """
         if self.config.granularity == "feature":
             raise InputError(
                 f"{self.path or 'quantizer'}: the input is sparse, which needs one range per "
                 f"tensor or per node. Set granularity={{'input': 'node'}}, or x.to_dense()."
             )
+        values = x.values()
         if values.numel() == 0:
             return values
         seen, per_node = values.detach(), self.config.granularity == "node"
-        if per_node:  # one range per row of the matrix, then every stored value is a row of its own
-            zero = values.new_zeros(num_rows)
+        # The zeros that are not stored count, so that the form of the matrix makes no difference.
+        skew = skewness(seen, numel=x.shape.numel()) if self._follows_skewness else None
+        row = entries(x)[0] if per_node else None
+        if row is not None:  # one range per row of the matrix; then each value is its own row
+            zero = values.new_zeros(x.size(0))
             lo, hi = (zero.scatter_reduce(0, row, seen, reduce) for reduce in ("amin", "amax"))
             seen = torch.stack([lo, hi], dim=1)
-        self._observe(seen)
-        scale, zero_point, skew = self.code_params(seen, exact_zero=True)
+        self._observe(seen, skew)
+        scale, zero_point, skew = self.code_params(seen, exact_zero=True, skew=skew)
         out = fake_quantize(
             values.view(-1, 1),
-            scale[row] if per_node else scale,
-            zero_point[row] if per_node else zero_point,
+            scale if row is None else scale[row],
+            zero_point if row is None else zero_point[row],
             self.bits,
             truncate=self.config.truncates,
             skew=skew,
@@ -248,13 +248,13 @@ class LearnedRangeQuant(nn.Module):
     # Statistics ###################################################################################
 
     @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
+    def _observe(self, x: Tensor, skew: Tensor | None = None) -> None:
         started = self._is_started()
         running = self.config.statistics == "running"
         if running and (self.training or not started):
-            self._update_statistics(x)
+            self._update_statistics(x, skew)
         if not started:
-            self._start(x)
+            self._start(x, skew)
 
     def _is_started(self) -> bool:
         # The Python flag spares the device a stall per step. The buffer is asked only until it is
@@ -263,19 +263,19 @@ class LearnedRangeQuant(nn.Module):
             self._ready = bool(self.calibrated)
         return self._ready
 
-    def _update_statistics(self, x: Tensor) -> None:
+    def _update_statistics(self, x: Tensor, skew: Tensor | None) -> None:
         lo, hi = value_range(x, self.groups.axis)
         self._check_finite(lo, hi)
         momentum = torch.where(self.calibrated, self.config.momentum, 1.0)
         self.lo.lerp_(torch.where(lo.isfinite(), lo, self.lo), momentum)
         self.hi.lerp_(torch.where(hi.isfinite(), hi, self.hi), momentum)
         if self._follows_skewness:
-            skew = skewness(x)
+            skew = skewness(x) if skew is None else skew
             self.skew.lerp_(torch.where(skew.isfinite(), skew, self.skew), momentum)
 
-    def _start(self, x: Tensor) -> None:
+    def _start(self, x: Tensor, skew: Tensor | None) -> None:
         if self.config.search:
-            scale, zero_point, skew = self.code_params(x)
+            scale, zero_point, skew = self.code_params(x, skew=skew)
             scale0 = scale / floor(self.gamma, _MIN_MULTIPLIER)
             axis = self.groups.axis if self.gamma.dim() else -1
             gamma = search_multiplier(x, scale0, zero_point, skew, self.config, axis)

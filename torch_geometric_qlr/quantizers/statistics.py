@@ -58,17 +58,27 @@ def value_range(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return lo.float().clamp_max(0.0), hi.float().clamp_min(0.0)
 
 
-def skewness(x: Tensor) -> Tensor:
+def skewness(x: Tensor, numel: int | None = None) -> Tensor:
     r"""Fisher's moment coefficient of skewness
     :math:`\mathbb{E}[(x - \mu)^3] / \mathbb{E}[(x - \mu)^2]^{3/2}`, a scalar in float32; 0 for a
     constant tensor.
 
+    Args:
+        x (torch.Tensor): A tensor, or the stored values of a sparse one.
+        numel (int, optional): Number of entries with the zeros that are not stored.
+            (default: those of :obj:`x`)
+
     Example:
         >>> skewness(torch.tensor([0.0, 0.0, 0.0, 4.0])).item() > 1
         True
+        >>> skewness(torch.tensor([4.0]), numel=4).item() > 1
+        True
     """
-    centered = x.float() - x.float().mean()
+    numel = numel or max(1, x.numel())
+    zeros = numel - x.numel()
+    mean = x.float().sum() / numel
+    centered = x.float() - mean
     squared = centered * centered
-    variance = squared.mean()
-    third = squared.mul_(centered).mean()
+    variance = (squared.sum() + zeros * mean.square()) / numel
+    third = (squared.mul_(centered).sum() - zeros * mean.pow(3)) / numel
     return torch.where(variance > 0, third / variance.clamp_min(1e-30).pow(1.5), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,15 @@ from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops import affine_params, storage_bits
 from torch_geometric_qlr.tensor.packed import PackedTensor
 
-__all__ = ["OutputQuantizer", "attention", "extremum", "linear", "sparse_linear", "spmm"]
+__all__ = [
+    "OutputQuantizer",
+    "attention",
+    "extremum",
+    "linear",
+    "propagate",
+    "sparse_linear",
+    "spmm",
+]
 
 
 class OutputQuantizer(NamedTuple):
@@ -107,6 +116,68 @@ def spmm(
         *(bias, addend, addend_scale, reduce, relu, *_arguments(out)),
     )
     return _wrap(y, x.num_cols, out)
+
+
+def propagate(
+    rowptr: Tensor,
+    col: Tensor,
+    x: PackedTensor,
+    steps: Sequence[OutputQuantizer],
+    *,
+    edge_weight: Tensor | None = None,
+    factor: float = 1.0,
+    addend: Tensor | None = None,
+    addend_scale: float = 1.0,
+    out: OutputQuantizer | None = None,
+) -> Tensor | PackedTensor:
+    r"""Several hops in one call: what one of them sums up is quantized, packed and sent on.
+
+    .. math::
+        y^{(k)} = f \, E \, \hat x^{(k-1)} + \beta a, \qquad
+        x^{(k)} = Q_k \left( y^{(k)} \right), \qquad k = 1, \ldots, K
+
+    With :math:`f = 1 - \alpha`, :math:`\beta = \alpha` and :math:`a` the first features this is
+    personalised PageRank. It equals :math:`K` calls of :func:`spmm`, at the cost of one.
+
+    Args:
+        rowptr, col, edge_weight, addend, addend_scale, out: As in :func:`spmm`; as many rows as
+            there are sources.
+        x (PackedTensor): The first sources :math:`[N, F]`, with one scale, or one per column.
+        steps (list): How the results of all hops but the last are quantized: per tensor, all with
+            the same :obj:`bits` and :obj:`truncate`.
+        factor (float): :math:`f`.
+
+    Raises:
+        InputError: If shapes do not fit, or the steps differ in width.
+
+    Example:
+        >>> codes = torch.tensor([[1], [3]], dtype=torch.uint8)
+        >>> x = PackedTensor.from_codes(codes, torch.tensor(1.0), torch.tensor(0.0), bits=2)
+        >>> step = OutputQuantizer(torch.tensor(1.0), torch.tensor(0.0), bits=2)
+        >>> swap = torch.tensor([0, 1, 2]), torch.tensor([1, 0])
+        >>> propagate(*swap, x, [step], factor=0.5)
+        tensor([[0.],
+                [1.]])
+    """
+    widths = {(step.bits, step.truncate) for step in steps} or {(8, False)}
+    if len(widths) > 1 or any(step.scale.numel() != 1 for step in steps):
+        raise InputError("propagate: the steps must share bits and truncation, per tensor")
+    ((bits, truncate),) = widths
+    skews = [step.skew for step in steps if step.skew is not None]
+    if skews and len(skews) < len(steps):
+        raise InputError("propagate: all steps have a skew, or none")
+    y = torch.ops.qlr.packed_propagate(
+        *(rowptr, col, *_parts(x)),
+        *(_joined([s.scale for s in steps], x), _joined([s.zero_point for s in steps], x)),
+        *(bits, truncate, _joined(skews, x) if skews else None),
+        *(edge_weight, factor, addend, addend_scale, *_arguments(out)),
+    )
+    return _wrap(y, x.num_cols, out)
+
+
+def _joined(params: Sequence[Tensor], x: PackedTensor) -> Tensor:
+    """One vector of numbers."""
+    return torch.stack([p.reshape(()) for p in params]) if params else x.scale.new_empty(0)
 
 
 def extremum(rowptr: Tensor, col: Tensor, x: PackedTensor, *, largest: bool = True) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch_geometric.nn import APPNP, Linear
 
+import torch_geometric_qlr as qlr
 from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.nn.models import SMPGNN
 from torch_geometric_qlr.nn.propagation import EMP, SMP
@@ -77,3 +78,30 @@ def test_what_it_refuses() -> None:
         SMPGNN(4, 8, 3, num_layers=0)
     with pytest.raises(ConfigError, match="propagation"):
         SMPGNN(4, 8, 3, propagation="gcn")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_sparse_features_train_as_dense_ones(layout: torch.layout, bits: int | None) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 40) * (torch.rand(3, 40) < 0.3)
+    dense = SMPGNN(40, 8, 3, K=2, dropout=0.0)
+    if bits is not None:
+        dense = qlr.quantize(dense, bits=bits, truncation="bt*")
+    sparse = copy.deepcopy(dense)
+    outs = [model(v, EDGES) for model, v in ((dense, x), (sparse, x.to_sparse(layout=layout)))]
+    torch.testing.assert_close(outs[1], outs[0])
+    for out in outs:
+        out.square().sum().backward()
+    for own, other in zip(sparse.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_dropout_of_sparse_features_is_that_of_dense_ones(layout: torch.layout) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(200, 50).tril()
+    dropped = SMPGNN(50, 8, 3, dropout=0.3)._dropout(x.to_sparse(layout=layout)).to_dense()
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / 0.7]))
+    assert float((dropped > 0).sum() / x.sum()) == pytest.approx(0.7, abs=0.02)
+    assert not bool((dropped * (x == 0)).any())

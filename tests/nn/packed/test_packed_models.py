@@ -22,7 +22,7 @@ from packed_cases import (
 )
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch_geometric.nn import APPNP, GAT, GCN, GIN, MLP, GraphSAGE, to_hetero
+from torch_geometric.nn import APPNP, GAT, GCN, GIN, MLP, GraphSAGE, MessagePassing, to_hetero
 
 import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn import SMPGNN
@@ -111,14 +111,24 @@ def test_codes_flow_through_a_gcn() -> None:
     }
 
 
-def test_codes_flow_from_hop_to_hop() -> None:
+def test_all_hops_are_one_call() -> None:
     converted = packed(quantized(build("appnp"), (X, EDGES), bits=4))
     run(converted, X, EDGES)
     with counted() as counts, torch.no_grad():
         converted(X, EDGES)
     # The predictions are packed for the first hop and kept as floats for the teleport.
-    assert counts["packed_spmm+pack"] == 5 and counts["packed_spmm"] == 1
+    assert counts["packed_propagate"] == 1 and counts["packed_spmm"] == 0
     assert counts["quantize_pack"] == 2
+
+
+def test_hops_with_something_in_between_go_one_by_one() -> None:
+    model = quantized(build("appnp"), (X, EDGES), bits=4)
+    expected, converted = run(model, X, EDGES), packed(model)
+    seen: list[int] = []
+    conv = next(m for m in converted.modules() if isinstance(m, MessagePassing))
+    conv.register_propagate_forward_hook(lambda *_: seen.append(1))
+    assert deviation(expected, run(converted, X, EDGES)) < 1e-5
+    assert len(seen) == conv.K
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -88,102 +88,184 @@ inline void pack_row(const uint8_t* codes, const Layout& layout, uint8_t* packed
   else pack_units<32>(codes, layout, packed);
 }
 
-template <int UNIT>
-inline void unpack_units(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
-  const uint8_t mask = static_cast<uint8_t>((1 << layout.bits) - 1);
-  for (int64_t u = 0; u < layout.units; ++u) {
-    for (int k = 0; k < layout.fields; ++k) {
-      uint8_t* plane = codes + (u * layout.fields + k) * UNIT;
-      for (int j = 0; j < UNIT; ++j)
-        plane[j] = static_cast<uint8_t>(packed[u * UNIT + j] >> (k * layout.bits)) & mask;
-    }
+// Codes that are computed F::W at a time to packed bytes: as many neighbouring bytes at a time, whose
+// fields are joined in a register. `code_at(f, whole)` gives the codes of the columns from f on, and
+// `whole` says, at compile time, that all of them are there.
+template <int BITS, int K = 0, typename CodeAt>
+inline F::vb join_fields(const CodeAt& code_at, int64_t f, int unit, int64_t cols, F::vb bytes) {
+  if (f + F::W <= cols)
+    bytes = F::template either<BITS * K>(bytes, code_at(f, std::true_type()));
+  else if (f < cols)
+    bytes = F::template either<BITS * K>(bytes, F::keep(code_at(f, std::false_type()), cols - f));
+  if constexpr (BITS * (K + 1) < 8)
+    return join_fields<BITS, K + 1>(code_at, f + unit, unit, cols, bytes);
+  else return bytes;
+}
+
+template <int BITS, typename CodeAt>
+inline void pack_row_of(const CodeAt& code_at, const Layout& layout, uint8_t* to) {
+  const int unit = layout.unit;
+  for (int64_t u = 0, f = 0; u < layout.units; ++u, f += unit * (8 / BITS))
+    for (int j = 0; j < unit; j += F::W)
+      F::store_bytes(to + u * unit + j, join_fields<BITS>(code_at, f + j, unit, layout.cols,
+                                                          F::no_bytes()));
+}
+
+template <typename CodeAt>
+inline void pack_row_of(const CodeAt& code_at, const Layout& layout, uint8_t* to) {
+  switch (layout.bits) {
+    case 1: return pack_row_of<1>(code_at, layout, to);
+    case 2: return pack_row_of<2>(code_at, layout, to);
+    case 4: return pack_row_of<4>(code_at, layout, to);
+    default: return pack_row_of<8>(code_at, layout, to);
   }
 }
 
-// Packed bytes to natural-order codes, layout.padded_cols() of them.
-inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
-  if (layout.unit == 16) unpack_units<16>(packed, layout, codes);
-  else unpack_units<32>(packed, layout, codes);
+// Packed bytes to natural-order codes, layout.padded_cols() of them. Eight bytes at a time: no field
+// crosses a byte, so whole words can be shifted.
+template <int BITS, int UNIT>
+inline void unpack_units(const uint8_t* packed, int64_t units, uint8_t* codes) {
+  constexpr int kFields = 8 / BITS;
+  constexpr uint64_t kMask = 0x0101010101010101u * ((1u << BITS) - 1);
+  for (int64_t u = 0; u < units; ++u)
+    for (int k = 0; k < kFields; ++k)
+      for (int j = 0; j < UNIT; j += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, packed + u * UNIT + j, 8);
+        eight = (eight >> (BITS * k)) & kMask;
+        std::memcpy(codes + (u * kFields + k) * UNIT + j, &eight, 8);
+      }
 }
 
-// The sums of one row: integers (exact, int32) or floats, what to subtract, what to multiply by.
-template <typename Sum>
-struct RowSums {
-  const Sum* values;   // padded to whole vectors
-  int32_t center_sum;  // integers: center times the number of codes summed
-  float weight_sum;    // times the residual of each column
-  float zero_sum;      // the same for all columns (zero points per row)
+template <int UNIT>
+inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
+  switch (layout.bits) {
+    case 1: return unpack_units<1, UNIT>(packed, layout.units, codes);
+    case 2: return unpack_units<2, UNIT>(packed, layout.units, codes);
+    case 4: return unpack_units<4, UNIT>(packed, layout.units, codes);
+    default: return unpack_units<8, UNIT>(packed, layout.units, codes);
+  }
+}
+inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
+  if (layout.unit == 16) unpack_row<16>(packed, layout, codes);
+  else unpack_row<32>(packed, layout, codes);
+}
+
+// The sums of one row, as the epilogue reads them: at(f) is sum of weight times (code - zero point),
+// and what multiplies it besides the scales of the columns is `factor`.
+
+// Of integers, from which the integer part of the zero point is subtracted exactly.
+struct IntegerSums {
+  const int32_t* values;   // padded to whole vectors
+  int32_t center_sum;      // center times the number of codes summed
+  const float* residual;   // zero point - center of each column, or null
+  float count;             // of the codes summed
   float factor;
+
+  F::vf at(int64_t f) const {
+    const F::vf y = F::to_float(F::sub_int(F::load_int(values + f), F::set1_int(center_sum)));
+    return residual == nullptr ? y : F::fnma(F::load(residual + f), F::set1(count), y);
+  }
 };
 
-inline F::vf load_centered(const int32_t* p, int32_t center_sum) {
-  return F::to_float(F::sub_int(F::load_int(p), F::set1_int(center_sum)));
-}
-inline F::vf load_centered(const float* p, int32_t) { return F::load(p); }
+// Of floats that are centered already.
+struct FloatSums {
+  const float* values;     // padded to whole vectors
+  const float* residual;   // as above, or null
+  float weight_sum;
+  float zero_sum;          // what a zero point per source row leaves, for all columns
+  float factor;
+
+  F::vf at(int64_t f) const {
+    const F::vf y = F::sub(F::load(values + f), F::set1(zero_sum));
+    return residual == nullptr ? y : F::fnma(F::load(residual + f), F::set1(weight_sum), y);
+  }
+};
 
 class Emitter {
  public:
   Emitter(int64_t cols, int64_t rows, const QlrPacked* source, const QlrEpilogue& epilogue)
-      : cols_(cols), padded_(round_up(cols)), epilogue_(epilogue),
+      : cols_(cols), rows_(rows), padded_(round_up(cols)), epilogue_(epilogue),
         columns_(padded_, source, cols, epilogue),
         layout_(cols, epilogue.quantizer ? storage_bits(epilogue.quantizer->bits) : 8),
-        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}) {
-    if (epilogue.out != nullptr) advise_huge(epilogue.out, rows * cols * 4);
-    if (epilogue.packed != nullptr) advise_huge(epilogue.packed, rows * layout_.stride);
+        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}),
+        streams_(epilogue.out != nullptr && rows * cols >= kStreamed && cols % F::W == 0 &&
+                 reinterpret_cast<uintptr_t>(epilogue.out) % (F::W * sizeof(float)) == 0) {}
+  // To be called when a thread has written its last row.
+  void finish() const {
+    if (streams_) F::fence();
   }
   // Room for the sums of a row, in any layout a kernel may write.
   static int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
   int64_t padded() const { return padded_; }
   int32_t center() const { return columns_.center; }
+  // zero point - center of each column, or null where that is 0.
+  const float* residual() const {
+    return columns_.has_residual ? columns_.residual.data() : nullptr;
+  }
   float row_factor(int64_t row, int64_t degree) const {
     float factor = epilogue_.row_scale != nullptr ? epilogue_.row_scale[row] : 1.f;
     if (epilogue_.mean) factor /= static_cast<float>(std::max<int64_t>(degree, 1));
     return factor;
   }
 
-  // `codes` is zeroed scratch of padded() bytes.
-  template <typename Sum>
-  void row(int64_t i, const RowSums<Sum>& sums, uint8_t* codes) const {
+  template <typename Sums>
+  void row(int64_t i, const Sums& sums) const {
+    if (epilogue_.addend != nullptr) prefetch_addend(i + kRowsAhead);
     if (epilogue_.out != nullptr) return float_row(i, sums);
-    for (int64_t f = 0; f < cols_; f += F::W) {
-      const F::vf y = value(i, f, sums);
-      const F::vf c = coder_(y, F::load(&columns_.out_scale.data()[f]),
-                             F::load(&columns_.out_zero.data()[f]));
-      F::store_u8(codes + f, F::to_int(c));
-    }
-    for (int64_t f = cols_; f < (cols_ + F::W - 1) / F::W * F::W; ++f) codes[f] = 0;
-    pack_row(codes, layout_, epilogue_.packed + i * layout_.stride);
+    const float* addend = addend_row(i);
+    const auto code_at = [&](int64_t f, auto whole) {
+      const F::vf y = value<decltype(whole)::value>(f, sums, addend);
+      return F::to_int(coder_(y, F::load(&columns_.out_scale.data()[f]),
+                              F::load(&columns_.out_zero.data()[f])));
+    };
+    pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);
   }
 
  private:
-  template <typename Sum>
-  void float_row(int64_t i, const RowSums<Sum>& sums) const {
+  static constexpr int64_t kRowsAhead = 6;
+  // Floats that would push the sources out of any cache, to be read again later than that.
+  static constexpr int64_t kStreamed = 1 << 22;
+
+  // The rows of the addend are read in order, but the gathers in between hide that from hardware.
+  void prefetch_addend(int64_t i) const {
+    const float* p = epilogue_.addend + std::min(i, rows_ - 1) * cols_;
+    for (int64_t f = 0; f < cols_; f += 16) prefetch_line(p + f);
+  }
+  template <typename Sums>
+  void float_row(int64_t i, const Sums& sums) const {
+    const float* addend = addend_row(i);
     float* out = epilogue_.out + i * cols_;
     int64_t f = 0;
-    for (; f + F::W <= cols_; f += F::W) F::store(out + f, value(i, f, sums));
+    if (streams_) {
+      for (; f < cols_; f += F::W) F::stream(out + f, value<true>(f, sums, addend));
+      return;
+    }
+    for (; f + F::W <= cols_; f += F::W) F::store(out + f, value<true>(f, sums, addend));
     if (f < cols_) {
       alignas(64) float tail[F::W];
-      F::store(tail, value(i, f, sums));
+      F::store(tail, value<false>(f, sums, addend));
       std::memcpy(out + f, tail, (cols_ - f) * sizeof(float));
     }
   }
-  template <typename Sum>
-  F::vf value(int64_t i, int64_t f, const RowSums<Sum>& sums) const {
-    F::vf y = load_centered(sums.values + f, sums.center_sum);
-    if (columns_.has_residual)
-      y = F::fnma(F::load(&columns_.residual.data()[f]), F::set1(sums.weight_sum), y);
-    y = F::sub(y, F::set1(sums.zero_sum));
-    y = F::mul(y, F::mul(F::load(&columns_.scale.data()[f]), F::set1(sums.factor)));
-    if (epilogue_.addend != nullptr)
+  const float* addend_row(int64_t i) const {
+    return epilogue_.addend != nullptr ? epilogue_.addend + i * cols_ : nullptr;
+  }
+  // WHOLE: all of F::W columns are there.
+  template <bool WHOLE, typename Sums>
+  F::vf value(int64_t f, const Sums& sums, const float* addend) const {
+    F::vf y = F::mul(sums.at(f), F::mul(F::load(&columns_.scale.data()[f]), F::set1(sums.factor)));
+    if (addend != nullptr)
       y = F::fma(F::set1(epilogue_.addend_scale),
-                 F::load_partial(epilogue_.addend + i * cols_ + f, cols_ - f), y);
+                 WHOLE ? F::load(addend + f) : F::load_partial(addend + f, cols_ - f), y);
     if (columns_.has_bias) y = F::add(y, F::load(&columns_.bias.data()[f]));
     return epilogue_.relu ? F::max(F::zero(), y) : y;  // in this order a NaN stays
   }
 
-  int64_t cols_, padded_;
+  int64_t cols_, rows_, padded_;
   const QlrEpilogue& epilogue_;
   Columns columns_;
   Layout layout_;
   Coder coder_;
+  bool streams_;
 };

@@ -7,17 +7,16 @@ inline int32_t extremum_rows(const QlrGraph& graph, const QlrPacked& source,
   const Emitter emitter(source.cols, graph.rows, &source, epilogue);
   return parallel_edges(graph, source.rows, rows.layout.stride, threads,
                         [&](int64_t first, int64_t last) {
-    Scratch<uint8_t> codes(emitter.padded());
     Scratch<int32_t> best(emitter.padded());
     for (int64_t i = first; i < last; ++i) {
       const int64_t e = graph.rowptr[i], end = graph.rowptr[i + 1];
       if (e == end) std::memset(best.data(), 0, emitter.padded() * sizeof(int32_t));
       else extremum_row<B, MAX>(rows, e, end, best.data());
       // A row without neighbours is 0, not the value of code 0.
-      emitter.row(i, RowSums<int32_t>{best.data(), e < end ? emitter.center() : 0,
-                                      e < end ? 1.f : 0.f, 0.f, 1.f},
-                  codes.data());
+      emitter.row(i, IntegerSums{best.data(), e < end ? emitter.center() : 0, emitter.residual(),
+                                 e < end ? 1.f : 0.f, 1.f});
     }
+    emitter.finish();
   });
 }
 
@@ -98,7 +97,6 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
   AttentionColumns at(source, rows.layout, heads, emitter.padded());
   return parallel_edges(graph, source.rows, source.cols, threads,
                         [&](int64_t first, int64_t last) {
-    Scratch<uint8_t> codes(emitter.padded());
     Scratch<float> sums(emitter.padded());
     for (int64_t i = first; i < last; ++i) {
       const int64_t e = graph.rowptr[i], end = graph.rowptr[i + 1];
@@ -107,8 +105,9 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
         attention_pass<4>(rows, source, alpha, heads, at, f, e, end, sums.data());
       for (; f < source.cols; f += F::W)
         attention_pass<1>(rows, source, alpha, heads, at, f, e, end, sums.data());
-      emitter.row(i, RowSums<float>{sums.data(), 0, 0.f, 0.f, 1.f}, codes.data());
+      emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f, 1.f});
     }
+    emitter.finish();
   });
 }
 
@@ -122,7 +121,7 @@ inline void float_pass(const float* x, int64_t cols, const QlrGraph& graph, cons
     const float* row = x + int64_t{graph.col[e + j]} * cols + f;
     const int64_t ahead = std::min(e + j + kPrefetch, graph.edges - 1);
     const float* next = x + int64_t{graph.col[ahead]} * cols + f;
-    for (int b = 0; b < K * F::W; b += 16) __builtin_prefetch(next + b);
+    for (int b = 0; b < K * F::W; b += 16) prefetch_line(next + b);
     const F::vf w = F::set1(weight != nullptr ? weight[j] : 1.f);
     for (int k = 0; k < K; ++k) {
       const F::vf v = K > 1 ? F::load(row + k * F::W) : F::load_partial(row, cols - f);
@@ -137,7 +136,6 @@ inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_
   const Emitter emitter(cols, graph.rows, nullptr, epilogue);
   const WeightSource weights{graph.edge_weight, graph.source_weight, nullptr, 0.f};
   return parallel_edges(graph, source_rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    Scratch<uint8_t> codes(emitter.padded());
     Scratch<float> sums(emitter.padded());
     WeightBlock block;
     for (int64_t i = first; i < last; ++i) {
@@ -146,7 +144,7 @@ inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_
       std::memset(sums.data(), 0, (cols + F::W) * sizeof(float));
       for (int64_t e = begin; e < end; e += step) {
         const int count = static_cast<int>(std::min(step, end - e));
-        if (weights.any()) block.fill(weights, graph.col, e, count);
+        if (weights.any()) block.fill(weights, graph.col, e, count, false);
         const float* w = weights.any() ? block.value : nullptr;
         int64_t f = 0;
         for (; f + 8 * F::W <= cols; f += 8 * F::W)
@@ -155,8 +153,9 @@ inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_
           float_pass<2>(x, cols, graph, w, f, e, count, sums.data());
         for (; f < cols; f += F::W) float_pass<1>(x, cols, graph, w, f, e, count, sums.data());
       }
-      emitter.row(i, RowSums<float>{sums.data(), 0, 0.f, 0.f, emitter.row_factor(i, end - begin)},
-                  codes.data());
+      emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f,
+                               emitter.row_factor(i, end - begin)});
     }
+    emitter.finish();
   });
 }

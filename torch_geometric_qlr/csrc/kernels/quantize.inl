@@ -17,17 +17,14 @@ inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const Q
   const Layout layout(cols, storage_bits(q.bits));
   const Coder coder(q);
   const QuantizerAt param{q};
-  advise_huge(packed, rows * layout.stride);
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    Scratch<uint8_t> codes(layout.padded_cols() + F::W);
     for (int64_t i = first; i < last; ++i) {
-      for (int64_t f = 0; f < cols; f += F::W) {
-        const F::vf c = coder(F::load_partial(x + i * cols + f, cols - f),
-                              param.scale(i, f, cols), param.zero(i, f, cols));
-        F::store_u8(codes.data() + f, F::to_int(c));
-      }
-      for (int64_t f = cols; f % F::W != 0; ++f) codes[f] = 0;
-      pack_row(codes.data(), layout, packed + i * layout.stride);
+      const float* row = x + i * cols;
+      const auto code_at = [&](int64_t f, auto whole) {
+        const F::vf y = whole ? F::load(row + f) : F::load_partial(row + f, cols - f);
+        return F::to_int(coder(y, param.scale(i, f, cols), param.zero(i, f, cols)));
+      };
+      pack_row_of(code_at, layout, packed + i * layout.stride);
     }
   });
   return QLR_OK;
@@ -36,7 +33,6 @@ inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const Q
 inline int32_t pack(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint8_t* packed,
                     int threads) {
   const Layout layout(cols, bits);
-  advise_huge(packed, rows * layout.stride);
   parallel_rows(rows, cols, threads, [&](int64_t first, int64_t last) {
     Scratch<uint8_t> row(layout.padded_cols());
     for (int64_t i = first; i < last; ++i) {
@@ -49,7 +45,6 @@ inline int32_t pack(const uint8_t* codes, int64_t rows, int64_t cols, int bits, 
 
 inline int32_t unpack(const QlrPacked& source, uint8_t* codes, int threads) {
   const Layout layout(source.cols, source.bits);
-  advise_huge(codes, source.rows * source.cols);
   parallel_rows(source.rows, source.cols, threads, [&](int64_t first, int64_t last) {
     Scratch<uint8_t> row(layout.padded_cols());
     for (int64_t i = first; i < last; ++i) {
@@ -65,7 +60,6 @@ inline int32_t dequantize(const QlrPacked& source, float* values, int threads) {
   const int64_t cols = source.cols;
   const QlrQuantizer q{source.scale, source.zero, source.axis, 8, 0, 0.f};
   const QuantizerAt param{q};
-  advise_huge(values, source.rows * cols * 4);
   parallel_rows(source.rows, cols * 4, threads, [&](int64_t first, int64_t last) {
     Scratch<uint8_t> row(layout.padded_cols() + F::W);
     alignas(64) float out[F::W];
@@ -90,7 +84,6 @@ inline int32_t fake_quantize(const float* x, int64_t rows, int64_t cols, const Q
                              float* x_hat, uint8_t* mask, int threads) {
   const Coder coder(q);
   const QuantizerAt param{q};
-  advise_huge(x_hat, rows * cols * 4);
   parallel_rows(rows, cols * 9, threads, [&](int64_t first, int64_t last) {
     alignas(64) float out[F::W];
     uint8_t inside[F::W];
@@ -178,7 +171,6 @@ inline int32_t fake_quantize_backward(const float* grad, const float* x, const f
                                       const uint8_t* mask, int64_t rows, int64_t cols, int axis,
                                       float* grad_x, float* reduced, int threads) {
   const BackwardRow row{grad, x, x_hat, mask, grad_x};
-  advise_huge(grad_x, rows * cols * 4);
   if (axis == QLR_PER_ROW) {
     parallel_rows(rows, cols * 17, threads, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)

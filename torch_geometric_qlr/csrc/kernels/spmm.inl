@@ -15,66 +15,62 @@ class PackedSpmm {
     const int64_t bytes = rows_.layout.stride;
     const bool weighted = weights_.any();
     return parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
-      Scratch<uint8_t> codes(emitter_.padded());
-      if (weighted) weighted_rows(first, last, codes.data());
-      else plain_rows(first, last, codes.data());
+      if (weighted) weighted_rows(first, last);
+      else plain_rows(first, last);
+      emitter_.finish();
     });
   }
 
  private:
-  void plain_rows(int64_t first, int64_t last, uint8_t* codes) const {
-    const int64_t padded = rows_.layout.padded_cols();
+  void plain_rows(int64_t first, int64_t last) const {
     Scratch<int32_t> sums(emitter_.padded());
     for (int64_t i = first; i < last; ++i) {
       const int64_t e = graph_.rowptr[i], end = graph_.rowptr[i + 1], degree = end - e;
       if (__builtin_expect(degree > kSafeEdges, 0)) {
-        huge_row(i, codes);
+        huge_row(i);
         continue;
       }
-      std::memset(sums.data(), 0, padded * sizeof(int32_t));
       sum_row<B>(rows_, e, end, sums.data());
-      emitter_.row(i, RowSums<int32_t>{sums.data(), int32_t(emitter_.center() * degree),
-                                       float(degree), 0.f, emitter_.row_factor(i, degree)},
-                   codes);
+      emitter_.row(i, IntegerSums{sums.data(), int32_t(emitter_.center() * degree),
+                                  emitter_.residual(), float(degree),
+                                  emitter_.row_factor(i, degree)});
     }
   }
   // A row whose sums could leave int32: partial sums, each exact, are joined in float.
-  void huge_row(int64_t i, uint8_t* codes) const {
+  void huge_row(int64_t i) const {
     const int64_t begin = graph_.rowptr[i], end = graph_.rowptr[i + 1];
     Scratch<int32_t> part(emitter_.padded());
     Scratch<double> total(emitter_.padded());
     Scratch<float> sums(emitter_.padded());
     for (int64_t e = begin; e < end; e += kSafeEdges) {
       const int64_t stop = std::min(end, e + kSafeEdges);
-      std::memset(part.data(), 0, rows_.layout.padded_cols() * sizeof(int32_t));
       sum_row<B>(rows_, e, stop, part.data());
       for (int64_t f = 0; f < source_.cols; ++f)
         total[f] += double(part[f]) - double(emitter_.center()) * double(stop - e);
     }
     for (int64_t f = 0; f < source_.cols; ++f) sums[f] = static_cast<float>(total[f]);
-    emitter_.row(i, RowSums<float>{sums.data(), 0, float(end - begin), 0.f,
-                                   emitter_.row_factor(i, end - begin)},
-                 codes);
+    emitter_.row(i, FloatSums{sums.data(), emitter_.residual(), float(end - begin), 0.f,
+                              emitter_.row_factor(i, end - begin)});
   }
-  void weighted_rows(int64_t first, int64_t last, uint8_t* codes) const {
+  void weighted_rows(int64_t first, int64_t last) const {
     const int64_t padded = rows_.layout.padded_cols();
     Scratch<float> sums(emitter_.padded());
     WeightBlock block;
     Digits digits;
     for (int64_t i = first; i < last; ++i) {
       const int64_t end = graph_.rowptr[i + 1], degree = end - graph_.rowptr[i];
-      std::memset(sums.data(), 0, padded * sizeof(float));
       double weight_sum = 0, zero_sum = 0;
+      if (degree == 0) std::memset(sums.data(), 0, padded * sizeof(float));
       for (int64_t e = graph_.rowptr[i]; e < end; e += kBlockEdges) {
         const int count = static_cast<int>(std::min<int64_t>(kBlockEdges, end - e));
-        block.fill(weights_, graph_.col, e, count);
-        weighted_block<B>(rows_, block, digits, e, count, emitter_.center(), sums.data());
+        block.fill(weights_, graph_.col, e, count, emitter_.residual() != nullptr);
+        weighted_block<B>(rows_, block, digits, e, count, emitter_.center(), sums.data(),
+                          e == graph_.rowptr[i]);
         weight_sum += block.sum;
         zero_sum += block.zero_sum;
       }
-      emitter_.row(i, RowSums<float>{sums.data(), 0, float(weight_sum), float(zero_sum),
-                                     emitter_.row_factor(i, degree)},
-                   codes);
+      emitter_.row(i, FloatSums{sums.data(), emitter_.residual(), float(weight_sum),
+                                float(zero_sum), emitter_.row_factor(i, degree)});
     }
   }
 

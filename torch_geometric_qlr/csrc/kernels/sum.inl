@@ -1,4 +1,4 @@
-// Exact sums of packed rows without weights: acc[f] += sum of the codes of column f.
+// Exact sums of packed rows without weights: acc[f] = sum of the codes of column f.
 //
 // Codes are added where they lie. Two bits become nibble fields (5 codes fit), nibbles become
 // bytes (85 codes), bytes become int32; four bits start at bytes (17 codes), go through words when
@@ -21,25 +21,27 @@ struct SumPass {
   int64_t offset;  // byte of the row where the pass begins
   int32_t* acc;    // sums of the unit at `offset`
 
-  // Where byte lane L of vector w goes, for field k.
-  static constexpr int target(int w, int lane, int k) {
-    const int byte = w * kPiece + (lane * 16) % kPiece;
-    return (byte / kUnit * kFields + k) * kUnit + byte % kUnit;
+  // The first flush of a row sets its sums, the others add to them. `parts` are the bytes of vector
+  // w in order; where several rows share it, they meet here.
+  void flush(F::vi* parts, int w, int k, bool first) const {
+    constexpr int kParts = kPiece / F::W;
+    for (int j = 0; j < kParts; ++j) {
+      for (int r = 1; r < R; ++r) parts[j] = F::add_int(parts[j], parts[j + r * kParts]);
+      const int byte = w * kPiece + j * F::W;
+      int32_t* to = acc + (byte / kUnit * kFields + k) * kUnit + byte % kUnit;
+      F::store_int(to, first ? parts[j] : F::add_int(F::load_int(to), parts[j]));
+    }
   }
-  template <int L = 0>
-  void flush_bytes(v sum, int w, int k) const {
-    Bytes::add_lane8(acc + target(w, L, k), Bytes::lane<L>(sum));
-    if constexpr (L + 1 < Bytes::N / 16) flush_bytes<L + 1>(sum, w, k);
-  }
-  template <int L = 0>
-  void flush_words(v low, v high, int w, int k) const {
-    Bytes::add_lane16(acc + target(w, L, k), Bytes::lane<L>(low));
-    Bytes::add_lane16(acc + target(w, L, k) + 8, Bytes::lane<L>(high));
-    if constexpr (L + 1 < Bytes::N / 16) flush_words<L + 1>(low, high, w, k);
+  void flush_bytes(v sum, int w, int k, bool first) const {
+    F::vi parts[4];
+    Bytes::widen8(sum, parts);
+    flush(parts, w, k, first);
   }
   // Sums of even and of odd bytes, as words.
-  void flush_even_odd(v even, v odd, int w, int k) const {
-    flush_words(Bytes::unpack_low16(even, odd), Bytes::unpack_high16(even, odd), w, k);
+  void flush_even_odd(v even, v odd, int w, int k, bool first) const {
+    F::vi parts[4];
+    Bytes::widen16(even, odd, parts);
+    flush(parts, w, k, first);
   }
 
   // The next R rows; absent ones are zero.
@@ -73,7 +75,8 @@ struct SumPass {
     constexpr int kGroup = B == 1 ? 15 : 5;           // codes that fit a nibble
     constexpr int kGroups = 17;                       // nibbles that fit a byte
     const v mask = Bytes::set1(B == 1 ? 0x11 : 0x33), nibble = Bytes::set1(0x0f);
-    while (e < end) {
+    bool first = true;
+    do {
       v b[W][kFields];
       for (int w = 0; w < W; ++w)
         for (int k = 0; k < kFields; ++k) b[w][k] = Bytes::zero();
@@ -102,8 +105,9 @@ struct SumPass {
           }
       }
       for (int w = 0; w < W; ++w)
-        for (int k = 0; k < kFields; ++k) flush_bytes(b[w][k], w, k);
-    }
+        for (int k = 0; k < kFields; ++k) flush_bytes(b[w][k], w, k, first);
+      first = false;
+    } while (e < end);
   }
   static void add_shifted(v* n, v x, v mask) {
     n[0] = Bytes::add8(n[0], Bytes::both(x, mask));
@@ -135,12 +139,13 @@ struct SumPass {
     if (end - e <= 17 * R) {
       nibble_bytes(e, end, b);
       for (int w = 0; w < W; ++w)
-        for (int k = 0; k < 2; ++k) flush_bytes(b[w][k], w, k);
+        for (int k = 0; k < 2; ++k) flush_bytes(b[w][k], w, k, true);
       return;
     }
     constexpr int kGroups = 65535 / 255;  // full bytes that fit a word
     const v low = Bytes::low_bytes();
-    while (e < end) {
+    bool first = true;
+    do {
       v even[W][2], odd[W][2];
       for (int w = 0; w < W; ++w)
         for (int k = 0; k < 2; ++k) even[w][k] = odd[w][k] = Bytes::zero();
@@ -153,14 +158,16 @@ struct SumPass {
           }
       }
       for (int w = 0; w < W; ++w)
-        for (int k = 0; k < 2; ++k) flush_even_odd(even[w][k], odd[w][k], w, k);
-    }
+        for (int k = 0; k < 2; ++k) flush_even_odd(even[w][k], odd[w][k], w, k, first);
+      first = false;
+    } while (e < end);
   }
 
   // 8 bits.
   void bytes(int64_t e, int64_t end) const {
     constexpr int kCodes = 257;  // codes that fit a word
-    while (e < end) {
+    bool first = true;
+    do {
       const int64_t stop = std::min(end, e + kCodes * R);
       v whole[W], odd[W];
       for (int w = 0; w < W; ++w) whole[w] = odd[w] = Bytes::zero();
@@ -175,8 +182,9 @@ struct SumPass {
         }
       }
       for (int w = 0; w < W; ++w)
-        flush_even_odd(Bytes::sub16(whole[w], Bytes::left16<8>(odd[w])), odd[w], w, 0);
-    }
+        flush_even_odd(Bytes::sub16(whole[w], Bytes::left16<8>(odd[w])), odd[w], w, 0, first);
+      first = false;
+    } while (e < end);
   }
 };
 
@@ -187,7 +195,7 @@ inline void sum_pass(const PackedRows& rows, int64_t e, int64_t end, int64_t off
   SumPass<B, R, W>{rows, offset, acc + offset / unit * rows.layout.fields * unit}.run(e, end);
 }
 
-// All columns of one row. `acc` holds padded_cols() sums and is added to.
+// All columns of one row. `acc` has room for padded_cols() sums.
 template <int B>
 inline void sum_row(const PackedRows& rows, int64_t e, int64_t end, int32_t* acc) {
   constexpr int N = Bytes::N;

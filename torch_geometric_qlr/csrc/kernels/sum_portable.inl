@@ -3,6 +3,7 @@
 template <int B>
 inline void sum_row(const PackedRows& rows, int64_t e, int64_t end, int32_t* acc) {
   const Layout& layout = rows.layout;
+  std::fill_n(acc, layout.padded_cols(), 0);
   for (; e < end; ++e) {
     const uint8_t* row = rows.row(e);
     rows.prefetch(e, 0, layout.stride);

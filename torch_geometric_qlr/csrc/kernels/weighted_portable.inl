@@ -1,10 +1,10 @@
-// Weighted sums of packed rows, in plain C++: out[f] += sum of weight times (code - center).
+// Weighted sums of packed rows, in plain C++: out[f] (+)= sum of weight times (code - center).
 
 struct Digits {};  // the vector kernels' form of the weights
 
 template <int B>
 inline void weighted_block(const PackedRows& rows, const WeightBlock& block, Digits&, int64_t e,
-                           int count, int32_t center, float* out) {
+                           int count, int32_t center, float* out, bool first) {
   const Layout& layout = rows.layout;
   const int codes = layout.unit * (8 / B);
   for (int64_t u = 0; u < layout.units; ++u) {
@@ -17,6 +17,9 @@ inline void weighted_block(const PackedRows& rows, const WeightBlock& block, Dig
           sum[k * layout.unit + j] += static_cast<double>(block.value[i]) *
                                       (((unit[j] >> (B * k)) & ((1 << B) - 1)) - center);
     }
-    for (int f = 0; f < codes; ++f) out[u * codes + f] += static_cast<float>(sum[f]);
+    for (int f = 0; f < codes; ++f) {
+      float& to = out[u * codes + f];
+      to = (first ? 0.f : to) + static_cast<float>(sum[f]);
+    }
   }
 }

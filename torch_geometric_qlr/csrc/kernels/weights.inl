@@ -9,32 +9,42 @@ struct WeightSource {
   bool any() const { return edge != nullptr || source != nullptr || zero != nullptr; }
 };
 
-struct WeightBlock {
-  alignas(64) float value[kBlockEdges + F::W];
-  float sum;       // of the values
-  float largest;   // of their absolute values
-  float zero_sum;  // of value times (zero of the source row - center)
+class WeightBlock {
+ public:
+  const float* value = nullptr;  // `count` of them
+  float sum = 0.f;       // of the values, where it is asked for
+  float zero_sum = 0.f;  // of value times (zero of the source row - center)
 
-  void fill(const WeightSource& from, const int32_t* col, int64_t e, int count) {
-    alignas(64) static const float ones[16] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f,
-                                               1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f};
-    F::vf total = F::zero(), zeros = F::zero(), top = F::zero();
+  void fill(const WeightSource& from, const int32_t* col, int64_t e, int count, bool wants_sum) {
+    if (from.source == nullptr && from.zero == nullptr) value = from.edge + e;
+    else multiply(from, col, e, count);
+    if (wants_sum) add_up(count);
+  }
+
+ private:
+  void multiply(const WeightSource& from, const int32_t* col, int64_t e, int count) {
+    F::vf zeros = F::zero();
     for (int i = 0; i < count; i += F::W) {
       const int left = count - i;
-      // Lanes past the end have weight 0 and index 0.
-      F::vf w = F::load_partial(from.edge != nullptr ? from.edge + e + i : ones, left);
-      if (from.source != nullptr || from.zero != nullptr) {
-        const F::vi index = F::load_int_partial(col + e + i, left);
-        if (from.source != nullptr) w = F::mul(w, F::gather(from.source, index));
-        if (from.zero != nullptr)
-          zeros = F::fma(w, F::sub(F::gather(from.zero, index), F::set1(from.center)), zeros);
+      // Lanes past the end have index 0, which is always there.
+      const F::vi index = F::load_int_partial(col + e + i, left);
+      F::vf w = from.edge != nullptr ? F::load_partial(from.edge + e + i, left) : F::set1(1.f);
+      if (from.source != nullptr) w = F::mul(w, F::gather(from.source, index));
+      F::store(product_ + i, w);
+      if (from.zero != nullptr) {
+        const F::vf offset = F::sub(F::gather(from.zero, index), F::set1(from.center));
+        zeros = F::fma(F::load_partial(product_ + i, left), offset, zeros);
       }
-      F::store(value + i, w);
-      total = F::add(total, w);
-      top = F::max(top, F::max(w, F::sub(F::zero(), w)));
     }
-    largest = F::largest(top);
-    sum = static_cast<float>(F::sum(total));
-    zero_sum = from.zero != nullptr ? static_cast<float>(F::sum(zeros)) : 0.f;
+    value = product_;
+    zero_sum = static_cast<float>(F::sum(zeros));
   }
+  void add_up(int count) {
+    F::vf total = F::zero();
+    for (int i = 0; i < count; i += F::W)
+      total = F::add(total, F::load_partial(value + i, count - i));
+    sum = static_cast<float>(F::sum(total));
+  }
+
+  alignas(64) float product_[kBlockEdges + F::W];
 };

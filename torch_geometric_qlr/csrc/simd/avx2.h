@@ -20,6 +20,9 @@ struct F {
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? int(n) : 8), lane));
   }
   static void store(float* p, vf a) { _mm256_storeu_ps(p, a); }
+  // Past the caches, to an address of a whole vector; fence() before anyone else reads.
+  static void stream(float* p, vf a) { _mm256_stream_ps(p, a); }
+  static void fence() { _mm_sfence(); }
   static vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
   static vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
   static vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
@@ -36,13 +39,30 @@ struct F {
   static vi load_int(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
+  static void store_int(int32_t* p, vi a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+  }
   static vi set1_int(int32_t a) { return _mm256_set1_epi32(a); }
+  static vi add_int(vi a, vi b) { return _mm256_add_epi32(a, b); }
   static vi sub_int(vi a, vi b) { return _mm256_sub_epi32(a, b); }
   static vi mul_int(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
-  static void store_u8(uint8_t* p, vi a) {
-    const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(h, h));
+  // Lanes from n on are 0.
+  static vi keep(vi a, int64_t n) {
+    const vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_and_si256(a, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), lane));
   }
+  // W codes as bytes, side by side.
+  typedef __m128i vb;
+  static vb no_bytes() { return _mm_setzero_si128(); }
+  static vb bytes(vi a) {
+    const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    return _mm_packus_epi16(h, h);
+  }
+  template <int K> static vb either(vb a, vi codes) {
+    return _mm_or_si128(a, _mm_slli_epi16(bytes(codes), K));
+  }
+  static void store_bytes(uint8_t* p, vb a) { _mm_storel_epi64(reinterpret_cast<vb*>(p), a); }
+  static void store_u8(uint8_t* p, vi a) { store_bytes(p, bytes(a)); }
   static vf load_field(const uint8_t* p, int shift, int mask) {
     const vi x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     const vi y = _mm256_srl_epi32(x, _mm_cvtsi32_si128(shift));
@@ -88,28 +108,28 @@ struct Bytes {
   static v both(v a, v b) { return _mm256_and_si256(a, b); }
   template <int K> static v right16(v a) { return K ? _mm256_srli_epi16(a, K) : a; }
   template <int K> static v left16(v a) { return _mm256_slli_epi16(a, K); }
-  static v unpack_low16(v a, v b) { return _mm256_unpacklo_epi16(a, b); }
-  static v unpack_high16(v a, v b) { return _mm256_unpackhi_epi16(a, b); }
-  template <int L> static __m128i lane(v a) { return _mm256_extracti128_si256(a, L); }
+  // All bytes in order, 8 to a vector of int32.
+  static void widen8(v a, __m256i* out) {
+    const __m128i low = _mm256_castsi256_si128(a), high = _mm256_extracti128_si256(a, 1);
+    out[0] = _mm256_cvtepu8_epi32(low);
+    out[1] = _mm256_cvtepu8_epi32(_mm_srli_si128(low, 8));
+    out[2] = _mm256_cvtepu8_epi32(high);
+    out[3] = _mm256_cvtepu8_epi32(_mm_srli_si128(high, 8));
+  }
+  // The same for words that belong to the even and to the odd bytes.
+  static void widen16(v even, v odd, __m256i* out) {
+    const v low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
+    out[0] = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(low));
+    out[1] = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(high));
+    out[2] = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(low, 1));
+    out[3] = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(high, 1));
+  }
   // R rows side by side, each N / R bytes.
   template <int R> static v load_rows(const uint8_t* const* p) {
     if (R == 1) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[0]));
     return _mm256_inserti128_si256(
         _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p[0]))),
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(p[R - 1])), 1);
-  }
-  // acc[0 .. 15] += the 16 bytes of a lane.
-  static void add_lane8(int32_t* acc, __m128i a) {
-    add_ints(acc, _mm256_cvtepu8_epi32(a));
-    add_ints(acc + 8, _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
-  }
-  // acc[0 .. 7] += the 8 unsigned words of a lane.
-  static void add_lane16(int32_t* acc, __m128i a) { add_ints(acc, _mm256_cvtepu16_epi32(a)); }
-
- private:
-  static void add_ints(int32_t* acc, __m256i a) {
-    __m256i* p = reinterpret_cast<__m256i*>(acc);
-    _mm256_store_si256(p, _mm256_add_epi32(_mm256_load_si256(p), a));
   }
 };
 

@@ -19,6 +19,9 @@ struct F {
     return _mm512_maskz_loadu_ps(n < 16 ? (1u << n) - 1 : 0xffffu, p);
   }
   static void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
+  // Past the caches, to an address of a whole vector; fence() before anyone else reads.
+  static void stream(float* p, vf a) { _mm512_stream_ps(p, a); }
+  static void fence() { _mm_sfence(); }
   static vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
   static vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
   static vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -33,12 +36,21 @@ struct F {
   static vi to_int(vf a) { return _mm512_cvtps_epi32(a); }
   static vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
   static vi load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_int(int32_t* p, vi a) { _mm512_storeu_si512(p, a); }
   static vi set1_int(int32_t a) { return _mm512_set1_epi32(a); }
+  static vi add_int(vi a, vi b) { return _mm512_add_epi32(a, b); }
   static vi sub_int(vi a, vi b) { return _mm512_sub_epi32(a, b); }
   static vi mul_int(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
-  static void store_u8(uint8_t* p, vi a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  // Lanes from n on are 0.
+  static vi keep(vi a, int64_t n) { return _mm512_maskz_mov_epi32((1u << n) - 1, a); }
+  // W codes as bytes, side by side.
+  typedef __m128i vb;
+  static vb no_bytes() { return _mm_setzero_si128(); }
+  template <int K> static vb either(vb a, vi codes) {
+    return _mm_or_si128(a, _mm_slli_epi16(_mm512_cvtepi32_epi8(codes), K));
   }
+  static void store_bytes(uint8_t* p, vb a) { _mm_storeu_si128(reinterpret_cast<vb*>(p), a); }
+  static void store_u8(uint8_t* p, vi a) { store_bytes(p, _mm512_cvtepi32_epi8(a)); }
   static vf load_field(const uint8_t* p, int shift, int mask) {
     const vi x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     const vi y = _mm512_srl_epi32(x, _mm_cvtsi32_si128(shift));
@@ -52,7 +64,6 @@ struct F {
   static vi load_int_partial(const int32_t* p, int64_t n) {
     return _mm512_maskz_loadu_epi32(n < 16 ? (1u << n) - 1 : 0xffffu, p);
   }
-  static float largest(vf a) { return _mm512_reduce_max_ps(a); }
   static vf between(vf a, vf low, vf high) {
     const __mmask16 inside = _mm512_cmp_ps_mask(a, low, _CMP_GE_OQ) &
                              _mm512_cmp_ps_mask(a, high, _CMP_LE_OQ);
@@ -77,9 +88,24 @@ struct Bytes {
   static v both(v a, v b) { return _mm512_and_si512(a, b); }
   template <int K> static v right16(v a) { return K ? _mm512_srli_epi16(a, K) : a; }
   template <int K> static v left16(v a) { return _mm512_slli_epi16(a, K); }
-  static v unpack_low16(v a, v b) { return _mm512_unpacklo_epi16(a, b); }
-  static v unpack_high16(v a, v b) { return _mm512_unpackhi_epi16(a, b); }
-  template <int L> static __m128i lane(v a) { return _mm512_extracti32x4_epi32(a, L); }
+  // All bytes in order, 16 to a vector of int32.
+  static void widen8(v a, __m512i* out) {
+    out[0] = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(a));
+    out[1] = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(a, 1));
+    out[2] = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(a, 2));
+    out[3] = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(a, 3));
+  }
+  // The same for words that belong to the even and to the odd bytes.
+  static void widen16(v even, v odd, __m512i* out) {
+    const v low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
+    // Of each lane the low eight words, then the high eight.
+    const v first = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+    const v last = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+    out[0] = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(first));
+    out[1] = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(first, 1));
+    out[2] = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(last));
+    out[3] = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(last, 1));
+  }
   // R rows side by side, each N / R bytes.
   template <int R> static v load_rows(const uint8_t* const* p) {
     if (R == 1) return _mm512_loadu_si512(p[0]);
@@ -90,16 +116,6 @@ struct Bytes {
                                                  quarter(p[3 % R]), 1);
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
-  // acc[0 .. 15] += the 16 bytes of a lane.
-  static void add_lane8(int32_t* acc, __m128i a) {
-    _mm512_store_si512(acc, _mm512_add_epi32(_mm512_load_si512(acc), _mm512_cvtepu8_epi32(a)));
-  }
-  // acc[0 .. 7] += the 8 unsigned words of a lane.
-  static void add_lane16(int32_t* acc, __m128i a) {
-    __m256i* p = reinterpret_cast<__m256i*>(acc);
-    _mm256_store_si256(p, _mm256_add_epi32(_mm256_load_si256(p), _mm256_cvtepu16_epi32(a)));
-  }
-
  private:
   static __m256i half(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -110,11 +126,6 @@ struct Bytes {
 };
 
 // Four unsigned bytes times four signed bytes, summed into each int32.
-template <int B>
-inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
-  return _mm256_dpbusd_epi32(acc, codes, digits);
-}
-
 struct Dot {
   static constexpr int W = 16;
   typedef __m512i v;
@@ -125,7 +136,11 @@ struct Dot {
     return _mm512_set1_epi32(four);
   }
   static v load(const int8_t* p) { return _mm512_loadu_si512(p); }
-  template <int B> static v dot(v acc, v a, v b) { return _mm512_dpbusd_epi32(acc, a, b); }
+  // The intrinsic of the same name makes GCC 12 copy every accumulator to and fro.
+  template <int B> static v dot(v acc, v a, v b) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+  }
   static void store(int32_t* p, v a) { _mm512_storeu_si512(p, a); }
 };
 

@@ -16,6 +16,9 @@ struct F {
   static vf load(const float* p) { return *p; }
   static vf load_partial(const float* p, int64_t n) { return n > 0 ? *p : 0.f; }
   static void store(float* p, vf a) { *p = a; }
+  // Past the caches, to an address of a whole vector; fence() before anyone else reads.
+  static void stream(float* p, vf a) { *p = a; }
+  static void fence() {  }
   static vf add(vf a, vf b) { return a + b; }
   static vf sub(vf a, vf b) { return a - b; }
   static vf mul(vf a, vf b) { return a * b; }
@@ -32,6 +35,13 @@ struct F {
   static vi set1_int(int32_t a) { return a; }
   static vi sub_int(vi a, vi b) { return static_cast<int32_t>(uint32_t(a) - uint32_t(b)); }
   static vi mul_int(vi a, vi b) { return static_cast<int32_t>(uint32_t(a) * uint32_t(b)); }
+  // Lanes from n on are 0.
+  static vi keep(vi a, int64_t n) { return n > 0 ? a : 0; }
+  // W codes as bytes, side by side.
+  typedef uint8_t vb;
+  static vb no_bytes() { return 0; }
+  template <int K> static vb either(vb a, vi codes) { return static_cast<vb>(a | codes << K); }
+  static void store_bytes(uint8_t* p, vb a) { *p = a; }
   static void store_u8(uint8_t* p, vi a) { *p = static_cast<uint8_t>(a); }
   // The field of each byte, as floats.
   static vf load_field(const uint8_t* p, int shift, int mask) {
@@ -42,7 +52,6 @@ struct F {
   static vf lookup(vf table, const int32_t*) { return table; }
   static vf gather(const float* table, vi index) { return table[index]; }
   static vi load_int_partial(const int32_t* p, int64_t n) { return n > 0 ? *p : 0; }
-  static float largest(vf a) { return a; }
   // 1 where low <= a <= high, else 0, as a float and as a byte.
   static vf between(vf a, vf low, vf high) { return a >= low && a <= high ? 1.f : 0.f; }
   static double sum(vf a) { return a; }

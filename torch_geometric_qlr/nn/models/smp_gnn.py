@@ -11,9 +11,11 @@ from torch_geometric.nn import APPNP, Linear
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import Adj, OptTensor
+from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.nn.propagation import EMP, SMP
+from torch_geometric_qlr.quantizers.stored import with_values
 
 __all__ = ["SMPGNN"]
 
@@ -48,7 +50,8 @@ class SMPGNN(torch.nn.Module):
         **propagation_kwargs (optional): Further arguments of the propagation layer.
 
     Shapes:
-        - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, and edges as
+        - **input:** node features :math:`(|\mathcal{V}|, F_{in})`, dense or a :obj:`torch.sparse`
+          matrix (bags of words take a fraction of the time as one), and edges as
           :class:`~torch_geometric_qlr.nn.SMP` takes them
         - **output:** logits :math:`(|\mathcal{V}|, F_{out})`
 
@@ -104,8 +107,17 @@ class SMPGNN(torch.nn.Module):
         for index, lin in enumerate(self.lins):
             if index > 0:
                 x = x.relu()
-            x = lin(F.dropout(x, p=self.dropout, training=self.training))
+            x = lin(self._dropout(x))
         return self.propagation(x, edge_index, edge_weight)
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        if not is_torch_sparse_tensor(x):
+            return F.dropout(x, p=self.dropout, training=self.training)
+        if not self.training or self.dropout == 0.0:
+            return x
+        # Zeros stay zero under dropout, so that of the stored values is that of the matrix.
+        x = x.coalesce() if x.layout == torch.sparse_coo else x
+        return with_values(x, F.dropout(x.values(), p=self.dropout))
 
     def __repr__(self) -> str:
         return (

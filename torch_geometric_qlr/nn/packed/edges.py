@@ -23,7 +23,7 @@ from torch_geometric.utils import (
 
 from torch_geometric_qlr.sparse import Adjacency, AdjacencyCache, CSRGraph, csr_graph, is_matrix
 
-__all__ = ["graph_of", "remembering"]
+__all__ = ["graph_of", "remembered", "remembering"]
 
 _CACHE = AdjacencyCache()
 
@@ -31,7 +31,7 @@ _CACHE = AdjacencyCache()
 def _remember(function: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(function)
 
-    def remembered(*args: Any, **kwargs: Any) -> Any:
+    def recall(*args: Any, **kwargs: Any) -> Any:
         (_, adj), *others = signature.bind(*args, **kwargs).arguments.items()
         tensors = {name: value for name, value in others if isinstance(value, Tensor)}
         options = tuple((name, value) for name, value in others if name not in tensors)
@@ -44,13 +44,18 @@ def _remember(function: Callable[..., Any]) -> Callable[..., Any]:
         key = (function.__name__, options, tuple(tensors))
         return _CACHE.get(adj, key, build, *tensors.values())
 
-    return remembered
+    return recall
 
 
 _REMEMBERED = {
     function: _remember(function)
     for function in (gcn_norm, add_self_loops, remove_self_loops, add_remaining_self_loops)
 }
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    r"""A function of the edges alone, one of :obj:`gcn_norm` and its kin, with its memory."""
+    return _REMEMBERED[function]
 
 
 def remembering(function: Callable[..., Any]) -> Callable[..., Any]:

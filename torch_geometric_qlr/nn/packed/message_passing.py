@@ -14,6 +14,7 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.deferred import Deferred, Epilogue, Stage, stage_of
 from torch_geometric_qlr.nn.packed.edges import graph_of, remembering
+from torch_geometric_qlr.nn.packed.hops import all_hops
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.packed.linear import scaled
 from torch_geometric_qlr.nn.packed.ranges import FrozenRange
@@ -51,6 +52,9 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
             self._check_features(args[0] if args else kwargs.get("x"))
         self._quant_hop = 0
         args = tuple(_entering(value) for value in args)
+        done = all_hops(self, args, kwargs)
+        if done is not None:
+            return done
         return type(self)._float_forward(self, *args, **kwargs)
 
     def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
@@ -81,6 +85,12 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
         out = self.quantize_at("aggregate", out)
         self._quant_hop += 1
         return out
+
+    def can_chain(self, x: Any) -> bool:
+        """Whether nothing happens between hops but what a kernel does."""
+        single = isinstance(x, Tensor) and x.dim() == 2
+        plain = self.route.kernel == "spmm" and self.route.reduce == "sum" and single
+        return plain and "aggregate" not in self.quantizers and self._can_gather(x)
 
     def _can_gather(self, source: Any) -> bool:
         """Whether this call is what the route was found for."""
@@ -118,7 +128,7 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
     # Sums with weights of the edges ##############################################################
 
     def _gather(self, adj: Any, codes: PackedTensor, num_dst: int, kwargs: dict[str, Any]) -> Stage:
-        graph, weight = self._weighted_graph(adj, codes.size(0), num_dst, kwargs)
+        graph, weight = self.weighted_graph(adj, codes.size(0), num_dst, kwargs)
         reduce, backend = self.route.reduce, self.backend
         if reduce in ("max", "min"):
             return self._extremum(graph, weight, codes)
@@ -151,7 +161,7 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
         )
         return Stage.of_value(values.masked_fill(graph.degree().view(-1, 1) == 0, 0.0))
 
-    def _weighted_graph(
+    def weighted_graph(
         self, adj: Any, num_src: int, num_dst: int, kwargs: dict[str, Any]
     ) -> tuple[CSRGraph, Tensor | None]:
         """The graph and its weights, which PyG takes from the matrix or from an argument."""

@@ -44,7 +44,7 @@ class FrozenRange(LearnedRangeQuant):
         return self.config.statistics == "running"
 
     def code_params(
-        self, x: Tensor, *, exact_zero: bool = False
+        self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if not self._usable:
             raise ConfigError(
@@ -52,7 +52,7 @@ class FrozenRange(LearnedRangeQuant):
                 f"quantized model on data that reaches this layer before you convert it."
             )
         if exact_zero or not self.is_static:
-            return super().code_params(x, exact_zero=exact_zero)
+            return super().code_params(x, exact_zero=exact_zero, skew=skew)
         if self._static is None:
             with torch.inference_mode(False), torch.no_grad():
                 self._static = super().code_params(x)

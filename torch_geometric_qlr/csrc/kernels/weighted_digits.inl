@@ -1,4 +1,4 @@
-// Weighted sums of packed rows: out[f] += sum of weight times (code - center).
+// Weighted sums of packed rows with AVX2: out[f] (+)= sum of weight times (code - center).
 //
 // The weights of a block are written as 23-bit fixed point relative to the largest of them, in
 // three signed 8-bit digits. Bytes of four rows are interleaved, so that one dot product of four
@@ -18,10 +18,16 @@ struct Digits {
 
   // `count` is padded up to whole groups of 8 with digits of zero, as the values are.
   void fill(const WeightBlock& block, int count) {
-    const float largest = block.largest;
+    F::vf top = F::zero(), all = F::zero();
+    for (int i = 0; i < count; i += F::W) {
+      const F::vf w = F::load_partial(block.value + i, count - i);
+      top = F::max(top, F::max(w, F::sub(F::zero(), w)));
+      all = F::add(all, w);
+    }
+    const float largest = F::largest(top);
     // Adding 0 * sum carries a NaN or an infinity into the result.
     const bool tiny = !(largest > 1e-30f);
-    unit = (tiny ? 0.f : largest / kTop) + 0.f * block.sum;
+    unit = (tiny ? 0.f : largest / kTop) + 0.f * static_cast<float>(F::sum(all));
     const __m256 inverse = _mm256_set1_ps(tiny ? 0.f : kTop / largest);
     // With 0x80 added to every digit the digits are the bytes of one non-negative number.
     const __m256i bias = _mm256_set1_epi32(0x808080);
@@ -30,7 +36,7 @@ struct Digits {
     const __m256i join = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     __m256i total = _mm256_setzero_si256();
     for (int i = 0; i < count; i += 8) {
-      const __m256 w = _mm256_mul_ps(_mm256_load_ps(block.value + i), inverse);
+      const __m256 w = _mm256_mul_ps(F::load_partial(block.value + i, count - i), inverse);
       __m256i u = _mm256_add_epi32(_mm256_cvtps_epi32(w), bias);
       u = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(u, by_plane), join);
       total = _mm256_add_epi64(total, _mm256_sad_epu8(u, _mm256_setzero_si256()));
@@ -175,19 +181,15 @@ inline void weighted_unit(const PackedRows& rows, const Digits& digits, int64_t 
 // All columns of one block of at most kBlockEdges edges.
 template <int B>
 inline void weighted_block(const PackedRows& rows, const WeightBlock& block, Digits& digits,
-                           int64_t e, int count, int32_t center, float* out) {
+                           int64_t e, int count, int32_t center, float* out, bool first) {
   digits.fill(block, count);
-  // As many sums as the register file holds: 24 of 32, or 12 of 16.
-  constexpr int NV = (F::W == 16 ? 8 : 4) * B / 8 < 1 ? 1 : (F::W == 16 ? 8 : 4) * B / 8;
-  constexpr int kVectors = NV > 4 ? 4 : NV;
+  if (first) std::memset(out, 0, rows.layout.padded_cols() * sizeof(float));
+  // As many sums as the register file holds: 12 of 16.
+  constexpr int kVectors = B == 8 ? 4 : B == 4 ? 2 : 1;
   const int64_t stride = rows.layout.stride;
   if (stride == 16)
     return weighted_unit<B, kVectors, 1, true>(rows, digits, e, count, 0, 16, center, out);
   int64_t offset = 0;
-  if constexpr (NV > 4)
-    for (; offset + 64 <= stride; offset += 64)
-      weighted_unit<B, 4, 2, false>(rows, digits, e, count, offset, offset ? 0 : stride, center,
-                                    out);
   for (; offset < stride; offset += 32)
     weighted_unit<B, kVectors, 1, false>(rows, digits, e, count, offset, offset ? 0 : stride,
                                          center, out);
