@@ -13,7 +13,7 @@ from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.reference import affine_params, truncation_step
 from torch_geometric_qlr.quantizers.functional import fake_quantize, floor, scale_gradient
-from torch_geometric_qlr.quantizers.grid_search import is_exact, off_lattice, search_multiplier
+from torch_geometric_qlr.quantizers.grid_search import search_multiplier
 from torch_geometric_qlr.quantizers.statistics import Groups, skewness, value_range
 from torch_geometric_qlr.quantizers.stored import entries, with_values
 
@@ -21,6 +21,11 @@ __all__ = ["LearnedRangeQuant"]
 
 _MIN_MULTIPLIER = 1e-3
 _MIN_SCALE = 1e-20
+# Sums and means of codes lie on a lattice, and so does the range that is observed on them. At a
+# multiplier of the search's grid a large share of such values would fall exactly between two codes,
+# where the order of a float sum decides which one is next. A factor near one that no ratio of small
+# integers is takes them a hundred rounding errors away from there.
+_OFF_LATTICE = 1.0 + math.sqrt(2) / 4096
 
 
 class LearnedRangeQuant(nn.Module):
@@ -276,13 +281,15 @@ class LearnedRangeQuant(nn.Module):
     def _start(self, x: Tensor, skew: Tensor | None) -> None:
         if self.config.search:
             scale, zero_point, skew = self.code_params(x, skew=skew)
-            scale0 = scale / floor(self.gamma, _MIN_MULTIPLIER)
-            axis = self.groups.axis if self.gamma.dim() else -1
-            gamma = search_multiplier(x, scale0, zero_point, skew, self.config, axis)
-            if self.config.statistics == "running" or self.config.granularity == "node":
-                exact = is_exact(x, scale0 * gamma, zero_point, skew, self.config)
-                gamma = torch.where(exact, gamma, gamma * off_lattice(self.path))
-            self.gamma.copy_(gamma)
+            gamma = search_multiplier(
+                x,
+                scale / floor(self.gamma, _MIN_MULTIPLIER),
+                zero_point,
+                skew,
+                self.config,
+                self.groups.axis if self.gamma.dim() else -1,
+            )
+            self.gamma.copy_(gamma if self.config.statistics == "current" else gamma * _OFF_LATTICE)
             self._agree()
         self.calibrated.fill_(True)
         self._ready = True
