@@ -46,6 +46,12 @@ def _mlp(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, out_channels))
 
 
+def _initialized(conv: nn.Module) -> nn.Module:
+    """RGATConv leaves one of its weights as the memory was."""
+    nn.init.constant_(conv.l2, 1 / HIDDEN)
+    return conv
+
+
 def _hetero() -> nn.Module:
     return convs.HeteroConv(
         {
@@ -80,7 +86,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "MFConv": (lambda: convs.MFConv(F, H), (X, EDGES)),
     "RGCNConv": (lambda: convs.RGCNConv(F, H, TYPES), (X, EDGES, EDGE_TYPE)),
     "FastRGCNConv": (lambda: convs.FastRGCNConv(F, H, TYPES), (X, EDGES, EDGE_TYPE)),
-    "RGATConv": (lambda: convs.RGATConv(F, H, TYPES), (X, EDGES, EDGE_TYPE)),
+    "RGATConv": (lambda: _initialized(convs.RGATConv(F, H, TYPES)), (X, EDGES, EDGE_TYPE)),
     "SignedConv": (lambda: convs.SignedConv(F, H, True), (X, EDGES, EDGES)),
     "DNAConv": (lambda: convs.DNAConv(F), (X.view(NODES, 1, F).repeat(1, 3, 1), EDGES)),
     "PointNetConv": (lambda: convs.PointNetConv(_mlp(F + 3, H)), (X, POS, EDGES)),

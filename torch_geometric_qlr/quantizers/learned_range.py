@@ -281,7 +281,7 @@ class LearnedRangeQuant(nn.Module):
             gamma = search_multiplier(x, scale0, zero_point, skew, self.config, axis)
             if self.config.statistics == "running" or self.config.granularity == "node":
                 exact = is_exact(x, scale0 * gamma, zero_point, skew, self.config)
-                gamma = torch.where(exact, gamma, gamma * off_lattice(scale0))
+                gamma = torch.where(exact, gamma, gamma * off_lattice(self.path))
             self.gamma.copy_(gamma)
             self._agree()
         self.calibrated.fill_(True)

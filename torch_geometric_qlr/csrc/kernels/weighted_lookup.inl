@@ -163,12 +163,11 @@ struct LookupPass {
   }
 };
 
-// Codes of 8 bits, 16 * V of them. A block is summed up on its own before it is added: one running
-// sum over the neighbours of a hub would lose four digits.
+// Codes of 8 bits, 16 * V of them.
 template <int V>
 inline void convert_pass(const PackedRows& rows, int64_t e, int count, const float* weight,
                          int32_t center, int64_t offset, int64_t ahead, float* out, bool first) {
-  __m512 acc[V];
+  __m512 acc[V];  // of this block alone: the rounding of a long sum must not go on growing
   for (int v = 0; v < V; ++v) acc[v] = _mm512_setzero_ps();
   const __m512i center_ = _mm512_set1_epi32(center);
   for (int i = 0; i < count; ++i) {
@@ -181,10 +180,7 @@ inline void convert_pass(const PackedRows& rows, int64_t e, int count, const flo
       acc[v] = _mm512_fmadd_ps(w, _mm512_cvtepi32_ps(code), acc[v]);
     }
   }
-  for (int v = 0; v < V; ++v) {
-    if (!first) acc[v] = _mm512_add_ps(acc[v], _mm512_load_ps(out + v * 16));
-    _mm512_store_ps(out + v * 16, acc[v]);
-  }
+  for (int v = 0; v < V; ++v) NibbleSums<32>::put(out + v * 16, acc[v], first);
 }
 
 // What all passes over a block share. The first of them asks for the rows ahead.
