@@ -229,7 +229,7 @@ class LearnedRangeQuant(nn.Module):
             zero = values.new_zeros(x.size(0))
             lo, hi = (zero.scatter_reduce(0, row, seen, reduce) for reduce in ("amin", "amax"))
             seen = torch.stack([lo, hi], dim=1)
-        self._observe(seen, skew)
+        self._observe(seen, skew, (values.detach(), row))
         scale, zero_point, skew = self.code_params(seen, exact_zero=True, skew=skew)
         out = fake_quantize(
             values.view(-1, 1),
@@ -248,13 +248,18 @@ class LearnedRangeQuant(nn.Module):
     # Statistics ###################################################################################
 
     @torch.no_grad()
-    def _observe(self, x: Tensor, skew: Tensor | None = None) -> None:
+    def _observe(
+        self,
+        x: Tensor,
+        skew: Tensor | None = None,
+        stored: tuple[Tensor, Tensor | None] | None = None,
+    ) -> None:
         started = self._is_started()
         running = self.config.statistics == "running"
         if running and (self.training or not started):
             self._update_statistics(x, skew)
         if not started:
-            self._start(x, skew)
+            self._start(x, skew, stored)
 
     def _is_started(self) -> bool:
         # The Python flag spares the device a stall per step. The buffer is asked only until it is
@@ -273,15 +278,22 @@ class LearnedRangeQuant(nn.Module):
             skew = skewness(x) if skew is None else skew
             self.skew.lerp_(torch.where(skew.isfinite(), skew, self.skew), momentum)
 
-    def _start(self, x: Tensor, skew: Tensor | None) -> None:
+    def _start(
+        self, x: Tensor, skew: Tensor | None, stored: tuple[Tensor, Tensor | None] | None
+    ) -> None:
         if self.config.search:
             scale, zero_point, skew = self.code_params(x, skew=skew)
             scale0 = scale / floor(self.gamma, _MIN_MULTIPLIER)
             axis = self.groups.axis if self.gamma.dim() else -1
             gamma = search_multiplier(x, scale0, zero_point, skew, self.config, axis)
             if self.config.statistics == "running" or self.config.granularity == "node":
-                exact = is_exact(x, scale0 * gamma, zero_point, skew, self.config)
-                gamma = torch.where(exact, gamma, gamma * off_lattice(self.path))
+                scale = scale0 * gamma
+                if stored is not None:  # of a sparse matrix, of which `x` may hold the ranges only
+                    values, row = stored
+                    x = values.view(-1, 1)
+                    scale, zero_point = (p if row is None else p[row] for p in (scale, zero_point))
+                exact = is_exact(x, scale, zero_point, skew, self.config)
+                gamma = torch.where(exact, gamma, gamma * off_lattice(scale0))
             self.gamma.copy_(gamma)
             self._agree()
         self.calibrated.fill_(True)
