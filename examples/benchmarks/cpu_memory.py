@@ -161,6 +161,7 @@ def table(result: dict[str, dict[str, float]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--graph", choices=sorted(SHAPES), default="reddit")
@@ -172,7 +173,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    torch.set_grad_enabled(False)
     features = SIZES[args.graph]
     if args.candidate is not None:
         print(json.dumps(measure(args.candidate, args.folder, features)))

@@ -157,6 +157,7 @@ def appnp(graph: Graph, args: argparse.Namespace) -> Candidates:
     return out
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--graph", choices=sorted(SHAPES), default="arxiv")
@@ -174,7 +175,6 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Sparse")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    torch.set_grad_enabled(False)
 
     graph = Graph(args.graph)
     result: dict[str, Any] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import numpy as np
 import pytest
@@ -246,26 +245,23 @@ def test_grid_start_beats_the_full_range() -> None:
     grid = torch.arange(1, 11) / 10
     start = searched.gamma.detach()
     assert bool(torch.isclose(grid, start, rtol=1e-3).any())
+    # Off the grid itself, where sums of codes fall between two codes; a tensor's own range is not
+    # observed on such sums before, and starts on it.
+    assert not bool(torch.isclose(grid, start, rtol=1e-4).any())
+    current = quantizer(bits=2, search=True, statistics="current")
+    current(x)
+    assert bool((grid == current.gamma.detach()).any())
 
 
 def test_means_of_codes_do_not_fall_between_two_codes() -> None:
     codes = torch.randint(0, 16, (5000, 12), generator=torch.Generator().manual_seed(0)).float()
     means = torch.stack([codes[:, :d].mean(dim=1) for d in range(1, 13)])
-    current = {"granularity": "node", "statistics": "current"}
-    for bits, fields in itertools.product((1, 2, 4, 8), ({}, current)):
-        q = quantizer(bits=bits, search=True, **fields)
-        means = means.view(-1, 12) if fields else means
+    for bits in (1, 2, 4, 8):
+        q = quantizer(bits=bits, search=True)
         q(means)
         scale, zero_point, _ = q.code_params(means)
         at = (means.double() / scale + zero_point).detach()
         assert float((at - at.floor() - 0.5).abs().min()) > 1e-5
-        # What has no error to begin with keeps it, and weights are no sums of codes.
-        plain = quantizer(bits=bits, search=True, **fields)
-        plain(torch.tensor([[0.0, 1.0]]))
-        assert plain.gamma == 1
-    weight = quantizer(bits=2, search=True, statistics="current")
-    weight(torch.tensor([0.0, 0.5, 1.0]))
-    assert weight.gamma == 1
 
 
 def test_empty_constant_and_single_inputs() -> None:

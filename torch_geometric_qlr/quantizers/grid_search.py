@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.ops.reference import fake_quantize
 
-__all__ = ["is_exact", "off_lattice", "search_multiplier"]
+__all__ = ["search_multiplier"]
 
 # A sample of the rows places one multiplier as well as all of them do, at a fixed cost.
 _MAX_ELEMENTS = 1 << 18
@@ -65,42 +65,3 @@ def search_multiplier(
             best_error = torch.where(better, error, best_error)
     assert best_gamma is not None
     return best_gamma
-
-
-def is_exact(
-    x: Tensor, scale: Tensor, zero_point: Tensor, skew: Tensor | None, config: QuantizerConfig
-) -> Tensor:
-    r"""Whether the codes stand for the values themselves, as for a bag of words with a range per
-    node.
-
-    Args:
-        x, scale, zero_point, skew, config: As for :func:`search_multiplier`.
-
-    Example:
-        >>> one = torch.tensor(1.0)
-        >>> is_exact(torch.tensor([0.0, 2.0]), one, 0 * one, None, QuantizerConfig(bits=2))
-        tensor(True)
-    """
-    truncate = config.truncates
-    x_hat, _ = fake_quantize(x, scale, zero_point, config.bits, truncate=truncate, skew=skew)
-    return (x_hat - x).abs().max() <= 1e-6 * x.abs().max()
-
-
-def off_lattice(scale: Tensor) -> Tensor:
-    r"""A factor near one, with which a learned range starts.
-
-    Sums and means of codes lie on a lattice, and so does a range that is observed on them. At a
-    multiplier of the grid up to a percent of such values would fall exactly between two codes,
-    where the order of a float sum decides which one is next. This factor takes them a hundred
-    rounding errors away from there. It depends on the scale, so that every quantizer has another:
-    the same one would cancel out between the source of a sum and what is quantized after it.
-
-    Args:
-        scale (torch.Tensor): The scale at :math:`\gamma = 1`.
-
-    Example:
-        >>> 1.0002 < off_lattice(torch.tensor(0.5)).item() < 1.0005
-        True
-    """
-    place = (97.0 * scale.float().mean().log()).frac().abs()
-    return 1.0 + (1.0 + place) / 4096

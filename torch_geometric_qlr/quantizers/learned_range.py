@@ -13,7 +13,7 @@ from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.reference import affine_params, truncation_step
 from torch_geometric_qlr.quantizers.functional import fake_quantize, floor, scale_gradient
-from torch_geometric_qlr.quantizers.grid_search import is_exact, off_lattice, search_multiplier
+from torch_geometric_qlr.quantizers.grid_search import search_multiplier
 from torch_geometric_qlr.quantizers.statistics import Groups, skewness, value_range
 from torch_geometric_qlr.quantizers.stored import entries, with_values
 
@@ -21,6 +21,11 @@ __all__ = ["LearnedRangeQuant"]
 
 _MIN_MULTIPLIER = 1e-3
 _MIN_SCALE = 1e-20
+# Sums and means of codes lie on a lattice, and so does the range that is observed on them. At a
+# multiplier of the search's grid a large share of such values would fall exactly between two codes,
+# where the order of a float sum decides which one is next. A factor near one that no ratio of small
+# integers is takes them a hundred rounding errors away from there.
+_OFF_LATTICE = 1.0 + math.sqrt(2) / 4096
 
 
 class LearnedRangeQuant(nn.Module):
@@ -229,7 +234,7 @@ class LearnedRangeQuant(nn.Module):
             zero = values.new_zeros(x.size(0))
             lo, hi = (zero.scatter_reduce(0, row, seen, reduce) for reduce in ("amin", "amax"))
             seen = torch.stack([lo, hi], dim=1)
-        self._observe(seen, skew, (values.detach(), row))
+        self._observe(seen, skew)
         scale, zero_point, skew = self.code_params(seen, exact_zero=True, skew=skew)
         out = fake_quantize(
             values.view(-1, 1),
@@ -248,18 +253,13 @@ class LearnedRangeQuant(nn.Module):
     # Statistics ###################################################################################
 
     @torch.no_grad()
-    def _observe(
-        self,
-        x: Tensor,
-        skew: Tensor | None = None,
-        stored: tuple[Tensor, Tensor | None] | None = None,
-    ) -> None:
+    def _observe(self, x: Tensor, skew: Tensor | None = None) -> None:
         started = self._is_started()
         running = self.config.statistics == "running"
         if running and (self.training or not started):
             self._update_statistics(x, skew)
         if not started:
-            self._start(x, skew, stored)
+            self._start(x, skew)
 
     def _is_started(self) -> bool:
         # The Python flag spares the device a stall per step. The buffer is asked only until it is
@@ -278,23 +278,18 @@ class LearnedRangeQuant(nn.Module):
             skew = skewness(x) if skew is None else skew
             self.skew.lerp_(torch.where(skew.isfinite(), skew, self.skew), momentum)
 
-    def _start(
-        self, x: Tensor, skew: Tensor | None, stored: tuple[Tensor, Tensor | None] | None
-    ) -> None:
+    def _start(self, x: Tensor, skew: Tensor | None) -> None:
         if self.config.search:
             scale, zero_point, skew = self.code_params(x, skew=skew)
-            scale0 = scale / floor(self.gamma, _MIN_MULTIPLIER)
-            axis = self.groups.axis if self.gamma.dim() else -1
-            gamma = search_multiplier(x, scale0, zero_point, skew, self.config, axis)
-            if self.config.statistics == "running" or self.config.granularity == "node":
-                scale = scale0 * gamma
-                if stored is not None:  # of a sparse matrix, of which `x` may hold the ranges only
-                    values, row = stored
-                    x = values.view(-1, 1)
-                    scale, zero_point = (p if row is None else p[row] for p in (scale, zero_point))
-                exact = is_exact(x, scale, zero_point, skew, self.config)
-                gamma = torch.where(exact, gamma, gamma * off_lattice(scale0))
-            self.gamma.copy_(gamma)
+            gamma = search_multiplier(
+                x,
+                scale / floor(self.gamma, _MIN_MULTIPLIER),
+                zero_point,
+                skew,
+                self.config,
+                self.groups.axis if self.gamma.dim() else -1,
+            )
+            self.gamma.copy_(gamma if self.config.statistics == "current" else gamma * _OFF_LATTICE)
             self._agree()
         self.calibrated.fill_(True)
         self._ready = True
