@@ -24,7 +24,12 @@ def run_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     def run(name: str, *args: str) -> str:
         path = BENCHMARKS / name
         monkeypatch.setattr(sys, "argv", [str(path), *args])
-        runpy.run_path(str(path), run_name="__main__")
+        threads = torch.get_num_threads()
+        try:  # a script may turn gradients off, for good
+            with torch.enable_grad():
+                runpy.run_path(str(path), run_name="__main__")
+        finally:
+            torch.set_num_threads(threads)
         return capsys.readouterr().out
 
     return run

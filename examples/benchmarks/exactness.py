@@ -7,8 +7,9 @@
 Three models with equal weights and ranges are compared: the quantized one (float32 sums of rounded
 values), the converted one (integer sums), and the quantized one in float64, which rounds the same
 values with sums that are exact for this purpose. For all activations that are quantized in a
-forward pass the table counts codes that differ, and says how far the outputs are apart, in shares
-of the largest one. A second table does so for one hub with many neighbours.
+forward pass the table counts codes that differ (those of hops which run in one call are not seen),
+and says how far the outputs are apart, in shares of the largest one. A second table does so for one
+hub with many neighbours.
 """
 
 from __future__ import annotations

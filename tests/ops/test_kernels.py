@@ -89,6 +89,20 @@ def test_hub_of_largest_codes_does_not_overflow(isa, bits, cols):
 
 
 @every_isa
+@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+def test_a_hub_of_equal_weights_keeps_its_digits(isa, bits):
+    # Equal addends are rounded the same way every time, which is the worst for a running sum.
+    degree, cols, top = 70_000, 17, 2**bits - 1
+    packed = reference.pack(torch.full((1, cols), top, dtype=torch.uint8), bits)
+    rowptr, col = torch.tensor([0, degree]), torch.zeros(degree, dtype=torch.int32)
+    weight, one = torch.full((degree,), 1 / 264.5), torch.tensor(1.0)
+    with use_backend(isa):
+        ours = qlr.packed_spmm(rowptr, col, packed, cols, bits, one, torch.tensor(0.0), weight)
+    expected = (weight.double().sum() * top).float().expand(1, cols)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
+
+
+@every_isa
 @examples
 @given(seed_strategy, bits_strategy, width_strategy, axis_strategy, st.data())
 def test_weighted_sums_and_epilogue(isa, seed, bits, cols, axis, data):

@@ -21,6 +21,7 @@ from torch_geometric.nn import (
     GCNConv,
     GINConv,
     SAGEConv,
+    SGConv,
     SimpleConv,
 )
 
@@ -157,6 +158,34 @@ def test_a_graph_is_prepared_once(name: str, monkeypatch: pytest.MonkeyPatch) ->
     edge_index[1, 0] = 3  # changed in place: prepared again, and right
     assert_agrees(model, converted, x, edge_index)
     assert len(built) == 2
+
+
+PREPARING = ("sort", "scatter", "unique", "bincount", "::coalesce", "convert_indices", "pow")
+
+
+def _preparation(model: nn.Module, x: Tensor, graph: Any) -> set[str]:
+    """Operations of one call that sort or normalise."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        run(model, x, graph)
+    names = {event.key for event in seen.key_averages()}
+    return {name for name in names if any(word in name for word in PREPARING)}
+
+
+# PyG's, of the quantized model's own call.
+@pytest.mark.filterwarnings("ignore:Converting sparse tensor to CSR")
+@pytest.mark.parametrize("name", ["gcn", "sage", "gin", "appnp", "sgc"])
+def test_a_second_call_neither_sorts_nor_normalises(name: str) -> None:
+    layer = (_layers() | {"sgc": SGConv(5, 4, K=2)})[name]
+    x = torch.randn(NODES, 5)
+    forms = all_forms(EDGES, torch.ones(EDGES.size(1)), NODES)
+    if name in ("gcn", "appnp", "sgc"):
+        del forms["csc"]  # which PyG's normalisation does not take
+    forms |= {"edges": EDGES.clone(), "EdgeIndex": edge_index_object(EDGES, NODES)}
+    for form, graph in forms.items():
+        converted = packed(quantized(layer, (x, graph), bits=4))
+        first, second = (_preparation(converted, x, graph) for _ in range(2))
+        assert not second, (form, second)
+        assert first or form in ("csr", "SparseTensor"), form  # whose rows are there already
 
 
 def test_nothing_keeps_a_graph_alive() -> None:
