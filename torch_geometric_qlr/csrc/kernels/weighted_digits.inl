@@ -53,9 +53,9 @@ struct Digits {
   }
 };
 
-// A pass over the edges of a block for NV of the four interleaved vectors, from vector Q on, of U
-// neighbouring units. PAIR: rows of 16 bytes, two groups of four side by side.
-template <int B, int Q, int NV, int U, bool PAIR>
+// A pass over the edges of a block for NV of the four interleaved vectors, from vector Q on.
+// PAIR: rows of 16 bytes, two groups of four side by side.
+template <int B, int Q, int NV, bool PAIR>
 struct WeightedPass {
   static constexpr int kFields = 8 / B;
   static constexpr int kGroup = PAIR ? 8 : 4;
@@ -66,13 +66,13 @@ struct WeightedPass {
   int64_t offset;
   float* out;  // of the unit at `offset`
 
-  static __m256i load(const uint8_t* const* p, int r, int u) {
+  static __m256i load(const uint8_t* const* p, int r) {
     if constexpr (PAIR)
       return _mm256_inserti128_si256(
           _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p[r]))),
           _mm_loadu_si128(reinterpret_cast<const __m128i*>(p[r + 4])), 1);
     else
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[r] + u * 32));
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[r]));
   }
   // Vector q: the bytes 4 q .. 4 q + 3 of each 16-byte lane, of four rows each.
   template <int q>
@@ -105,7 +105,7 @@ struct WeightedPass {
     for (int d = 0; d < Digits::kCount; ++d) acc[k][d] = dot4<B>(acc[k][d], code, w[d]);
     if constexpr (k + 1 < kFields) add_fields<k + 1>(acc, x, w);
   }
-  typedef __m256i Sums[U][NV][kFields][Digits::kCount];
+  typedef __m256i Sums[NV][kFields][Digits::kCount];
 
   template <int n = 0>
   static void add_vectors(__m256i (*acc)[kFields][Digits::kCount], const __m256i* x,
@@ -116,10 +116,8 @@ struct WeightedPass {
   void step(Sums& acc, const uint8_t* const* p, int i) const {
     __m256i w[Digits::kCount];
     for (int d = 0; d < Digits::kCount; ++d) w[d] = weights(d, i);
-    for (int u = 0; u < U; ++u) {
-      const __m256i x[4] = {load(p, 0, u), load(p, 1, u), load(p, 2, u), load(p, 3, u)};
-      add_vectors(acc[u], x, w);
-    }
+    const __m256i x[4] = {load(p, 0), load(p, 1), load(p, 2), load(p, 3)};
+    add_vectors(acc, x, w);
   }
   // The digits put together: an int32 times 2^16, 2^8 and 1.
   __m256 join(const __m256i* acc, int32_t center) const {
@@ -139,10 +137,9 @@ struct WeightedPass {
 
   void run(int64_t e, int count, int64_t ahead, int32_t center) const {
     Sums acc;
-    for (int u = 0; u < U; ++u)
-      for (int n = 0; n < NV; ++n)
-        for (int k = 0; k < kFields; ++k)
-          for (int d = 0; d < Digits::kCount; ++d) acc[u][n][k][d] = _mm256_setzero_si256();
+    for (int n = 0; n < NV; ++n)
+      for (int k = 0; k < kFields; ++k)
+        for (int d = 0; d < Digits::kCount; ++d) acc[n][k][d] = _mm256_setzero_si256();
     const uint8_t* p[kGroup];
     int i = 0;
     for (; i + kGroup <= count; i += kGroup) {
@@ -157,25 +154,24 @@ struct WeightedPass {
         for (int r = i; r < count; ++r) rows.prefetch(e + r, 0, ahead);
       step(acc, p, i);
     }
-    for (int u = 0; u < U; ++u)
-      for (int n = 0; n < NV; ++n)
-        for (int k = 0; k < kFields; ++k) {
-          const __m256 y = join(acc[u][n][k], center);
-          float* to = out + (u * kFields + k) * kUnit + 4 * (Q + n);
-          add_to(to, _mm256_castps256_ps128(y));
-          if (!PAIR) add_to(to + 16, _mm256_extractf128_ps(y, 1));
-        }
+    for (int n = 0; n < NV; ++n)
+      for (int k = 0; k < kFields; ++k) {
+        const __m256 y = join(acc[n][k], center);
+        float* to = out + k * kUnit + 4 * (Q + n);
+        add_to(to, _mm256_castps256_ps128(y));
+        if (!PAIR) add_to(to + 16, _mm256_extractf128_ps(y, 1));
+      }
   }
 };
 
-// All four vectors of U units, NV at a time; the first pass asks for the rows ahead.
-template <int B, int NV, int U, bool PAIR, int Q = 0>
+// All four vectors of a unit, NV at a time; the first pass asks for the rows ahead.
+template <int B, int NV, bool PAIR, int Q = 0>
 inline void weighted_unit(const PackedRows& rows, const Digits& digits, int64_t e, int count,
                           int64_t offset, int64_t ahead, int32_t center, float* out) {
   const int64_t at = offset * (8 / B);
-  WeightedPass<B, Q, NV, U, PAIR>{rows, digits, offset, out + at}.run(e, count, ahead, center);
+  WeightedPass<B, Q, NV, PAIR>{rows, digits, offset, out + at}.run(e, count, ahead, center);
   if constexpr (Q + NV < 4)
-    weighted_unit<B, NV, U, PAIR, Q + NV>(rows, digits, e, count, offset, 0, center, out);
+    weighted_unit<B, NV, PAIR, Q + NV>(rows, digits, e, count, offset, 0, center, out);
 }
 
 // All columns of one block of at most kBlockEdges edges.
@@ -188,9 +184,9 @@ inline void weighted_block(const PackedRows& rows, const WeightBlock& block, Dig
   constexpr int kVectors = B == 8 ? 4 : B == 4 ? 2 : 1;
   const int64_t stride = rows.layout.stride;
   if (stride == 16)
-    return weighted_unit<B, kVectors, 1, true>(rows, digits, e, count, 0, 16, center, out);
+    return weighted_unit<B, kVectors, true>(rows, digits, e, count, 0, 16, center, out);
   int64_t offset = 0;
   for (; offset < stride; offset += 32)
-    weighted_unit<B, kVectors, 1, false>(rows, digits, e, count, offset, offset ? 0 : stride,
+    weighted_unit<B, kVectors, false>(rows, digits, e, count, offset, offset ? 0 : stride,
                                          center, out);
 }
