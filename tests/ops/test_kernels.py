@@ -45,6 +45,27 @@ def test_quantize_pack_gives_identical_codes(isa, seed, bits, cols, axis, trunca
 
 @every_isa
 @examples
+@given(seed_strategy, st.integers(1, 8), axis_strategy, st.booleans())
+def test_quotients_are_rounded_once_at_every_magnitude(isa, seed, bits, axis, truncate):
+    # The kernels multiply by an inverse and correct; the definition divides.
+    rng = torch.Generator().manual_seed(seed)
+    rows, cols = 40, 97
+    scale, zero = parameters(rows, cols, axis, 8 if truncate else bits, rng)
+    low, high = [(-10, 10), (-59, 29), (-80, 60)][seed % 3]  # the last is beyond what is multiplied
+    scale = torch.ldexp(scale, torch.randint(low, high, scale.shape, generator=rng))
+    quotient = torch.randint(0, 600, (rows, cols), generator=rng) / 2 - zero.round()
+    x = quotient * scale * (1 + torch.randint(-2, 3, (rows, cols), generator=rng) * 2.0**-24)
+    bits_of_x = torch.randint(-(2**31), 2**31, (rows, cols), generator=rng, dtype=torch.int32)
+    x[::5] = bits_of_x.view(torch.float32)[::5].nan_to_num(1.0, torch.inf, -torch.inf)
+    expected = reference.quantize_pack(x, scale, zero, bits, truncate=truncate)
+    values = reference.fake_quantize(x, scale, zero, bits, truncate=truncate)[0]
+    with use_backend(isa):
+        assert torch.equal(qlr.quantize_pack(x, scale, zero, bits, truncate), expected)
+        assert torch.equal(qlr.fake_quantize(x, scale, zero, bits, truncate)[0], values)
+
+
+@every_isa
+@examples
 @given(seed_strategy, bits_strategy, width_strategy, axis_strategy)
 def test_pack_unpack_dequantize_select(isa, seed, bits, cols, axis):
     case = problem(seed, cols=cols, bits=bits, axis=axis)

@@ -13,6 +13,17 @@
 
 #include "qlr.h"
 
+// For what runs per vector and is too large for the compiler to inline on its own: a call there costs
+// as much as the work. And for what runs per row: inlined, it takes the registers of the loop over
+// the edges.
+#if defined(__GNUC__)
+#define QLR_ALWAYS_INLINE __attribute__((always_inline))
+#define QLR_NEVER_INLINE __attribute__((noinline))
+#else
+#define QLR_ALWAYS_INLINE
+#define QLR_NEVER_INLINE
+#endif
+
 namespace qlr {
 // Internal to each translation unit: code built for one instruction set must never be the copy that
 // the linker keeps for all.

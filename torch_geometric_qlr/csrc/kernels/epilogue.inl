@@ -1,28 +1,24 @@
 // A row of sums to a row of the result: affine map, bias, addend, relu, and then either floats or
 // codes, which are quantized and packed here so that they never exist as floats in memory.
 
-// What a column needs, padded to whole vectors and computed once per call.
+// Room for the columns of a row, in any layout a kernel may write.
+inline int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
+
+// What a column of sums needs, padded to whole vectors and computed once per call.
 struct Columns {
-  Scratch<float> scale, residual, bias, out_scale, out_zero;
+  Scratch<float> scale, residual, bias;
   bool has_residual = false, has_bias;
   int32_t center = 0;
 
   // `center` is an integer near the zero point. It is subtracted from the integer sums, where
   // nothing is lost; only the `residual` zero - center meets floating point.
   Columns(int64_t padded, const QlrPacked* source, int64_t cols, const QlrEpilogue& epilogue)
-      : scale(padded), residual(padded), bias(padded), out_scale(padded), out_zero(padded),
-        has_bias(epilogue.bias != nullptr) {
+      : scale(padded), residual(padded), bias(padded), has_bias(epilogue.bias != nullptr) {
     for (int64_t f = 0; f < cols; ++f) {
       scale[f] = 1.f;
       if (has_bias) bias[f] = epilogue.bias[f];
     }
     if (source != nullptr) set_source(*source, cols);
-    const QlrQuantizer* q = epilogue.quantizer;
-    for (int64_t f = 0; f < padded; ++f) {
-      const int64_t k = q != nullptr && q->axis == QLR_PER_COLUMN && f < cols ? f : 0;
-      out_scale[f] = q != nullptr ? q->scale[k] : 1.f;
-      out_zero[f] = q != nullptr ? q->zero[k] : 0.f;
-    }
   }
 
  private:
@@ -40,84 +36,150 @@ struct Columns {
   }
 };
 
+// x / by, rounded as a division rounds it, for a fraction of its time. With the rounded inverse and
+// two steps of correction by fused multiplications the quotient is the correctly rounded one
+// (Markstein 1990), while nothing overflows or gets denormal: hence the limits.
+struct Divisor {
+  F::vf by, inverse;
+
+  static constexpr float kSmallest = 0x1p-60f, kLargest = 0x1p30f;
+  static bool suits(float by) { return by >= kSmallest && by <= kLargest; }
+
+  template <bool FAST>
+  QLR_ALWAYS_INLINE F::vf operator()(F::vf x) const {
+    if constexpr (!FAST) return F::div(x, by);
+    // What lies beyond is beyond any code as well. In this order a NaN stays.
+    x = F::min(F::set1(0x1p66f), F::max(F::set1(-0x1p66f), x));
+    F::vf q = F::mul(x, inverse);
+    q = F::fma(F::fnma(q, by, x), inverse, q);
+    return F::fma(F::fnma(q, by, x), inverse, q);
+  }
+};
+
+// How the values of a vector become codes.
+struct Affine {
+  Divisor scale;
+  F::vf zero;
+};
+
+// The same for columns, padded to whole vectors.
+struct AffineColumns {
+  const float *scale, *inverse, *zero;
+
+  Affine at(int64_t f) const {
+    return {{F::load(scale + f), F::load(inverse + f)}, F::load(zero + f)};
+  }
+};
+
+// The parameters of a quantizer, prepared once per call.
+class Affines {
+ public:
+  Affines(const QlrQuantizer& q, int64_t rows, int64_t cols)
+      : q_(q), by_row_(q.axis == QLR_PER_ROW), padded_(by_row_ ? 0 : round_up(cols)),
+        values_(3 * padded_) {
+    const int64_t count = by_row_ ? rows : q.axis == QLR_PER_COLUMN ? cols : 1;
+    fast_ = F::kFused;
+    for (int64_t k = 0; k < count; ++k) fast_ &= Divisor::suits(q.scale[k]);
+    for (int64_t f = 0; f < padded_; ++f) {
+      const int64_t k = q.axis == QLR_PER_COLUMN && f < cols ? f : 0;
+      values_[f] = q.scale[k];
+      values_[padded_ + f] = 1.f / q.scale[k];
+      values_[2 * padded_ + f] = q.zero[k];
+    }
+  }
+  // Whether all scales suit a Divisor.
+  bool fast() const { return fast_; }
+  AffineColumns columns() const {
+    const float* p = values_.data();
+    return {p, p + padded_, p + 2 * padded_};
+  }
+  // Of a row, where rows decide.
+  Affine row(int64_t i) const {
+    if (!by_row_) return Affine{};
+    return {{F::set1(q_.scale[i]), F::set1(1.f / q_.scale[i])}, F::set1(q_.zero[i])};
+  }
+  Affine at(const Affine& row, int64_t f) const { return by_row_ ? row : columns().at(f); }
+
+ private:
+  const QlrQuantizer& q_;
+  bool by_row_, fast_;
+  int64_t padded_;
+  Scratch<float> values_;  // scales, inverses, zero points of the columns
+};
+
 // Values to codes, a vector at a time. Division and addition stay apart, as in the definition.
+// FAST: see Affines::fast.
 struct Coder {
-  F::vf top, raw_top, step, skew;
+  F::vf top, raw_top, skew;
+  Divisor step;
   bool truncate;
 
   explicit Coder(const QlrQuantizer& q) {
+    const float width = static_cast<float>(255.0 / ((1 << q.bits) - 1));
     top = F::set1(static_cast<float>((1 << q.bits) - 1));
     raw_top = q.truncate ? F::set1(255.f) : top;
-    step = F::set1(static_cast<float>(255.0 / ((1 << q.bits) - 1)));
+    step = {F::set1(width), F::set1(1.f / width)};
     skew = F::set1(q.skew);
     truncate = q.truncate != 0;
   }
   F::vf clamp(F::vf a, F::vf high) const { return F::min(F::max(a, F::zero()), high); }
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf quotient(F::vf x, const Affine& a) const {
+    return F::add(a.scale.template operator()<FAST>(x), a.zero);
+  }
   // The rounded quotient before any clamp.
-  F::vf raw(F::vf x, F::vf scale, F::vf zero) const {
-    return F::round(F::add(F::div(x, scale), zero));
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf raw(F::vf x, const Affine& a) const {
+    return F::round(quotient<FAST>(x, a));
   }
   // The truncated code before its clamp.
-  F::vf cut(F::vf raw_code) const {
-    return F::round(F::div(F::add(clamp(raw_code, raw_top), skew), step));
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf cut(F::vf raw_code) const {
+    return F::round(step.template operator()<FAST>(F::add(clamp(raw_code, raw_top), skew)));
   }
-  F::vf operator()(F::vf x, F::vf scale, F::vf zero) const {
-    const F::vf q = raw(x, scale, zero);
-    return clamp(truncate ? cut(q) : q, top);
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf code(F::vf x, const Affine& a) const {
+    // Rounding comes with the conversion to integers: between clamps that are integers it commutes.
+    if (!truncate) return clamp(quotient<FAST>(x, a), top);
+    return clamp(cut<FAST>(raw<FAST>(x, a)), top);
   }
 };
 
-// Natural-order codes of a whole padded row to its packed bytes.
-template <int UNIT>
-inline void pack_units(const uint8_t* codes, const Layout& layout, uint8_t* packed) {
-  for (int64_t u = 0; u < layout.units; ++u) {
-    const uint8_t* plane = codes + u * layout.fields * UNIT;
-    uint8_t unit[UNIT];
-    std::memcpy(unit, plane, UNIT);
-    for (int k = 1; k < layout.fields; ++k) {
-      plane += UNIT;
-      for (int j = 0; j < UNIT; ++j)
-        unit[j] |= static_cast<uint8_t>(plane[j] << (k * layout.bits));
-    }
-    std::memcpy(packed + u * UNIT, unit, UNIT);
+// Codes in the order of the columns to the packed bytes of a unit.
+template <int BITS>
+inline void pack_unit(const uint8_t* codes, int unit, uint8_t* packed) {
+  for (int j = 0; j < unit; j += F::W) {
+    F::vb bytes = F::load_bytes(codes + j);
+    for (int k = 1; k < 8 / BITS; ++k)
+      bytes = F::either(bytes, F::load_bytes(codes + k * unit + j), BITS * k);
+    F::store_bytes(packed + j, bytes);
   }
 }
 
-inline void pack_row(const uint8_t* codes, const Layout& layout, uint8_t* packed) {
-  if (layout.unit == 16) pack_units<16>(codes, layout, packed);
-  else pack_units<32>(codes, layout, packed);
-}
-
-// Codes that are computed F::W at a time to packed bytes: as many neighbouring bytes at a time, whose
-// fields are joined in a register. `code_at(f, whole)` gives the codes of the columns from f on, and
-// `whole` says, at compile time, that all of them are there.
-template <int BITS, int K = 0, typename CodeAt>
-inline F::vb join_fields(const CodeAt& code_at, int64_t f, int unit, int64_t cols, F::vb bytes) {
-  if (f + F::W <= cols)
-    bytes = F::template either<BITS * K>(bytes, code_at(f, std::true_type()));
-  else if (f < cols)
-    bytes = F::template either<BITS * K>(bytes, F::keep(code_at(f, std::false_type()), cols - f));
-  if constexpr (BITS * (K + 1) < 8)
-    return join_fields<BITS, K + 1>(code_at, f + unit, unit, cols, bytes);
-  else return bytes;
-}
-
-template <int BITS, typename CodeAt>
-inline void pack_row_of(const CodeAt& code_at, const Layout& layout, uint8_t* to) {
-  const int unit = layout.unit;
-  for (int64_t u = 0, f = 0; u < layout.units; ++u, f += unit * (8 / BITS))
-    for (int j = 0; j < unit; j += F::W)
-      F::store_bytes(to + u * unit + j, join_fields<BITS>(code_at, f + j, unit, layout.cols,
-                                                          F::no_bytes()));
-}
-
-template <typename CodeAt>
-inline void pack_row_of(const CodeAt& code_at, const Layout& layout, uint8_t* to) {
+inline void pack_unit(const uint8_t* codes, const Layout& layout, uint8_t* packed) {
   switch (layout.bits) {
-    case 1: return pack_row_of<1>(code_at, layout, to);
-    case 2: return pack_row_of<2>(code_at, layout, to);
-    case 4: return pack_row_of<4>(code_at, layout, to);
-    default: return pack_row_of<8>(code_at, layout, to);
+    case 1: return pack_unit<1>(codes, layout.unit, packed);
+    case 2: return pack_unit<2>(codes, layout.unit, packed);
+    case 4: return pack_unit<4>(codes, layout.unit, packed);
+    default: return pack_unit<8>(codes, layout.unit, packed);
+  }
+}
+
+// Packs a row of codes that are computed F::W at a time: `code_at(f, whole)` gives those of the
+// columns from f on, and `whole` says, at compile time, that all of them are there.
+template <typename CodeAt>
+QLR_ALWAYS_INLINE inline void pack_row_of(const CodeAt& code_at, const Layout& layout,
+                                          uint8_t* packed) {
+  alignas(64) uint8_t codes[256];  // of a unit in any layout
+  const int64_t cols = layout.cols, width = layout.unit * layout.fields;
+  uint8_t* const end = packed + layout.stride;
+  for (int64_t begin = 0; packed < end; begin += width, packed += layout.unit) {
+    const int64_t count = std::min(width, cols - begin);
+    int64_t f = 0;
+    for (; f + F::W <= count; f += F::W)
+      F::store_u8(codes + f, code_at(begin + f, std::true_type()));
+    if (f < count) {
+      F::store_u8(codes + f, F::keep(code_at(begin + f, std::false_type()), count - f));
+      f += F::W;
+    }
+    for (; f < width; f += F::W) F::store_bytes(codes + f, F::no_bytes());
+    pack_unit(codes, layout, packed);
   }
 }
 
@@ -182,21 +244,41 @@ struct FloatSums {
   }
 };
 
+// What a row of sums becomes, as floats.
+template <typename Sums>
+struct FinishedRow {
+  Sums sums;
+  const float *scale, *bias, *addend;  // of the columns; the latter two may be null
+  float addend_scale;
+  bool relu;
+  int64_t cols;
+
+  // WHOLE: all of F::W columns are there.
+  template <bool WHOLE>
+  QLR_ALWAYS_INLINE F::vf at(int64_t f) const {
+    F::vf y = F::mul(sums.at(f), F::mul(F::load(scale + f), F::set1(sums.factor)));
+    if (addend != nullptr)
+      y = F::fma(F::set1(addend_scale),
+                 WHOLE ? F::load(addend + f) : F::load_partial(addend + f, cols - f), y);
+    if (bias != nullptr) y = F::add(y, F::load(bias + f));
+    return relu ? F::max(F::zero(), y) : y;  // in this order a NaN stays
+  }
+};
+
 class Emitter {
  public:
   Emitter(int64_t cols, int64_t rows, const QlrPacked* source, const QlrEpilogue& epilogue)
       : cols_(cols), rows_(rows), padded_(round_up(cols)), epilogue_(epilogue),
         columns_(padded_, source, cols, epilogue),
         layout_(cols, epilogue.quantizer ? storage_bits(epilogue.quantizer->bits) : 8),
-        coder_(epilogue.quantizer ? *epilogue.quantizer : QlrQuantizer{nullptr, nullptr, -1, 8, 0, 0.f}),
+        quantizer_(epilogue.quantizer ? *epilogue.quantizer : kNoQuantizer),
+        affines_(quantizer_, rows, cols), coder_(quantizer_),
         streams_(epilogue.out != nullptr && rows * cols >= kStreamed && cols % F::W == 0 &&
                  reinterpret_cast<uintptr_t>(epilogue.out) % (F::W * sizeof(float)) == 0) {}
   // To be called when a thread has written its last row.
   void finish() const {
     if (streams_) F::fence();
   }
-  // Room for the sums of a row, in any layout a kernel may write.
-  static int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
   int64_t padded() const { return padded_; }
   int32_t center() const { return columns_.center; }
   // zero point - center of each column, or null where that is 0.
@@ -211,61 +293,72 @@ class Emitter {
 
   template <typename Sums>
   void row(int64_t i, const Sums& sums) const {
-    if (epilogue_.addend != nullptr) prefetch_addend(i + kRowsAhead);
-    if (epilogue_.out != nullptr) return float_row(i, sums);
-    const float* addend = addend_row(i);
-    const auto code_at = [&](int64_t f, auto whole) {
-      const F::vf y = value<decltype(whole)::value>(f, sums, addend);
-      return F::to_int(coder_(y, F::load(&columns_.out_scale.data()[f]),
-                              F::load(&columns_.out_zero.data()[f])));
-    };
-    pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);
+    prefetch(std::min(i + kRowsAhead, rows_ - 1));
+    if (epilogue_.out != nullptr) float_row(i, sums);
+    else if (affines_.fast()) packed_row<true>(i, sums);
+    else packed_row<false>(i, sums);
   }
 
  private:
-  static constexpr int64_t kRowsAhead = 6;
+  static constexpr float kOne = 1.f, kZero = 0.f;
+  static constexpr QlrQuantizer kNoQuantizer{&kOne, &kZero, QLR_PER_TENSOR, 8, 0, 0.f};
+  static constexpr int64_t kRowsAhead = 12;
   // Floats that would push the sources out of any cache, to be read again later than that.
   static constexpr int64_t kStreamed = 1 << 22;
 
-  // The rows of the addend are read in order, but the gathers in between hide that from hardware.
-  void prefetch_addend(int64_t i) const {
-    const float* p = epilogue_.addend + std::min(i, rows_ - 1) * cols_;
-    for (int64_t f = 0; f < cols_; f += 16) prefetch_line(p + f);
+  // Rows are read and written in order, but the gathers in between hide that from the hardware.
+  // Stores that miss the caches would soon block those behind them.
+  void prefetch(int64_t i) const {
+    if (epilogue_.addend != nullptr) {
+      const float* p = epilogue_.addend + i * cols_;
+      for (int64_t f = 0; f < cols_; f += 16) prefetch_line(p + f);
+    }
+    if (epilogue_.packed != nullptr) {
+      uint8_t* p = epilogue_.packed + i * layout_.stride;
+      for (int64_t b = 0; b < layout_.stride; b += 64) prefetch_to_write(p + b);
+    } else if (!streams_) {
+      float* p = epilogue_.out + i * cols_;
+      for (int64_t f = 0; f < cols_; f += 16) prefetch_to_write(p + f);
+    }
   }
   template <typename Sums>
-  void float_row(int64_t i, const Sums& sums) const {
-    const float* addend = addend_row(i);
+  FinishedRow<Sums> finished(int64_t i, const Sums& sums) const {
+    return {sums, columns_.scale.data(), columns_.has_bias ? columns_.bias.data() : nullptr,
+            epilogue_.addend != nullptr ? epilogue_.addend + i * cols_ : nullptr,
+            epilogue_.addend_scale, epilogue_.relu != 0, cols_};
+  }
+  template <bool FAST, typename Sums>
+  QLR_NEVER_INLINE void packed_row(int64_t i, const Sums& sums) const {
+    // Copies, which the compiler can keep in registers.
+    const auto code_at = [row = finished(i, sums), to = affines_.columns(), coder = coder_](
+                             int64_t f, auto whole) QLR_ALWAYS_INLINE {
+      return F::to_int(coder.template code<FAST>(row.template at<whole>(f), to.at(f)));
+    };
+    pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);
+  }
+  template <typename Sums>
+  QLR_NEVER_INLINE void float_row(int64_t i, const Sums& sums) const {
+    const FinishedRow<Sums> row = finished(i, sums);
     float* out = epilogue_.out + i * cols_;
     int64_t f = 0;
     if (streams_) {
-      for (; f < cols_; f += F::W) F::stream(out + f, value<true>(f, sums, addend));
+      for (; f < cols_; f += F::W) F::stream(out + f, row.template at<true>(f));
       return;
     }
-    for (; f + F::W <= cols_; f += F::W) F::store(out + f, value<true>(f, sums, addend));
+    for (; f + F::W <= cols_; f += F::W) F::store(out + f, row.template at<true>(f));
     if (f < cols_) {
       alignas(64) float tail[F::W];
-      F::store(tail, value<false>(f, sums, addend));
+      F::store(tail, row.template at<false>(f));
       std::memcpy(out + f, tail, (cols_ - f) * sizeof(float));
     }
-  }
-  const float* addend_row(int64_t i) const {
-    return epilogue_.addend != nullptr ? epilogue_.addend + i * cols_ : nullptr;
-  }
-  // WHOLE: all of F::W columns are there.
-  template <bool WHOLE, typename Sums>
-  F::vf value(int64_t f, const Sums& sums, const float* addend) const {
-    F::vf y = F::mul(sums.at(f), F::mul(F::load(&columns_.scale.data()[f]), F::set1(sums.factor)));
-    if (addend != nullptr)
-      y = F::fma(F::set1(epilogue_.addend_scale),
-                 WHOLE ? F::load(addend + f) : F::load_partial(addend + f, cols_ - f), y);
-    if (columns_.has_bias) y = F::add(y, F::load(&columns_.bias.data()[f]));
-    return epilogue_.relu ? F::max(F::zero(), y) : y;  // in this order a NaN stays
   }
 
   int64_t cols_, rows_, padded_;
   const QlrEpilogue& epilogue_;
   Columns columns_;
   Layout layout_;
+  QlrQuantizer quantizer_;
+  Affines affines_;
   Coder coder_;
   bool streams_;
 };

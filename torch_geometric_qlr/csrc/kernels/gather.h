@@ -19,6 +19,17 @@ inline void prefetch_line(const void* p) {
 #endif
 }
 
+// The same for a line that will be written.
+inline void prefetch_to_write(void* p) {
+#if defined(__GNUC__) && defined(__x86_64__)
+  asm volatile("prefetchw %a0" : : "p"(p));
+#elif defined(__GNUC__) && defined(__aarch64__)
+  asm volatile("prfm pstl1keep, %a0" : : "p"(p));
+#else
+  (void)p;
+#endif
+}
+
 // Edges between the request for a row and its use: enough to cover the latency of memory, few
 // enough that the lines are still in the first cache when they are needed.
 constexpr int64_t kPrefetch = 24;

@@ -17,10 +17,12 @@ inline int32_t near_zero_point(float zero, int bits) {
 }
 
 struct LinearWeight {
-  LinearWeight(const QlrPacked& w)
+  // `x_center` is the integer near the zero point of the input.
+  LinearWeight(const QlrPacked& w, int32_t x_center)
       : inputs(w.cols), outputs(w.rows), groups((w.cols + 3) / 4),
         padded((w.rows + Dot::W - 1) / Dot::W * Dot::W),
-        panels(padded * groups * 4), sum(padded), center(padded), residual(padded) {
+        panels(padded * groups * 4), sum(padded), start(padded), center(padded),
+        residual(padded) {
     const Layout layout(w.cols, w.bits);
     Scratch<uint8_t> codes(layout.padded_cols());
     for (int64_t o = 0; o < outputs; ++o) {
@@ -38,6 +40,7 @@ struct LinearWeight {
       }
       center[o] = near - shift;
       sum[o] = total - center[o] * static_cast<int32_t>(inputs);
+      start[o] = -x_center * sum[o];
       residual[o] = zero - static_cast<float>(near);
       has_center |= center[o] != 0;
       has_residual |= residual[o] != 0.f;
@@ -48,6 +51,7 @@ struct LinearWeight {
   int64_t inputs, outputs, groups, padded;
   Scratch<int8_t> panels;
   Scratch<int32_t> sum;       // of (c_w - its integer)
+  Scratch<int32_t> start;     // of every product: what its input's integer takes away
   Scratch<int32_t> center;    // what the bytes of a panel still have to lose to be that
   Scratch<float> residual;
   bool has_center = false, has_residual = false;
@@ -58,8 +62,10 @@ template <int B, int P>
 inline void multiply_panels(const uint8_t* x, int64_t stride, const LinearWeight& w,
                             int64_t first, int32_t* out) {
   Dot::v acc[kBlockRows][P];
-  for (int r = 0; r < kBlockRows; ++r)
-    for (int p = 0; p < P; ++p) acc[r][p] = Dot::zero();
+  for (int p = 0; p < P; ++p) {
+    const Dot::v start = Dot::load_sums(w.start.data() + (first + p) * Dot::W);
+    for (int r = 0; r < kBlockRows; ++r) acc[r][p] = start;
+  }
   const int8_t* panel[P];
   for (int p = 0; p < P; ++p) panel[p] = w.panel(first + p);
   for (int64_t g = 0; g < w.groups; ++g) {
@@ -114,8 +120,7 @@ struct ProductSums {
   float factor;
 
   F::vf at(int64_t o) const {
-    const F::vi w_sum = F::load_int(w.sum.data() + o);
-    F::vi p = F::sub_int(F::load_int(products + o), F::mul_int(w_sum, F::set1_int(center)));
+    F::vi p = F::load_int(products + o);
     if (w.has_center) {
       // The panel's bytes miss `center` of the weights, on every input.
       const F::vi codes = F::set1_int(x_sum + static_cast<int32_t>(w.inputs) * center);
@@ -126,15 +131,16 @@ struct ProductSums {
       const float rest = static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual;
       y = F::fnma(F::load(w.residual.data() + o), F::set1(rest), y);
     }
-    return residual == 0.f ? y : F::fnma(F::to_float(w_sum), F::set1(residual), y);
+    if (residual == 0.f) return y;
+    return F::fnma(F::to_float(F::load_int(w.sum.data() + o)), F::set1(residual), y);
   }
 };
 
 template <int B>
 inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
                            const QlrEpilogue& epilogue, int threads) {
-  const LinearWeight w(weight);
   const LinearInput input(x);
+  const LinearWeight w(weight, input.center);
   // To the epilogue the outputs are columns, with the scale of the weights.
   Scratch<float> zeros(w.outputs);
   const int32_t axis = weight.axis == QLR_PER_ROW ? QLR_PER_COLUMN : QLR_PER_TENSOR;

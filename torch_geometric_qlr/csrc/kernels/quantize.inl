@@ -1,31 +1,27 @@
 // Values to codes and back, and the fake quantization of training.
 
-struct QuantizerAt {
-  const QlrQuantizer& q;
-
-  F::vf at(const float* p, int64_t row, int64_t f, int64_t cols) const {
-    if (q.axis == QLR_PER_COLUMN) return F::load_partial(p + f, cols - f);
-    return F::set1(p[q.axis == QLR_PER_ROW ? row : 0]);
+template <bool FAST>
+inline void quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
+                          const Affines& affines, uint8_t* packed, int64_t first, int64_t last) {
+  const Layout layout(cols, storage_bits(q.bits));
+  const Coder coder(q);
+  for (int64_t i = first; i < last; ++i) {
+    const float* row = x + i * cols;
+    const Affine of_row = affines.row(i);
+    const auto code_at = [&](int64_t f, auto whole) QLR_ALWAYS_INLINE {
+      const F::vf y = whole ? F::load(row + f) : F::load_partial(row + f, cols - f);
+      return F::to_int(coder.template code<FAST>(y, affines.at(of_row, f)));
+    };
+    pack_row_of(code_at, layout, packed + i * layout.stride);
   }
-  F::vf zero(int64_t row, int64_t f, int64_t cols) const { return at(q.zero, row, f, cols); }
-  // Lanes past the end divide by what they are given, so it must not be a denormal or zero.
-  F::vf scale(int64_t row, int64_t f, int64_t cols) const { return at(q.scale, row, f, cols); }
-};
+}
 
 inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
                              uint8_t* packed, int threads) {
-  const Layout layout(cols, storage_bits(q.bits));
-  const Coder coder(q);
-  const QuantizerAt param{q};
+  const Affines affines(q, rows, cols);
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const float* row = x + i * cols;
-      const auto code_at = [&](int64_t f, auto whole) {
-        const F::vf y = whole ? F::load(row + f) : F::load_partial(row + f, cols - f);
-        return F::to_int(coder(y, param.scale(i, f, cols), param.zero(i, f, cols)));
-      };
-      pack_row_of(code_at, layout, packed + i * layout.stride);
-    }
+    if (affines.fast()) quantize_rows<true>(x, cols, q, affines, packed, first, last);
+    else quantize_rows<false>(x, cols, q, affines, packed, first, last);
   });
   return QLR_OK;
 }
@@ -33,11 +29,13 @@ inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const Q
 inline int32_t pack(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint8_t* packed,
                     int threads) {
   const Layout layout(cols, bits);
+  const int64_t width = layout.unit * layout.fields;
   parallel_rows(rows, cols, threads, [&](int64_t first, int64_t last) {
     Scratch<uint8_t> row(layout.padded_cols());
     for (int64_t i = first; i < last; ++i) {
       std::memcpy(row.data(), codes + i * cols, cols);
-      pack_row(row.data(), layout, packed + i * layout.stride);
+      for (int64_t u = 0; u < layout.units; ++u)
+        pack_unit(row.data() + u * width, layout, packed + i * layout.stride + u * layout.unit);
     }
   });
   return QLR_OK;
@@ -59,15 +57,17 @@ inline int32_t dequantize(const QlrPacked& source, float* values, int threads) {
   const Layout layout(source.cols, source.bits);
   const int64_t cols = source.cols;
   const QlrQuantizer q{source.scale, source.zero, source.axis, 8, 0, 0.f};
-  const QuantizerAt param{q};
+  const Affines affines(q, source.rows, cols);
   parallel_rows(source.rows, cols * 4, threads, [&](int64_t first, int64_t last) {
     Scratch<uint8_t> row(layout.padded_cols() + F::W);
     alignas(64) float out[F::W];
     for (int64_t i = first; i < last; ++i) {
       unpack_row(source.data + i * layout.stride, layout, row.data());
+      const Affine of_row = affines.row(i);
       for (int64_t f = 0; f < cols; f += F::W) {
         const F::vf c = F::load_field(row.data() + f, 0, 255);
-        const F::vf y = F::mul(param.scale(i, f, cols), F::sub(c, param.zero(i, f, cols)));
+        const Affine a = affines.at(of_row, f);
+        const F::vf y = F::mul(a.scale.by, F::sub(c, a.zero));
         if (f + F::W <= cols) {
           F::store(values + i * cols + f, y);
         } else {
@@ -80,39 +80,51 @@ inline int32_t dequantize(const QlrPacked& source, float* values, int threads) {
   return QLR_OK;
 }
 
-inline int32_t fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
-                             float* x_hat, uint8_t* mask, int threads) {
+// The values of the codes of some rows, and where the gradient passes.
+template <bool FAST>
+inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
+                               const Affines& affines, float* x_hat, uint8_t* mask, int64_t first,
+                               int64_t last) {
   const Coder coder(q);
-  const QuantizerAt param{q};
-  parallel_rows(rows, cols * 9, threads, [&](int64_t first, int64_t last) {
-    alignas(64) float out[F::W];
-    uint8_t inside[F::W];
-    for (int64_t i = first; i < last; ++i) {
-      for (int64_t f = 0; f < cols; f += F::W) {
-        F::vf scale = param.scale(i, f, cols), zero = param.zero(i, f, cols);
-        const F::vf raw = coder.raw(F::load_partial(x + i * cols + f, cols - f), scale, zero);
-        F::vf in = F::between(raw, F::zero(), coder.raw_top), code;
-        if (coder.truncate) {
-          code = coder.cut(raw);
-          in = F::mul(in, F::between(code, F::zero(), coder.top));
-          scale = F::mul(scale, coder.step);
-          zero = F::div(zero, coder.step);
-        } else {
-          code = raw;
-        }
-        const F::vf y = F::mul(scale, F::sub(coder.clamp(code, coder.top), zero));
-        const int64_t count = std::min<int64_t>(F::W, cols - f), at = i * cols + f;
-        if (count == F::W) {
-          F::store(x_hat + at, y);
-          F::store_u8(mask + at, F::to_int(in));
-        } else {
-          F::store(out, y);
-          F::store_u8(inside, F::to_int(in));
-          std::memcpy(x_hat + at, out, count * sizeof(float));
-          std::memcpy(mask + at, inside, count);
-        }
+  alignas(64) float out[F::W];
+  uint8_t inside[F::W];
+  for (int64_t i = first; i < last; ++i) {
+    const Affine of_row = affines.row(i);
+    for (int64_t f = 0; f < cols; f += F::W) {
+      const Affine a = affines.at(of_row, f);
+      F::vf scale = a.scale.by, zero = a.zero;
+      const F::vf raw = coder.template raw<FAST>(F::load_partial(x + i * cols + f, cols - f), a);
+      F::vf in = F::between(raw, F::zero(), coder.raw_top), code;
+      if (coder.truncate) {
+        code = coder.template cut<FAST>(raw);
+        in = F::mul(in, F::between(code, F::zero(), coder.top));
+        scale = F::mul(scale, coder.step.by);
+        zero = F::div(zero, coder.step.by);
+      } else {
+        code = raw;
+      }
+      const F::vf y = F::mul(scale, F::sub(coder.clamp(code, coder.top), zero));
+      const int64_t count = std::min<int64_t>(F::W, cols - f), at = i * cols + f;
+      if (count == F::W) {
+        F::store(x_hat + at, y);
+        F::store_u8(mask + at, F::to_int(in));
+      } else {
+        F::store(out, y);
+        F::store_u8(inside, F::to_int(in));
+        std::memcpy(x_hat + at, out, count * sizeof(float));
+        std::memcpy(mask + at, inside, count);
       }
     }
+  }
+}
+
+inline int32_t fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
+                             float* x_hat, uint8_t* mask, int threads) {
+  const Affines affines(q, rows, cols);
+  parallel_rows(rows, cols * 9, threads, [&](int64_t first, int64_t last) {
+    if (affines.fast())
+      fake_quantize_rows<true>(x, cols, q, affines, x_hat, mask, first, last);
+    else fake_quantize_rows<false>(x, cols, q, affines, x_hat, mask, first, last);
   });
   return QLR_OK;
 }

@@ -10,6 +10,7 @@ namespace avx2 {
 
 struct F {
   static constexpr int W = 8;
+  static constexpr bool kFused = true;  // whether fma and fnma round once
   typedef __m256 vf;
   typedef __m256i vi;
   static vf zero() { return _mm256_setzero_ps(); }
@@ -54,13 +55,15 @@ struct F {
   // W codes as bytes, side by side.
   typedef __m128i vb;
   static vb no_bytes() { return _mm_setzero_si128(); }
+  static vb load_bytes(const uint8_t* p) {
+    return _mm_loadl_epi64(reinterpret_cast<const vb*>(p));
+  }
   static vb bytes(vi a) {
     const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     return _mm_packus_epi16(h, h);
   }
-  template <int K> static vb either(vb a, vi codes) {
-    return _mm_or_si128(a, _mm_slli_epi16(bytes(codes), K));
-  }
+  // Codes of b join those of a, k bits further up.
+  static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storel_epi64(reinterpret_cast<vb*>(p), a); }
   static void store_u8(uint8_t* p, vi a) { store_bytes(p, bytes(a)); }
   static vf load_field(const uint8_t* p, int shift, int mask) {
@@ -152,7 +155,7 @@ inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
 struct Dot {
   static constexpr int W = 8;
   typedef __m256i v;
-  static v zero() { return _mm256_setzero_si256(); }
+  static v load_sums(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
   static v repeat4(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

@@ -10,6 +10,7 @@ namespace avx512 {
 
 struct F {
   static constexpr int W = 16;
+  static constexpr bool kFused = true;  // whether fma and fnma round once
   typedef __m512 vf;
   typedef __m512i vi;
   static vf zero() { return _mm512_setzero_ps(); }
@@ -46,9 +47,11 @@ struct F {
   // W codes as bytes, side by side.
   typedef __m128i vb;
   static vb no_bytes() { return _mm_setzero_si128(); }
-  template <int K> static vb either(vb a, vi codes) {
-    return _mm_or_si128(a, _mm_slli_epi16(_mm512_cvtepi32_epi8(codes), K));
+  static vb load_bytes(const uint8_t* p) {
+    return _mm_load_si128(reinterpret_cast<const vb*>(p));
   }
+  // Codes of b join those of a, k bits further up.
+  static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storeu_si128(reinterpret_cast<vb*>(p), a); }
   static void store_u8(uint8_t* p, vi a) { store_bytes(p, _mm512_cvtepi32_epi8(a)); }
   static vf load_field(const uint8_t* p, int shift, int mask) {
@@ -129,7 +132,7 @@ struct Bytes {
 struct Dot {
   static constexpr int W = 16;
   typedef __m512i v;
-  static v zero() { return _mm512_setzero_si512(); }
+  static v load_sums(const int32_t* p) { return _mm512_loadu_si512(p); }
   static v repeat4(const uint8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

@@ -9,6 +9,7 @@ namespace portable {
 
 struct F {
   static constexpr int W = 1;
+  static constexpr bool kFused = false;  // whether fma and fnma round once
   typedef float vf;
   typedef int32_t vi;
   static vf zero() { return 0.f; }
@@ -40,7 +41,9 @@ struct F {
   // W codes as bytes, side by side.
   typedef uint8_t vb;
   static vb no_bytes() { return 0; }
-  template <int K> static vb either(vb a, vi codes) { return static_cast<vb>(a | codes << K); }
+  static vb load_bytes(const uint8_t* p) { return *p; }
+  // Codes of b join those of a, k bits further up.
+  static vb either(vb a, vb b, int k) { return static_cast<vb>(a | b << k); }
   static void store_bytes(uint8_t* p, vb a) { *p = a; }
   static void store_u8(uint8_t* p, vi a) { *p = static_cast<uint8_t>(a); }
   // The field of each byte, as floats.
@@ -63,7 +66,7 @@ struct Dot {
   struct v {
     int32_t value[4];
   };
-  static v zero() { return v{{0, 0, 0, 0}}; }
+  static v load_sums(const int32_t* p) { return v{{*p, 0, 0, 0}}; }
   static v repeat4(const uint8_t* p) { return v{{p[0], p[1], p[2], p[3]}}; }
   static v load(const int8_t* p) { return v{{p[0], p[1], p[2], p[3]}}; }
   template <int B> static v dot(v acc, v a, v b) {
