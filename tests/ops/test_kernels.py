@@ -17,7 +17,7 @@ from kernel_cases import (
     width_strategy,
 )
 
-from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.ops import reference, use_backend
 
 qlr = torch.ops.qlr
@@ -210,6 +210,43 @@ def test_hops_need_a_square_graph_and_one_range_each():
     square = problem(1, targets=12)
     with pytest.raises(InputError, match="vectors of one length"):
         qlr.packed_propagate(square.rowptr, square.col, *square.packed, *one[:1], torch.zeros(2), 2)
+
+
+@every_isa
+@examples
+@given(
+    *(seed_strategy, bits_strategy, width_strategy, st.integers(0, 3), st.booleans()),
+    *(st.sampled_from(("paper", "lagrangian")),),
+    *(st.sampled_from(("none", "nonnegative", "nonpositive")), st.sampled_from((0.1, 0.05))),
+)
+def test_smoothness_aware_steps(isa, seed, bits, cols, steps, truncate, primal, projection, eta):
+    case = problem(seed, targets=12, cols=cols)
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(12, cols, generator=rng)
+    # Ranges that are off any lattice: a tie would be decided by the last digit of a sum.
+    code_bits = 8 if truncate else bits
+    scales = (torch.rand(2 * steps, generator=rng) + 0.5) * 4 / 2**code_bits
+    zeros = torch.rand(2 * steps, generator=rng) + (2**code_bits - 1) / 2
+    skews = torch.rand(2 * steps, generator=rng) * 20 if truncate else None
+    weight = torch.rand(case.col.numel(), generator=rng) / 4 if seed % 3 else None
+    arguments = (case.rowptr, case.col, x, scales, zeros, bits, truncate, skews, weight)
+    options = {"eta": eta, "eta_lambda": 1e-2, "init_lambda": 0.3, "eta_slack": 0.1, "bound": 0.7}
+    options |= {"primal": primal, "projection": projection}
+    with use_backend("reference"):
+        truth = qlr.packed_smp(*arguments, **options)
+    with use_backend(isa):
+        assert_float32_close(qlr.packed_smp(*arguments, **options), truth)
+
+
+def test_smoothness_aware_steps_need_a_square_graph_and_two_ranges_each():
+    case, square = problem(1), problem(1, targets=12)  # 12 sources; 9 and 12 targets
+    x, two = torch.randn(12, 5), (torch.ones(2), torch.zeros(2), 2)
+    with pytest.raises(InputError, match="12 rows are sent to 9 nodes"):
+        qlr.packed_smp(case.rowptr, case.col, x, *two)
+    with pytest.raises(InputError, match="two quantizers per step"):
+        qlr.packed_smp(square.rowptr, square.col, x, torch.ones(1), torch.zeros(1), 2)
+    with pytest.raises(ConfigError, match="no primal 'dual'"):
+        qlr.packed_smp(square.rowptr, square.col, x, *two, primal="dual")
 
 
 @every_isa

@@ -41,6 +41,10 @@ def samples() -> dict[str, list[tuple]]:
             hops,
             (*hops, True, torch.rand(2), torch.rand(square.col.numel()), 0.9, x, 0.1, *output),
         ],
+        "packed_smp": [
+            (square.rowptr, square.col, x, *hops[-3:]),
+            (*(square.rowptr, square.col, x, *hops[-3:]), True, torch.rand(2)),
+        ],
         "packed_extremum": [gather, (*gather, False)],
         "packed_attention": [
             (*gather, torch.rand(edges, 4)),

@@ -31,6 +31,7 @@ namespace {
 #include "kernels/sum.inl"
 #include "kernels/weighted_digits.inl"
 #include "kernels/spmm.inl"
+#include "kernels/smp.inl"
 #include "kernels/extremum.inl"
 #include "kernels/gather_ops.inl"
 #include "kernels/linear.inl"

@@ -107,6 +107,13 @@ int32_t qlr_packed_linear(const QlrPacked* input, const QlrPacked* weight,
                           const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
   return guarded([&] { return kernels(isa).packed_linear(*input, *weight, *epilogue, threads); });
 }
+int32_t qlr_packed_smp(const QlrGraph* graph, const float* x, int64_t cols,
+                       const QlrQuantizer* quantizers, const QlrPacked* sources, const QlrSmp* smp,
+                       float* work, float* out, int32_t threads, int32_t isa) {
+  return guarded([&] {
+    return kernels(isa).packed_smp(*graph, x, cols, quantizers, sources, *smp, work, out, threads);
+  });
+}
 int32_t qlr_float_spmm(const QlrGraph* graph, const float* x, int64_t source_rows, int64_t cols,
                        const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
   return guarded([&] {

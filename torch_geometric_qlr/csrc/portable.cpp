@@ -18,6 +18,7 @@ namespace {
 #include "kernels/sum_portable.inl"
 #include "kernels/weighted_portable.inl"
 #include "kernels/spmm.inl"
+#include "kernels/smp.inl"
 #include "kernels/extremum_portable.inl"
 #include "kernels/gather_ops.inl"
 #include "kernels/linear.inl"

@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 2
+#define QLR_ABI_VERSION 3
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -72,6 +72,18 @@ struct QlrEpilogue {
   const QlrQuantizer* quantizer;  // for `packed`; per tensor or per column
 };
 
+// Smoothness-aware message propagation, see torch_geometric_qlr/nn/propagation/smp.py.
+struct QlrSmp {
+  int64_t steps;
+  float kept;               // 1 - (1 + mu) eta
+  float spread;             // mu eta
+  float eta, eta_lambda, eta_slack;
+  float multiplier, slack;  // to begin with
+  float bound;
+  int32_t lagrangian;       // 0 or 1
+  int32_t projection;       // sign that the multiplier is kept to, 0 for none
+};
+
 QLR_EXPORT int32_t qlr_abi_version();
 QLR_EXPORT int32_t qlr_best_isa();
 QLR_EXPORT int32_t qlr_has_vnni();
@@ -101,6 +113,13 @@ QLR_EXPORT int32_t qlr_packed_attention(const QlrGraph* graph, const QlrPacked* 
                                         const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
 QLR_EXPORT int32_t qlr_packed_linear(const QlrPacked* input, const QlrPacked* weight,
                                      const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
+// All steps in one call. `quantizers` has two per step, one number each: of the representation and of
+// its change. `sources` are, in the same order, how the gather reads their codes; their `data` is
+// room for packed rows. `work` is room for three matrices like x.
+QLR_EXPORT int32_t qlr_packed_smp(const QlrGraph* graph, const float* x, int64_t cols,
+                                  const QlrQuantizer* quantizers, const QlrPacked* sources,
+                                  const QlrSmp* smp, float* work, float* out, int32_t threads,
+                                  int32_t isa);
 QLR_EXPORT int32_t qlr_float_spmm(const QlrGraph* graph, const float* x, int64_t source_rows,
                                   int64_t cols, const QlrEpilogue* epilogue, int32_t threads,
                                   int32_t isa);

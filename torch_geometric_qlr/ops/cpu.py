@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_library
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
-from torch_geometric_qlr.ops.library import Packed
+from torch_geometric_qlr.ops.library import Packed, Quantizer, Smp
 from torch_geometric_qlr.ops.memory import empty
 from torch_geometric_qlr.ops.reference import affine_params
 from torch_geometric_qlr.ops.schemas import reduced_shape
@@ -169,6 +169,68 @@ def _packed_propagate(
     return out
 
 
+_PROJECTIONS = {"none": 0, "nonnegative": 1, "nonpositive": -1}
+
+
+def _packed_smp(
+    isa: int,
+    rowptr: Tensor,
+    col: Tensor,
+    x: Tensor,
+    step_scale: Tensor,
+    step_zero_point: Tensor,
+    step_bits: int,
+    step_truncate: bool = False,
+    step_skew: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    mu: float = 9.0,
+    eta: float = 0.1,
+    eta_lambda: float = 1e-5,
+    eta_slack: float = 1e-5,
+    init_lambda: float = 1e-3,
+    init_slack: float = 1e-3,
+    bound: float = 0.0,
+    primal: str = "paper",
+    projection: str = "none",
+) -> Tensor:
+    args, (rows, cols) = Arguments(), x.shape
+    graph = args.graph(rowptr, col, rows, edge_weight)
+    steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
+    if graph.rows != rows or len(steps) % 2:
+        raise InputError(
+            f"packed_smp: {rows} rows are sent to {graph.rows} nodes with {len(steps)} quantizers; "
+            f"it needs a square adjacency and two quantizers per step"
+        )
+    if primal not in ("paper", "lagrangian") or projection not in _PROJECTIONS:
+        raise ConfigError(f"packed_smp: no primal {primal!r} with projection {projection!r}")
+    if not steps:
+        return x.float().clone()
+    # As the gather reads the codes.
+    scale, zero_point = affine_params(step_scale, step_zero_point, step_bits, step_truncate)
+    scale_at = args.address(scale.to(torch.float32))
+    zero_at = args.address(zero_point.to(torch.float32))
+    width = storage_bits(step_bits)
+    codes = empty((rows, row_layout(cols, width).stride), torch.uint8)
+    sources = [
+        Packed(codes.data_ptr(), rows, cols, width, -1, scale_at + 4 * k, zero_at + 4 * k)
+        for k in range(len(steps))
+    ]
+    kept = 1 - (1 + mu) * eta
+    smp = Smp(
+        *(len(steps) // 2, kept if abs(kept) > 1e-12 else 0.0, mu * eta, eta),
+        *(eta_lambda, eta_slack, init_lambda, init_slack, bound),
+        *(primal == "lagrangian", _PROJECTIONS[projection]),
+    )
+    work, out = empty((3, rows, cols), torch.float32), empty((rows, cols), torch.float32)
+    call_library(
+        "qlr_packed_smp",
+        *(graph, args.floats(x, rows * cols, "x"), cols),
+        *((Quantizer * len(steps))(*steps), (Packed * len(sources))(*sources), smp),
+        *(work.data_ptr(), out.data_ptr(), *_run(isa)),
+    )
+    return out
+
+
 def _packed_extremum(
     isa: int,
     rowptr: Tensor,
@@ -314,6 +376,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "index_select": _index_select,
     "packed_spmm": _packed_spmm,
     "packed_propagate": _packed_propagate,
+    "packed_smp": _packed_smp,
     "packed_extremum": _packed_extremum,
     "packed_attention": _packed_attention,
     "packed_linear": _packed_linear,

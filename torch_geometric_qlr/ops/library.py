@@ -12,9 +12,9 @@ from typing import Any
 # The kernels' OpenMP runtime must be the one torch has loaded: two in a process oversubscribe.
 import torch  # noqa: F401
 
-__all__ = ["Epilogue", "Graph", "Packed", "Quantizer", "load_library", "library_path"]
+__all__ = ["Epilogue", "Graph", "Packed", "Quantizer", "Smp", "load_library", "library_path"]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 class Packed(ctypes.Structure):
@@ -74,6 +74,24 @@ class Epilogue(ctypes.Structure):
     ]
 
 
+class Smp(ctypes.Structure):
+    """`QlrSmp` of csrc/qlr.h."""
+
+    _fields_ = [
+        ("steps", c_int64),
+        ("kept", c_float),
+        ("spread", c_float),
+        ("eta", c_float),
+        ("eta_lambda", c_float),
+        ("eta_slack", c_float),
+        ("multiplier", c_float),
+        ("slack", c_float),
+        ("bound", c_float),
+        ("lagrangian", c_int32),
+        ("projection", c_int32),
+    ]
+
+
 _ROWS: list[Any] = [c_int64, c_int64]
 _RUN: list[Any] = [c_int32, c_int32]  # threads, instruction set
 _SIGNATURES: dict[str, list[Any]] = {
@@ -93,6 +111,10 @@ _SIGNATURES: dict[str, list[Any]] = {
         *[POINTER(Epilogue), *_RUN],
     ],
     "qlr_packed_linear": [POINTER(Packed), POINTER(Packed), POINTER(Epilogue), *_RUN],
+    "qlr_packed_smp": [
+        *[POINTER(Graph), c_void_p, c_int64, POINTER(Quantizer), POINTER(Packed), POINTER(Smp)],
+        *[c_void_p, c_void_p, *_RUN],
+    ],
     "qlr_float_spmm": [POINTER(Graph), c_void_p, *_ROWS, POINTER(Epilogue), *_RUN],
     "qlr_fake_quantize": [c_void_p, *_ROWS, POINTER(Quantizer), c_void_p, c_void_p, *_RUN],
     "qlr_fake_quantize_backward": [

@@ -110,6 +110,51 @@ def _packed_propagate(
     return _finish(hop(codes, scale, zero_point), result)
 
 
+def _packed_smp(
+    rowptr: Tensor,
+    col: Tensor,
+    x: Tensor,
+    step_scale: Tensor,
+    step_zero_point: Tensor,
+    step_bits: int,
+    step_truncate: bool = False,
+    step_skew: Tensor | None = None,
+    edge_weight: Tensor | None = None,
+    mu: float = 9.0,
+    eta: float = 0.1,
+    eta_lambda: float = 1e-5,
+    eta_slack: float = 1e-5,
+    init_lambda: float = 1e-3,
+    init_slack: float = 1e-3,
+    bound: float = 0.0,
+    primal: str = "paper",
+    projection: str = "none",
+) -> Tensor:
+    def hop(k: int, values: Tensor) -> Tensor:
+        s, z, skew = step_scale[k], step_zero_point[k], None if step_skew is None else step_skew[k]
+        codes = reference.quantize(values, s, z, step_bits, truncate=step_truncate, skew=skew)
+        scale, zero_point = reference.affine_params(s, z, step_bits, step_truncate)
+        return reference.spmm(rowptr, col, codes, scale, zero_point, edge_weight=edge_weight)
+
+    h = x = x.float()
+    multiplier, slack = torch.full((), init_lambda), torch.full((), init_slack)
+    for k in range(0, step_scale.numel(), 2):
+        after = (1 - (1 + mu) * eta) * h + mu * eta * hop(k, h) + eta * x
+        change = after - h
+        moved = hop(k + 1, change)
+        residual = change - moved
+        direction = residual if primal == "lagrangian" else moved
+        h = after + 2 * eta * multiplier.to(x.device) * direction
+        trace = (change * residual).sum(dtype=torch.float64).float().cpu()
+        slack = slack + 2 * eta_slack * multiplier * slack
+        multiplier = multiplier + eta_lambda * (bound - slack.square() - trace)
+        if projection == "nonnegative":
+            multiplier = multiplier.clamp(min=0)
+        elif projection == "nonpositive":
+            multiplier = multiplier.clamp(max=0)
+    return h.clone() if h is x else h
+
+
 def _packed_extremum(
     rowptr: Tensor,
     col: Tensor,
@@ -194,6 +239,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "index_select": reference.index_select,
     "packed_spmm": _packed_spmm,
     "packed_propagate": _packed_propagate,
+    "packed_smp": _packed_smp,
     "packed_extremum": _packed_extremum,
     "packed_attention": _packed_attention,
     "packed_linear": _packed_linear,

@@ -40,6 +40,10 @@ _SCHEMAS = (
     f"packed_propagate({_GRAPH}, {_PACKED}, Tensor step_scale, Tensor step_zero_point, "
     "int step_bits, bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, "
     f"float factor=1.0, Tensor? addend=None, float addend_scale=1.0, {_OUTPUT}) -> Tensor",
+    f"packed_smp({_GRAPH}, Tensor x, Tensor step_scale, Tensor step_zero_point, int step_bits, "
+    "bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, float mu=9.0, "
+    "float eta=0.1, float eta_lambda=1e-05, float eta_slack=1e-05, float init_lambda=0.001, "
+    "float init_slack=0.001, float bound=0.0, str primal='paper', str projection='none') -> Tensor",
     f"packed_extremum({_GRAPH}, {_PACKED}, bool largest=True) -> Tensor",
     f"packed_attention({_GRAPH}, {_PACKED}, Tensor alpha, Tensor? bias=None, bool relu=False, "
     f"{_OUTPUT}) -> Tensor",
@@ -144,6 +148,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "index_select": _selected,
     "packed_spmm": _gathered,
     "packed_propagate": _gathered,
+    "packed_smp": _float_gathered,
     "packed_extremum": _gathered,
     "packed_attention": _gathered,
     "packed_linear": _product,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ __all__ = [
     "extremum",
     "linear",
     "propagate",
+    "smp",
     "sparse_linear",
     "spmm",
 ]
@@ -159,25 +160,83 @@ def propagate(
         tensor([[0.],
                 [1.]])
     """
-    widths = {(step.bits, step.truncate) for step in steps} or {(8, False)}
-    if len(widths) > 1 or any(step.scale.numel() != 1 for step in steps):
-        raise InputError("propagate: the steps must share bits and truncation, per tensor")
-    ((bits, truncate),) = widths
-    skews = [step.skew for step in steps if step.skew is not None]
-    if skews and len(skews) < len(steps):
-        raise InputError("propagate: all steps have a skew, or none")
     y = torch.ops.qlr.packed_propagate(
-        *(rowptr, col, *_parts(x)),
-        *(_joined([s.scale for s in steps], x), _joined([s.zero_point for s in steps], x)),
-        *(bits, truncate, _joined(skews, x) if skews else None),
+        *(rowptr, col, *_parts(x), *_in_turn("propagate", steps, x.scale)),
         *(edge_weight, factor, addend, addend_scale, *_arguments(out)),
     )
     return _wrap(y, x.num_cols, out)
 
 
-def _joined(params: Sequence[Tensor], x: PackedTensor) -> Tensor:
+def smp(
+    rowptr: Tensor,
+    col: Tensor,
+    x: Tensor,
+    steps: Sequence[OutputQuantizer],
+    *,
+    edge_weight: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    r"""All steps of smoothness-aware message propagation in one call,
+
+    .. math::
+        \mathbf{H}^{\prime} &= (1 - (1 + \mu) \eta) \mathbf{H} + \mu \eta E \, Q_1(\mathbf{H})
+        + \eta \mathbf{X}
+
+        \mathbf{H}^{+} &= \mathbf{H}^{\prime} + 2 \eta \lambda E \, Q_2(\mathbf{G}), \quad
+        \mathbf{G} = \mathbf{H}^{\prime} - \mathbf{H},
+
+    with the multiplier of :class:`torch_geometric_qlr.nn.SMP`.
+
+    Args:
+        rowptr, col, edge_weight: As in :func:`spmm`; as many rows as there are sources.
+        x (torch.Tensor): Features :math:`[N, F]`.
+        steps (list): Two quantizers per step, per tensor, all with the same :obj:`bits` and
+            :obj:`truncate`.
+        **options (optional): :obj:`mu`, :obj:`eta`, :obj:`eta_lambda`, :obj:`eta_slack`,
+            :obj:`init_lambda`, :obj:`init_slack`, :obj:`bound`, :obj:`primal` and
+            :obj:`projection`.
+
+    Returns:
+        torch.Tensor: :math:`[N, F]`.
+
+    Raises:
+        InputError: If shapes do not fit, or the steps differ in width.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [3.0]])
+        >>> step = OutputQuantizer(torch.tensor(1.0), torch.tensor(0.0), bits=2)
+        >>> swap = torch.tensor([0, 1, 2]), torch.tensor([1, 0])
+        >>> smp(*swap, x, [step, step], mu=1.0, eta=0.5, init_lambda=0.0)
+        tensor([[1.5000],
+                [1.5000]])
+    """
+    scale, zero_point, bits, truncate, skew = _in_turn("smp", steps, x)
+    return torch.ops.qlr.packed_smp(
+        *(rowptr, col, x, scale, zero_point, bits, truncate, skew, edge_weight), **options
+    )
+
+
+def _in_turn(
+    name: str, steps: Sequence[OutputQuantizer], like: Tensor
+) -> tuple[Tensor, Tensor, int, bool, Tensor | None]:
+    """Quantizers per tensor as vectors of their numbers."""
+    widths = {(step.bits, step.truncate) for step in steps} or {(8, False)}
+    if len(widths) > 1 or any(step.scale.numel() != 1 for step in steps):
+        raise InputError(f"{name}: the steps must share bits and truncation, per tensor")
+    ((bits, truncate),) = widths
+    skews = [step.skew for step in steps if step.skew is not None]
+    if skews and len(skews) < len(steps):
+        raise InputError(f"{name}: all steps have a skew, or none")
+    scale, zero_point = ([s.scale for s in steps], [s.zero_point for s in steps])
+    return (
+        *(_joined(scale, like), _joined(zero_point, like), bits, truncate),
+        _joined(skews, like) if skews else None,
+    )
+
+
+def _joined(params: Sequence[Tensor], like: Tensor) -> Tensor:
     """One vector of numbers."""
-    return torch.stack([p.reshape(()) for p in params]) if params else x.scale.new_empty(0)
+    return torch.stack([p.reshape(()) for p in params]) if params else like.new_empty(0)
 
 
 def extremum(rowptr: Tensor, col: Tensor, x: PackedTensor, *, largest: bool = True) -> Tensor:

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn import APPNP, GAT, GCN, GIN, MLP, GraphSAGE, MessagePassing, to_hetero
 
 import torch_geometric_qlr as qlr
-from torch_geometric_qlr.nn import SMPGNN
+from torch_geometric_qlr.nn import SMP, SMPGNN
 from torch_geometric_qlr.tensor import PackedTensor
 
 NODES, FEATURES = 40, 24
@@ -119,6 +119,20 @@ def test_all_hops_are_one_call() -> None:
     # The predictions are packed for the first hop and kept as floats for the teleport.
     assert counts["packed_propagate"] == 1 and counts["packed_spmm"] == 0
     assert counts["quantize_pack"] == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"eta": 0.05}, {"primal": "lagrangian", "multiplier_state": "persistent"}]
+)
+def test_all_steps_of_smp_are_one_call(options: dict[str, Any]) -> None:
+    model = quantized(SMP(3, **options), (X, EDGES), bits=8)
+    expected, converted = run(model, X, EDGES), packed(model)
+    with counted() as counts:
+        assert deviation(expected, run(converted, X, EDGES)) < 1e-5
+    assert counts == {"packed_smp": 1}
+    with counted() as counts, torch.no_grad():
+        converted(X, EDGES, return_history=True)
+    assert counts["quantize_pack"] == 6 and "packed_smp" not in counts
 
 
 def test_hops_with_something_in_between_go_one_by_one() -> None:

@@ -19,6 +19,8 @@ struct KernelTable {
   int32_t (*packed_attention)(const QlrGraph&, const QlrPacked&, const float*, int64_t,
                               const QlrEpilogue&, int);
   int32_t (*float_spmm)(const QlrGraph&, const float*, int64_t, int64_t, const QlrEpilogue&, int);
+  int32_t (*packed_smp)(const QlrGraph&, const float*, int64_t, const QlrQuantizer*,
+                        const QlrPacked*, const QlrSmp&, float*, float*, int);
   int32_t (*packed_linear)(const QlrPacked&, const QlrPacked&, const QlrEpilogue&, int);
 };
 
@@ -31,4 +33,4 @@ const KernelTable* avx512_kernels();
 
 #define QLR_KERNEL_TABLE                                                                         \
   {quantize_pack, pack, unpack, dequantize, fake_quantize, fake_quantize_backward, packed_spmm,  \
-   packed_extremum, packed_attention, float_spmm, packed_linear}
+   packed_extremum, packed_attention, float_spmm, packed_smp, packed_linear}

@@ -218,9 +218,11 @@ struct BlockPasses {
     LookupPass<B, 16, 1, PLANES>{rows, 0, out, first}.run(e, count, weight,
                                                           static_cast<float>(center), 16);
   }
+  // Whole vectors of the columns that are there: the rest of a row is padding.
   template <int V>
   void convert() {
-    for (; left() >= 16 * V; at += 16 * V)
+    const int64_t end = (rows.layout.cols + 15) / 16 * 16;
+    for (; end - at >= 16 * V; at += 16 * V)
       convert_pass<V>(rows, e, count, weight, center, at, ahead(), out + at, first);
     if constexpr (V > 1) convert<V / 2>();
   }

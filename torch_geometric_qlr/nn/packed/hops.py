@@ -19,6 +19,7 @@ from torch_geometric_qlr.nn.packed.deferred import Deferred, Epilogue, Stage, st
 from torch_geometric_qlr.nn.packed.edges import remembered
 from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.packed.scope import backend_scope, defer
+from torch_geometric_qlr.nn.propagation import SMP
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
 
@@ -38,21 +39,28 @@ def all_hops(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Returns:
         Any: The result, or :obj:`None` if the layer has to go hop by hop.
     """
-    forward = _FORWARDS.get(layer.float_class.forward)
-    if forward is None:
+    known = _FORWARDS.get(layer.float_class.forward)
+    if known is None:
         return None
+    forward, per_step = known
     bound = _signature(layer.float_class.forward).bind(layer, *args, **kwargs)
-    given = {"edge_weight": None, **bound.arguments}
-    x, edge_index, edge_weight = (given[name] for name in ("x", "edge_index", "edge_weight"))
-    if layer.K < 1 or not layer.can_chain(x):
+    bound.apply_defaults()
+    x, edge_index, edge_weight = (
+        bound.arguments.get(name) for name in ("x", "edge_index", "edge_weight")
+    )
+    if layer.K < 1 or not layer.can_chain(x) or bound.arguments.get("return_history"):
         return None
     own = layer.quantizers[layer._source_keys["x"]]
     own = list(own) if isinstance(own, nn.ModuleList) else [own]
-    quantizers = [own[hop % len(own)] for hop in range(layer.K)]
-    steps = [quantizer.output() for quantizer in quantizers[1:]]
-    if any(step is None or step.scale.numel() != 1 for step in steps):
-        return None
-    return forward(layer, x, edge_index, edge_weight, quantizers[0], steps)
+    quantizers = [own[hop % len(own)] for hop in range(per_step * layer.K)]
+    return forward(layer, x, edge_index, edge_weight, quantizers)
+
+
+def _outputs(quantizers: list[FrozenRange]) -> list[OutputQuantizer] | None:
+    """How the hops quantize, if all of them do it with one number each that is known before."""
+    outputs = [quantizer.output() for quantizer in quantizers]
+    known = [out for out in outputs if out is not None and out.scale.numel() == 1]
+    return known if len(known) == len(outputs) else None
 
 
 def _chain(
@@ -60,11 +68,13 @@ def _chain(
     x: Any,
     adj: Any,
     edge_weight: Tensor | None,
-    quantizer: FrozenRange,
-    steps: list[OutputQuantizer],
+    quantizers: list[FrozenRange],
     **terms: Any,
-) -> Stage:
-    codes = stage_of(x).codes(quantizer)
+) -> Any:
+    steps = _outputs(quantizers[1:])
+    if steps is None:
+        return None
+    codes = stage_of(x).codes(quantizers[0])
     graph, weight = layer.weighted_graph(
         adj, codes.size(0), codes.size(0), {"edge_weight": edge_weight}
     )
@@ -85,7 +95,7 @@ def _chain(
                 return y
             return PackedTensor.from_float(y, *out[:3], truncate=out.truncate, skew=out.skew)
 
-    return Stage(run, (codes.size(0), codes.size(1)), codes.device, owner=layer)
+    return defer(Stage(run, (codes.size(0), codes.size(1)), codes.device, owner=layer))
 
 
 def _normalized(layer: Any, x: Tensor, edge_index: Any, edge_weight: Any) -> tuple[Any, Any]:
@@ -102,14 +112,13 @@ def _appnp(
     x: Tensor,
     edge_index: Any,
     edge_weight: Any,
-    quantizer: FrozenRange,
-    steps: list[OutputQuantizer],
+    quantizers: list[FrozenRange],
 ) -> Any:
     if layer.normalize:
         edge_index, edge_weight = _normalized(layer, x, edge_index, edge_weight)
     term = x.stage.value() if isinstance(x, Deferred) else x
     terms = {"factor": 1 - layer.alpha, "addend": term, "addend_scale": layer.alpha}
-    return defer(_chain(layer, term, edge_index, edge_weight, quantizer, steps, **terms))
+    return _chain(layer, term, edge_index, edge_weight, quantizers, **terms)
 
 
 def _sgconv(
@@ -117,14 +126,44 @@ def _sgconv(
     x: Tensor,
     edge_index: Any,
     edge_weight: Any,
-    quantizer: FrozenRange,
-    steps: list[OutputQuantizer],
+    quantizers: list[FrozenRange],
 ) -> Any:
     edge_index, edge_weight = _normalized(layer, x, edge_index, edge_weight)
-    return layer.lin(defer(_chain(layer, x, edge_index, edge_weight, quantizer, steps)))
+    y = _chain(layer, x, edge_index, edge_weight, quantizers)
+    return None if y is None else layer.lin(y)
 
 
-_FORWARDS: dict[Callable[..., Any], Callable[..., Any]] = {
-    APPNP.forward: _appnp,
-    SGConv.forward: _sgconv,
+def _smp(
+    layer: Any,
+    x: Tensor,
+    edge_index: Any,
+    edge_weight: Any,
+    quantizers: list[FrozenRange],
+) -> Any:
+    drops = layer.training and (layer.dropout > 0 or layer.feature_dropout > 0)
+    steps = _outputs(quantizers)
+    if steps is None or drops or not layer.correction:
+        return None
+    x = x.stage.value() if isinstance(x, Deferred) else x
+    adj, weight = layer._adjacency(x, edge_index, edge_weight)
+    graph, weight = layer.weighted_graph(adj, x.size(0), x.size(0), {"edge_weight": weight})
+    multiplier, slack = layer._initial_multiplier(x)
+    with backend_scope(layer.backend):
+        return packed.smp(
+            *(graph.rowptr, graph.col, x, steps),
+            edge_weight=weight,
+            init_lambda=float(multiplier),
+            init_slack=float(slack),
+            bound=layer.tau * graph.num_edges,
+            primal=layer.primal,
+            projection=layer.projection or "none",
+            **{name: getattr(layer, name) for name in ("mu", "eta", "eta_lambda", "eta_slack")},
+        )
+
+
+#: What computes a forward, and how many hops there are to each of its `K` steps.
+_FORWARDS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
+    APPNP.forward: (_appnp, 1),
+    SGConv.forward: (_sgconv, 1),
+    SMP.forward: (_smp, 2),
 }
