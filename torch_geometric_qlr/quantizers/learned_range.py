@@ -234,7 +234,7 @@ class LearnedRangeQuant(nn.Module):
             zero = values.new_zeros(x.size(0))
             lo, hi = (zero.scatter_reduce(0, row, seen, reduce) for reduce in ("amin", "amax"))
             seen = torch.stack([lo, hi], dim=1)
-        self._observe(seen, skew)
+        self._observe(seen, skew, stored=(values.detach().view(-1, 1), row))
         scale, zero_point, skew = self.code_params(seen, exact_zero=True, skew=skew)
         out = fake_quantize(
             values.view(-1, 1),
@@ -253,13 +253,18 @@ class LearnedRangeQuant(nn.Module):
     # Statistics ###################################################################################
 
     @torch.no_grad()
-    def _observe(self, x: Tensor, skew: Tensor | None = None) -> None:
+    def _observe(
+        self,
+        x: Tensor,
+        skew: Tensor | None = None,
+        stored: tuple[Tensor, Tensor | None] | None = None,
+    ) -> None:
         started = self._is_started()
         running = self.config.statistics == "running"
         if running and (self.training or not started):
             self._update_statistics(x, skew)
         if not started:
-            self._start(x, skew)
+            self._start(x, skew, stored)
 
     def _is_started(self) -> bool:
         # The Python flag spares the device a stall per step. The buffer is asked only until it is
@@ -278,21 +283,36 @@ class LearnedRangeQuant(nn.Module):
             skew = skewness(x) if skew is None else skew
             self.skew.lerp_(torch.where(skew.isfinite(), skew, self.skew), momentum)
 
-    def _start(self, x: Tensor, skew: Tensor | None) -> None:
+    def _start(
+        self, x: Tensor, skew: Tensor | None, stored: tuple[Tensor, Tensor | None] | None
+    ) -> None:
         if self.config.search:
             scale, zero_point, skew = self.code_params(x, skew=skew)
-            gamma = search_multiplier(
-                x,
-                scale / floor(self.gamma, _MIN_MULTIPLIER),
-                zero_point,
-                skew,
-                self.config,
-                self.groups.axis if self.gamma.dim() else -1,
-            )
-            self.gamma.copy_(gamma if self.config.statistics == "current" else gamma * _OFF_LATTICE)
+            scale = scale / floor(self.gamma, _MIN_MULTIPLIER)
+            axis = self.groups.axis if self.gamma.dim() else -1
+            gamma = search_multiplier(x, scale, zero_point, skew, self.config, axis)
+            # Of a sparse matrix `x` may hold the ranges of the rows only.
+            values, row = (x, None) if stored is None else stored
+            if row is not None:
+                scale, zero_point = scale[row], zero_point[row]
+            self.gamma.copy_(gamma * self._off_lattice(values, scale * gamma, zero_point, skew))
             self._agree()
         self.calibrated.fill_(True)
         self._ready = True
+
+    def _off_lattice(
+        self, x: Tensor, scale: Tensor, zero_point: Tensor, skew: Tensor | None
+    ) -> Tensor | float:
+        """The factor that takes what could be sums of codes off the boundaries between codes. Rows
+        that their own range represents exactly, as those of bags of words, stay exact."""
+        if self.config.statistics == "running":
+            return _OFF_LATTICE
+        if self.config.granularity != "node":  # a weight
+            return 1.0
+        truncate = self.config.truncates
+        x_hat = fake_quantize(x, scale, zero_point, self.bits, truncate=truncate, skew=skew)
+        exact = (x_hat - x).abs().max() <= 1e-6 * x.abs().max()
+        return torch.where(exact, 1.0, _OFF_LATTICE)
 
     def _agree(self) -> None:
         # Every process searched on its own first batch; they train one and the same multiplier.

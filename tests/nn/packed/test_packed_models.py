@@ -98,6 +98,18 @@ def test_models_agree(name: str, config: dict[str, Any]) -> None:
         assert_agrees(model, converted, X, EDGES)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["gin", "sage"])
+def test_sums_of_words_do_not_tie_without_training(name: str, bits: int) -> None:
+    # Rows of equal words, whose sums and ranges are small integers over one another.
+    generator = torch.Generator().manual_seed(0)
+    words = (torch.rand(2000, FEATURES, generator=generator) < 0.3).float()
+    x = words / words.sum(dim=1, keepdim=True).clamp(min=1)
+    edges = torch.randint(0, 2000, (2, 8000), generator=generator)
+    model = quantized(build(name), (x, edges), bits=bits)
+    assert deviation(run(model, x, edges), run(packed(model), x, edges)) < 1e-5
+
+
 def test_codes_flow_through_a_gcn() -> None:
     converted = packed(quantized(build("gcn"), (X, EDGES), bits=4))
     run(converted, X, EDGES)
