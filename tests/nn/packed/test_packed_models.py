@@ -123,6 +123,29 @@ def test_codes_flow_through_a_gcn() -> None:
     }
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "node"])
+def test_codes_flow_through_batch_norm(granularity: str) -> None:
+    model = _basic(GCN, norm="batch_norm", jk=None)
+    mlp = MLP([FEATURES, 16, 5], norm="batch_norm")
+    for module in [*model.modules(), *mlp.modules()]:
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.weight), nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean), nn.init.uniform_(module.running_var, 0.5, 2)
+    config: dict[str, Any] = {"bits": 4, "granularity": {"activation": granularity}}
+    of_gcn = {"packed_linear+pack": 3, "packed_spmm+pack": 2, "packed_spmm": 1, "quantize_pack": 1}
+    of_mlp = {"packed_linear+pack": 1, "packed_linear": 1, "quantize_pack": 1}
+    if granularity == "node":  # the range of a row is known when its floats are
+        of_gcn = {"packed_linear+pack": 3, "packed_spmm": 3, "quantize_pack": 3}
+        of_mlp = {"packed_linear": 2, "quantize_pack": 2}
+    for float_model, args, expected in [(model, (X, EDGES), of_gcn), (mlp, (X,), of_mlp)]:
+        quantized_model = quantized(float_model, args, **config)
+        converted = packed(quantized_model)
+        assert_agrees(quantized_model, converted, *args)
+        with counted() as counts, torch.no_grad():
+            converted(*args)
+        assert counts == expected
+
+
 def test_all_hops_are_one_call() -> None:
     converted = packed(quantized(build("appnp"), (X, EDGES), bits=4))
     run(converted, X, EDGES)

@@ -38,9 +38,11 @@ class Quantizer(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Epilogue:
     r"""What follows a kernel's sum :math:`y`:
-    :math:`\max(0, f y + \beta a + b)`, each part optional."""
+    :math:`\max(0, f k y + \beta a + b)`, each part optional; :math:`k` and :math:`b` have one
+    number per column."""
 
     factor: float = 1.0
+    column: Tensor | None = None
     bias: Tensor | None = None
     addend: Tensor | None = None
     addend_scale: float = 1.0
@@ -50,6 +52,8 @@ class Epilogue:
         """The same on floats."""
         if self.factor != 1.0:
             y = y * self.factor
+        if self.column is not None:
+            y = y * self.column
         if self.addend is not None:
             y = torch.add(y, self.addend, alpha=self.addend_scale)
         if self.bias is not None:
@@ -69,6 +73,7 @@ class Stage:
         device (torch.device): Where it will be.
         epilogue (Epilogue, optional): What is to be done to it so far.
         adds (bool): Whether the kernel can add a matrix.
+        stretches (bool): Whether the kernel can multiply columns by numbers of their own.
         owner (Owner, optional): The layer it comes from; without one, nothing is fused.
     """
 
@@ -80,11 +85,12 @@ class Stage:
         epilogue: Epilogue | None = None,
         *,
         adds: bool = False,
+        stretches: bool = False,
         owner: Owner | None = None,
     ) -> None:
         self.run, self.shape, self.device = run, shape, device
         self.epilogue = epilogue or Epilogue()
-        self.adds, self.owner = adds, owner
+        self.adds, self.stretches, self.owner = adds, stretches, owner
         #: Codes that exist already; every quantizer takes them as they are.
         self.packed: PackedTensor | None = None
         #: Floats that this stage only applies its epilogue to.
@@ -119,7 +125,10 @@ class Stage:
         if base is None:
             epilogue = dataclasses.replace(self.epilogue, **changes)
             after = Stage(
-                self.run, self.shape, self.device, epilogue, adds=self.adds, owner=self.owner
+                *(self.run, self.shape, self.device, epilogue),
+                adds=self.adds,
+                stretches=self.stretches,
+                owner=self.owner,
             )
             after._num_runs = self._num_runs
             return after
@@ -290,6 +299,33 @@ def _add(x: Any, y: Any, *, alpha: float = 1.0) -> Any:
     return NotImplemented
 
 
+def _batch_norm(
+    x: Any,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Any:
+    """With statistics that are known, a factor and a constant for every column."""
+    if not _is_whole(x) or training or mean is None or variance is None:
+        return NotImplemented
+    stage, e = x.stage, x.stage.epilogue
+    if not stage.is_pending or not stage.stretches or e.relu or e.addend is not None:
+        return NotImplemented
+    column = torch.rsqrt(variance + eps)
+    column = column if weight is None else column * weight
+    shift = -mean * column if bias is None else bias - mean * column
+    changes = {
+        "column": column if e.column is None else column * e.column,
+        "bias": shift if e.bias is None else torch.addcmul(shift, column, e.bias),
+    }
+    none = torch.empty(0, device=stage.device)
+    return Deferred(stage.then(**changes)), none, none
+
+
 def _takes_bias(stage: Stage, bias: Tensor) -> bool:
     fits = bias.shape in ((stage.shape[1],), (1, stage.shape[1])) and stage.shape[0] != 1
     return fits and bias.dtype == torch.float32 and stage.is_pending and not stage.epilogue.relu
@@ -330,6 +366,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.relu.default: _relu,
     aten.relu_.default: _relu_,
     aten.mul.Tensor: _mul,
+    aten.native_batch_norm.default: _batch_norm,
     aten.add.Tensor: _add,
     aten.view.default: _view,
     aten._unsafe_view.default: _view,

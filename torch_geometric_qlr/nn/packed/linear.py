@@ -78,11 +78,11 @@ class PackedLinearLayer(PackedLayer, QuantLinearLayer):
 
         def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
             with backend_scope(backend):
-                x = scaled(codes, e.factor)
-                return packed.linear(x, weight, bias=e.bias, relu=e.relu, out=out)
+                x, w = scaled(codes, e.factor), stretched(weight, e.column)
+                return packed.linear(x, w, bias=e.bias, relu=e.relu, out=out)
 
-        shape = (codes.size(0), weight.size(0))
-        return Stage(run, shape, codes.device, Epilogue(bias=self.bias), owner=self)
+        shape, epilogue = (codes.size(0), weight.size(0)), Epilogue(bias=self.bias)
+        return Stage(run, shape, codes.device, epilogue, stretches=True, owner=self)
 
     def _times_sparse(self, x: Tensor) -> Stage:
         quantizer: Any = self.quantizers["input"]
@@ -108,11 +108,22 @@ class PackedLinearLayer(PackedLayer, QuantLinearLayer):
         return weight
 
 
-def scaled(x: PackedTensor, factor: float) -> PackedTensor:
-    """The values of a packed tensor times a constant."""
-    if factor == 1.0:
+def scaled(x: PackedTensor, factor: float, column: Tensor | None = None) -> PackedTensor:
+    """The values of a packed tensor times a constant, and one for every column."""
+    if factor == 1.0 and column is None:
         return x
-    return PackedTensor(x.data, x.num_cols, x.bits, x.scale * factor, x.zero_point)
+    scale, zero_point = x.scale * factor, x.zero_point
+    if column is not None:
+        scale, zero_point = torch.broadcast_tensors(scale * column.view(1, -1), zero_point)
+    return PackedTensor(x.data, x.num_cols, x.bits, scale, zero_point)
+
+
+def stretched(x: PackedTensor, row: Tensor | None) -> PackedTensor:
+    """The same with a constant for every row."""
+    if row is None:
+        return x
+    scale, zero_point = torch.broadcast_tensors(x.scale * row.view(-1, 1), x.zero_point)
+    return PackedTensor(x.data, x.num_cols, x.bits, scale, zero_point)
 
 
 class PackedWeightLayer(PackedLayer, QuantWeightLayer):

@@ -138,7 +138,7 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
                 return packed.spmm(
                     graph.rowptr,
                     graph.col,
-                    scaled(codes, e.factor),
+                    scaled(codes, e.factor, e.column),
                     edge_weight=weight,
                     bias=e.bias,
                     addend=e.addend,
@@ -148,7 +148,8 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
                     out=out,
                 )
 
-        return Stage(run, (num_dst, codes.size(1)), codes.device, adds=True, owner=self)
+        shape, stretches = (num_dst, codes.size(1)), codes.scale.numel() == 1
+        return Stage(run, shape, codes.device, adds=True, stretches=stretches, owner=self)
 
     def _extremum(self, graph: CSRGraph, weight: Tensor | None, codes: PackedTensor) -> Stage:
         largest = self.route.reduce == "max"
