@@ -157,7 +157,9 @@ inline void pack_unit(const uint8_t* codes, const Layout& layout, uint8_t* packe
     case 1: return pack_unit<1>(codes, layout.unit, packed);
     case 2: return pack_unit<2>(codes, layout.unit, packed);
     case 4: return pack_unit<4>(codes, layout.unit, packed);
-    default: return pack_unit<8>(codes, layout.unit, packed);
+    default:  // in sizes the compiler knows: a call would take longer than the copy
+      if (layout.unit == 16) std::memcpy(packed, codes, 16);
+      else std::memcpy(packed, codes, 32);
   }
 }
 
@@ -171,14 +173,12 @@ QLR_ALWAYS_INLINE inline void pack_row_of(const CodeAt& code_at, const Layout& l
   uint8_t* const end = packed + layout.stride;
   for (int64_t begin = 0; packed < end; begin += width, packed += layout.unit) {
     const int64_t count = std::min(width, cols - begin);
+    if (count + F::W <= width) std::memset(codes, 0, sizeof(codes));
     int64_t f = 0;
     for (; f + F::W <= count; f += F::W)
       F::store_u8(codes + f, code_at(begin + f, std::true_type()));
-    if (f < count) {
+    if (f < count)
       F::store_u8(codes + f, F::keep(code_at(begin + f, std::false_type()), count - f));
-      f += F::W;
-    }
-    for (; f < width; f += F::W) F::store_bytes(codes + f, F::no_bytes());
     pack_unit(codes, layout, packed);
   }
 }

@@ -224,7 +224,7 @@ struct BlockPasses {
     const int64_t end = (rows.layout.cols + 15) / 16 * 16;
     for (; end - at >= 16 * V; at += 16 * V)
       convert_pass<V>(rows, e, count, weight, center, at, ahead(), out + at, first);
-    if constexpr (V > 1) convert<V / 2>();
+    if constexpr (V > 1) convert<(V > 4 ? V / 2 : V - 1)>();
   }
 };
 

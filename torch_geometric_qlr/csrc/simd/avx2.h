@@ -54,7 +54,6 @@ struct F {
   }
   // W codes as bytes, side by side.
   typedef __m128i vb;
-  static vb no_bytes() { return _mm_setzero_si128(); }
   static vb load_bytes(const uint8_t* p) {
     return _mm_loadl_epi64(reinterpret_cast<const vb*>(p));
   }

@@ -46,7 +46,6 @@ struct F {
   static vi keep(vi a, int64_t n) { return _mm512_maskz_mov_epi32((1u << n) - 1, a); }
   // W codes as bytes, side by side.
   typedef __m128i vb;
-  static vb no_bytes() { return _mm_setzero_si128(); }
   static vb load_bytes(const uint8_t* p) {
     return _mm_load_si128(reinterpret_cast<const vb*>(p));
   }
