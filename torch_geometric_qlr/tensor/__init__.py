@@ -2,9 +2,12 @@
 
 from torch_geometric_qlr.tensor.functional import (
     OutputQuantizer,
+    Steps,
     attention,
     extremum,
     linear,
+    propagate,
+    smp,
     sparse_linear,
     spmm,
 )
@@ -13,9 +16,12 @@ from torch_geometric_qlr.tensor.packed import PackedTensor
 __all__ = [
     "OutputQuantizer",
     "PackedTensor",
+    "Steps",
     "attention",
     "extremum",
     "linear",
+    "propagate",
+    "smp",
     "sparse_linear",
     "spmm",
 ]

@@ -14,6 +14,7 @@ from torch_geometric_qlr.tensor.packed import PackedTensor
 
 __all__ = [
     "OutputQuantizer",
+    "Steps",
     "attention",
     "extremum",
     "linear",
@@ -123,7 +124,7 @@ def propagate(
     rowptr: Tensor,
     col: Tensor,
     x: PackedTensor,
-    steps: Sequence[OutputQuantizer],
+    steps: Sequence[OutputQuantizer] | Steps,
     *,
     edge_weight: Tensor | None = None,
     factor: float = 1.0,
@@ -144,8 +145,8 @@ def propagate(
         rowptr, col, edge_weight, addend, addend_scale, out: As in :func:`spmm`; as many rows as
             there are sources.
         x (PackedTensor): The first sources :math:`[N, F]`, with one scale, or one per column.
-        steps (list): How the results of all hops but the last are quantized: per tensor, all with
-            the same :obj:`bits` and :obj:`truncate`.
+        steps (list or Steps): How the results of all hops but the last are quantized: per tensor,
+            all with the same :obj:`bits` and :obj:`truncate`.
         factor (float): :math:`f`.
 
     Raises:
@@ -160,8 +161,9 @@ def propagate(
         tensor([[0.],
                 [1.]])
     """
+    joined = steps if isinstance(steps, Steps) else Steps.of(steps, x.scale)
     y = torch.ops.qlr.packed_propagate(
-        *(rowptr, col, *_parts(x), *_in_turn("propagate", steps, x.scale)),
+        *(rowptr, col, *_parts(x), *joined),
         *(edge_weight, factor, addend, addend_scale, *_arguments(out)),
     )
     return _wrap(y, x.num_cols, out)
@@ -171,7 +173,7 @@ def smp(
     rowptr: Tensor,
     col: Tensor,
     x: Tensor,
-    steps: Sequence[OutputQuantizer],
+    steps: Sequence[OutputQuantizer] | Steps,
     *,
     edge_weight: Tensor | None = None,
     **options: Any,
@@ -190,8 +192,8 @@ def smp(
     Args:
         rowptr, col, edge_weight: As in :func:`spmm`; as many rows as there are sources.
         x (torch.Tensor): Features :math:`[N, F]`.
-        steps (list): Two quantizers per step, per tensor, all with the same :obj:`bits` and
-            :obj:`truncate`.
+        steps (list or Steps): Two quantizers per step, per tensor, all with the same :obj:`bits`
+            and :obj:`truncate`.
         **options (optional): :obj:`mu`, :obj:`eta`, :obj:`eta_lambda`, :obj:`eta_slack`,
             :obj:`init_lambda`, :obj:`init_slack`, :obj:`bound`, :obj:`primal` and
             :obj:`projection`.
@@ -210,28 +212,48 @@ def smp(
         tensor([[1.5000],
                 [1.5000]])
     """
-    scale, zero_point, bits, truncate, skew = _in_turn("smp", steps, x)
-    return torch.ops.qlr.packed_smp(
-        *(rowptr, col, x, scale, zero_point, bits, truncate, skew, edge_weight), **options
-    )
+    joined = steps if isinstance(steps, Steps) else Steps.of(steps, x)
+    return torch.ops.qlr.packed_smp(rowptr, col, x, *joined, edge_weight, **options)
 
 
-def _in_turn(
-    name: str, steps: Sequence[OutputQuantizer], like: Tensor
-) -> tuple[Tensor, Tensor, int, bool, Tensor | None]:
-    """Quantizers per tensor as vectors of their numbers."""
-    widths = {(step.bits, step.truncate) for step in steps} or {(8, False)}
-    if len(widths) > 1 or any(step.scale.numel() != 1 for step in steps):
-        raise InputError(f"{name}: the steps must share bits and truncation, per tensor")
-    ((bits, truncate),) = widths
-    skews = [step.skew for step in steps if step.skew is not None]
-    if skews and len(skews) < len(steps):
-        raise InputError(f"{name}: all steps have a skew, or none")
-    scale, zero_point = ([s.scale for s in steps], [s.zero_point for s in steps])
-    return (
-        *(_joined(scale, like), _joined(zero_point, like), bits, truncate),
-        _joined(skews, like) if skews else None,
-    )
+class Steps(NamedTuple):
+    r"""Quantizers per tensor that follow each other, as vectors of their numbers.
+
+    Args:
+        scale (torch.Tensor): :math:`s` of each, :math:`[K]`.
+        zero_point (torch.Tensor): :math:`z` of each, :math:`[K]`.
+        bits (int): From 1 to 8, of all.
+        truncate (bool): Through 8 bits, all of them.
+        skew (torch.Tensor, optional): :math:`k` of each, :math:`[K]`.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bits: int
+    truncate: bool = False
+    skew: Tensor | None = None
+
+    @classmethod
+    def of(cls, steps: Sequence[OutputQuantizer], like: Tensor) -> Steps:
+        r"""Joins quantizers.
+
+        Args:
+            steps (list): Per tensor, all with the same :obj:`bits` and :obj:`truncate`.
+            like (torch.Tensor): Says where empty vectors are.
+
+        Raises:
+            InputError: If they have several numbers each, or differ in width.
+        """
+        widths = {(step.bits, step.truncate) for step in steps} or {(8, False)}
+        if len(widths) > 1 or any(step.scale.numel() != 1 for step in steps):
+            raise InputError("steps must share bits and truncation, and be per tensor")
+        ((bits, truncate),) = widths
+        skews = [step.skew for step in steps if step.skew is not None]
+        if skews and len(skews) < len(steps):
+            raise InputError("all steps have a skew, or none")
+        scale = _joined([step.scale for step in steps], like)
+        zero_point = _joined([step.zero_point for step in steps], like)
+        return cls(scale, zero_point, bits, truncate, _joined(skews, like) if skews else None)
 
 
 def _joined(params: Sequence[Tensor], like: Tensor) -> Tensor:

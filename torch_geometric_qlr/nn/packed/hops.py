@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.nn import APPNP, SGConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
@@ -22,6 +24,7 @@ from torch_geometric_qlr.nn.packed.scope import backend_scope, defer
 from torch_geometric_qlr.nn.propagation import SMP
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
+from torch_geometric_qlr.tensor.functional import Steps
 
 __all__ = ["all_hops"]
 
@@ -56,11 +59,20 @@ def all_hops(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return forward(layer, x, edge_index, edge_weight, quantizers)
 
 
-def _outputs(quantizers: list[FrozenRange]) -> list[OutputQuantizer] | None:
-    """How the hops quantize, if all of them do it with one number each that is known before."""
+def _steps(layer: Any, quantizers: list[FrozenRange], like: Tensor) -> Steps | None:
+    """How the hops quantize, if all of them do it with one number each that is known before. They
+    stay the same objects while the layer stays what it is, so they are joined once."""
     outputs = [quantizer.output() for quantizer in quantizers]
+    before, joined = layer.__dict__.get("_hop_steps", ((), None))
+    if len(before) == len(outputs) and all(map(operator.is_, before, outputs)):
+        return joined
     known = [out for out in outputs if out is not None and out.scale.numel() == 1]
-    return known if len(known) == len(outputs) else None
+    if len(known) < len(outputs):
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        joined = Steps.of(known, like)
+    layer.__dict__["_hop_steps"] = (known, joined)
+    return joined
 
 
 def _chain(
@@ -71,7 +83,7 @@ def _chain(
     quantizers: list[FrozenRange],
     **terms: Any,
 ) -> Any:
-    steps = _outputs(quantizers[1:])
+    steps = _steps(layer, quantizers[1:], quantizers[0].gamma)
     if steps is None:
         return None
     codes = stage_of(x).codes(quantizers[0])
@@ -141,7 +153,7 @@ def _smp(
     quantizers: list[FrozenRange],
 ) -> Any:
     drops = layer.training and (layer.dropout > 0 or layer.feature_dropout > 0)
-    steps = _outputs(quantizers)
+    steps = _steps(layer, quantizers, quantizers[0].gamma)
     if steps is None or drops or not layer.correction:
         return None
     x = x.stage.value() if isinstance(x, Deferred) else x

@@ -23,6 +23,7 @@ class FrozenRange(LearnedRangeQuant):
     """
 
     _static: tuple[Tensor, Tensor, Tensor | None] | None
+    _output: OutputQuantizer | None
     _usable: bool
 
     @classmethod
@@ -35,7 +36,7 @@ class FrozenRange(LearnedRangeQuant):
         return quantizer
 
     def _refresh(self) -> None:
-        self._static = None
+        self._static = self._output = None
         self._usable = bool(self.calibrated)
 
     @property
@@ -62,8 +63,11 @@ class FrozenRange(LearnedRangeQuant):
         """For a kernel that quantizes its own result; :obj:`None` if the range needs the data."""
         if not self.is_static or not self._usable:
             return None
-        scale, zero_point, skew = self.code_params(self.gamma)
-        return OutputQuantizer(scale, zero_point, self.bits, self.config.truncates, skew)
+        if self._output is None:
+            scale, zero_point, skew = self.code_params(self.gamma)
+            truncates = self.config.truncates
+            self._output = OutputQuantizer(scale, zero_point, self.bits, truncates, skew)
+        return self._output
 
     def pack(self, x: Tensor) -> PackedTensor:
         r"""The codes of a float matrix, packed.
@@ -88,7 +92,7 @@ class FrozenRange(LearnedRangeQuant):
     # Both change what `code_params` reads.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenRange:
         super()._apply(fn, recurse)
-        self._static = None
+        self._static = self._output = None
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
