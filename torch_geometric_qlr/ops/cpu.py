@@ -19,7 +19,7 @@ from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Packed, Quantizer, Smp
 from torch_geometric_qlr.ops.memory import empty
 from torch_geometric_qlr.ops.reference import affine_params
-from torch_geometric_qlr.ops.schemas import reduced_shape
+from torch_geometric_qlr.ops.schemas import SmpOptions, reduced_shape
 
 __all__ = ["KERNELS"]
 
@@ -183,17 +183,9 @@ def _packed_smp(
     step_truncate: bool = False,
     step_skew: Tensor | None = None,
     edge_weight: Tensor | None = None,
-    mu: float = 9.0,
-    eta: float = 0.1,
-    eta_lambda: float = 1e-5,
-    eta_slack: float = 1e-5,
-    init_lambda: float = 1e-3,
-    init_slack: float = 1e-3,
-    bound: float = 0.0,
-    primal: str = "paper",
-    projection: str = "none",
+    **options: Any,
 ) -> Tensor:
-    args, (rows, cols) = Arguments(), x.shape
+    args, (rows, cols), told = Arguments(), x.shape, SmpOptions(**options)
     graph = args.graph(rowptr, col, rows, edge_weight)
     steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
     if graph.rows != rows or len(steps) % 2:
@@ -201,8 +193,10 @@ def _packed_smp(
             f"packed_smp: {rows} rows are sent to {graph.rows} nodes with {len(steps)} quantizers; "
             f"it needs a square adjacency and two quantizers per step"
         )
-    if primal not in ("paper", "lagrangian") or projection not in _PROJECTIONS:
-        raise ConfigError(f"packed_smp: no primal {primal!r} with projection {projection!r}")
+    if told.primal not in ("paper", "lagrangian") or told.projection not in _PROJECTIONS:
+        raise ConfigError(
+            f"packed_smp: no primal {told.primal!r} with projection {told.projection!r}"
+        )
     if not steps:
         return x.float().clone()
     # As the gather reads the codes.
@@ -215,11 +209,11 @@ def _packed_smp(
         Packed(codes.data_ptr(), rows, cols, width, -1, scale_at + 4 * k, zero_at + 4 * k)
         for k in range(len(steps))
     ]
-    kept = 1 - (1 + mu) * eta
+    kept = 1 - (1 + told.mu) * told.eta
     smp = Smp(
-        *(len(steps) // 2, kept if abs(kept) > 1e-12 else 0.0, mu * eta, eta),
-        *(eta_lambda, eta_slack, init_lambda, init_slack, bound),
-        *(primal == "lagrangian", _PROJECTIONS[projection]),
+        *(len(steps) // 2, kept if abs(kept) > 1e-12 else 0.0, told.mu * told.eta, told.eta),
+        *(told.eta_lambda, told.eta_slack, told.init_lambda, told.init_slack, told.bound),
+        *(told.primal == "lagrangian", _PROJECTIONS[told.projection]),
     )
     work, out = empty((3, rows, cols), torch.float32), empty((rows, cols), torch.float32)
     call_library(

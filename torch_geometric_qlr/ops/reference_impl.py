@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.ops import reference
+from torch_geometric_qlr.ops.schemas import SmpOptions
 
 __all__ = ["IMPLEMENTATIONS"]
 
@@ -120,15 +121,7 @@ def _packed_smp(
     step_truncate: bool = False,
     step_skew: Tensor | None = None,
     edge_weight: Tensor | None = None,
-    mu: float = 9.0,
-    eta: float = 0.1,
-    eta_lambda: float = 1e-5,
-    eta_slack: float = 1e-5,
-    init_lambda: float = 1e-3,
-    init_slack: float = 1e-3,
-    bound: float = 0.0,
-    primal: str = "paper",
-    projection: str = "none",
+    **options: Any,
 ) -> Tensor:
     def hop(k: int, values: Tensor) -> Tensor:
         s, z, skew = step_scale[k], step_zero_point[k], None if step_skew is None else step_skew[k]
@@ -136,21 +129,22 @@ def _packed_smp(
         scale, zero_point = reference.affine_params(s, z, step_bits, step_truncate)
         return reference.spmm(rowptr, col, codes, scale, zero_point, edge_weight=edge_weight)
 
-    h = x = x.float()
-    multiplier, slack = torch.full((), init_lambda), torch.full((), init_slack)
+    told, h = SmpOptions(**options), x.float()
+    x = h
+    multiplier, slack = torch.full((), told.init_lambda), torch.full((), told.init_slack)
     for k in range(0, step_scale.numel(), 2):
-        after = (1 - (1 + mu) * eta) * h + mu * eta * hop(k, h) + eta * x
+        after = (1 - (1 + told.mu) * told.eta) * h + told.mu * told.eta * hop(k, h) + told.eta * x
         change = after - h
         moved = hop(k + 1, change)
         residual = change - moved
-        direction = residual if primal == "lagrangian" else moved
-        h = after + 2 * eta * multiplier.to(x.device) * direction
+        direction = residual if told.primal == "lagrangian" else moved
+        h = after + 2 * told.eta * multiplier.to(x.device) * direction
         trace = (change * residual).sum(dtype=torch.float64).float().cpu()
-        slack = slack + 2 * eta_slack * multiplier * slack
-        multiplier = multiplier + eta_lambda * (bound - slack.square() - trace)
-        if projection == "nonnegative":
+        slack = slack + 2 * told.eta_slack * multiplier * slack
+        multiplier = multiplier + told.eta_lambda * (told.bound - slack.square() - trace)
+        if told.projection == "nonnegative":
             multiplier = multiplier.clamp(min=0)
-        elif projection == "nonpositive":
+        elif told.projection == "nonpositive":
             multiplier = multiplier.clamp(max=0)
     return h.clone() if h is x else h
 

@@ -7,14 +7,14 @@ An op has a schema and a fake kernel here, the reference implementation on every
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 
-__all__ = ["LIBRARY", "NAMES", "by_name", "reduced_shape"]
+__all__ = ["LIBRARY", "NAMES", "SmpOptions", "by_name", "reduced_shape"]
 
 LIBRARY = torch.library.Library("qlr", "DEF")
 
@@ -29,6 +29,26 @@ _OUTPUT = (
 _WEIGHTS = "Tensor? edge_weight=None, Tensor? source_weight=None, Tensor? row_scale=None"
 _EPILOGUE = "Tensor? bias=None, Tensor? addend=None, float addend_scale=1.0"
 
+
+class SmpOptions(NamedTuple):
+    """What :class:`torch_geometric_qlr.nn.SMP` is told, for ``packed_smp``."""
+
+    mu: float = 9.0
+    eta: float = 0.1
+    eta_lambda: float = 1e-5
+    eta_slack: float = 1e-5
+    init_lambda: float = 1e-3
+    init_slack: float = 1e-3
+    bound: float = 0.0
+    primal: str = "paper"
+    projection: str = "none"
+
+
+_SMP = ", ".join(
+    f"{type(default).__name__} {name}={default!r}"
+    for name, default in SmpOptions._field_defaults.items()
+)
+
 _SCHEMAS = (
     f"quantize_pack(Tensor x, {_QUANTIZER}) -> Tensor",
     "pack(Tensor codes, int bits) -> Tensor",
@@ -41,9 +61,8 @@ _SCHEMAS = (
     "int step_bits, bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, "
     f"float factor=1.0, Tensor? addend=None, float addend_scale=1.0, {_OUTPUT}) -> Tensor",
     f"packed_smp({_GRAPH}, Tensor x, Tensor step_scale, Tensor step_zero_point, int step_bits, "
-    "bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, float mu=9.0, "
-    "float eta=0.1, float eta_lambda=1e-05, float eta_slack=1e-05, float init_lambda=0.001, "
-    "float init_slack=0.001, float bound=0.0, str primal='paper', str projection='none') -> Tensor",
+    "bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, "
+    f"{_SMP}) -> Tensor",
     f"packed_extremum({_GRAPH}, {_PACKED}, bool largest=True) -> Tensor",
     f"packed_attention({_GRAPH}, {_PACKED}, Tensor alpha, Tensor? bias=None, bool relu=False, "
     f"{_OUTPUT}) -> Tensor",
