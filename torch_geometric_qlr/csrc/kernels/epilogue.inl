@@ -42,14 +42,14 @@ struct Columns {
 struct Divisor {
   F::vf by, inverse;
 
-  static constexpr float kSmallest = 0x1p-60f, kLargest = 0x1p30f;
-  static bool suits(float by) { return by >= kSmallest && by <= kLargest; }
+  // The scale of a row of zeros is within them.
+  static bool suits(float by) { return by >= 0x1p-80f && by <= 0x1p20f; }
 
   template <bool FAST>
   QLR_ALWAYS_INLINE F::vf operator()(F::vf x) const {
     if constexpr (!FAST) return F::div(x, by);
     // What lies beyond is beyond any code as well. In this order a NaN stays.
-    x = F::min(F::set1(0x1p66f), F::max(F::set1(-0x1p66f), x));
+    x = F::min(F::set1(0x1p40f), F::max(F::set1(-0x1p40f), x));
     F::vf q = F::mul(x, inverse);
     q = F::fma(F::fnma(q, by, x), inverse, q);
     return F::fma(F::fnma(q, by, x), inverse, q);
@@ -79,7 +79,8 @@ class Affines {
         values_(3 * padded_) {
     const int64_t count = by_row_ ? rows : q.axis == QLR_PER_COLUMN ? cols : 1;
     fast_ = F::kFused;
-    for (int64_t k = 0; k < count; ++k) fast_ &= Divisor::suits(q.scale[k]);
+    for (int64_t k = 0; k < count; ++k)
+      fast_ &= Divisor::suits(q.scale[k]) && std::fabs(q.zero[k]) <= 0x1p16f;
     for (int64_t f = 0; f < padded_; ++f) {
       const int64_t k = q.axis == QLR_PER_COLUMN && f < cols ? f : 0;
       values_[f] = q.scale[k];
@@ -87,7 +88,7 @@ class Affines {
       values_[2 * padded_ + f] = q.zero[k];
     }
   }
-  // Whether all scales suit a Divisor.
+  // Whether all scales suit a Divisor, and no zero point brings back what lies beyond its limits.
   bool fast() const { return fast_; }
   AffineColumns columns() const {
     const float* p = values_.data();
