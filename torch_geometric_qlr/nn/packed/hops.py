@@ -152,20 +152,23 @@ def _smp(
     edge_weight: Any,
     quantizers: list[FrozenRange],
 ) -> Any:
-    drops = layer.training and (layer.dropout > 0 or layer.feature_dropout > 0)
+    persistent = layer.multiplier_state == "persistent"
+    changes = persistent or layer.dropout > 0 or layer.feature_dropout > 0
     steps = _steps(layer, quantizers, quantizers[0].gamma)
-    if steps is None or drops or not layer.correction:
+    if steps is None or (layer.training and changes) or not layer.correction:
         return None
     x = x.stage.value() if isinstance(x, Deferred) else x
     adj, weight = layer._adjacency(x, edge_index, edge_weight)
     graph, weight = layer.weighted_graph(adj, x.size(0), x.size(0), {"edge_weight": weight})
-    multiplier, slack = layer._initial_multiplier(x)
+    start = (layer.init_lambda, layer.init_slack)
+    if persistent:
+        start = (float(layer.multiplier), float(layer.slack))
     with backend_scope(layer.backend):
         return packed.smp(
             *(graph.rowptr, graph.col, x, steps),
             edge_weight=weight,
-            init_lambda=float(multiplier),
-            init_slack=float(slack),
+            init_lambda=start[0],
+            init_slack=start[1],
             bound=layer.tau * graph.num_edges,
             primal=layer.primal,
             projection=layer.projection or "none",
