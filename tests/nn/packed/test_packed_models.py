@@ -146,8 +146,10 @@ def test_codes_flow_through_batch_norm(granularity: str) -> None:
         assert counts == expected
 
 
-def test_all_hops_are_one_call() -> None:
-    converted = packed(quantized(build("appnp"), (X, EDGES), bits=4))
+@pytest.mark.parametrize("hops", [1, 6])
+def test_all_hops_are_one_call(hops: int) -> None:
+    torch.manual_seed(5)
+    converted = packed(quantized(Predict(APPNP(hops, 0.1)), (X, EDGES), bits=4))
     run(converted, X, EDGES)
     with counted() as counts, torch.no_grad():
         converted(X, EDGES)

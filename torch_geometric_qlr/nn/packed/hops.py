@@ -63,9 +63,10 @@ def _steps(layer: Any, quantizers: list[FrozenRange], like: Tensor) -> Steps | N
     """How the hops quantize, if all of them do it with one number each that is known before. They
     stay the same objects while the layer stays what it is, so they are joined once."""
     outputs = [quantizer.output() for quantizer in quantizers]
-    before, joined = layer.__dict__.get("_hop_steps", ((), None))
-    if len(before) == len(outputs) and all(map(operator.is_, before, outputs)):
-        return joined
+    before, joined = layer.__dict__.get("_hop_steps", (None, None))
+    if before is not None and len(before) == len(outputs):
+        if all(map(operator.is_, before, outputs)):
+            return joined
     known = [out for out in outputs if out is not None and out.scale.numel() == 1]
     if len(known) < len(outputs):
         return None
