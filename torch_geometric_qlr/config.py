@@ -137,12 +137,12 @@ class QuantizerConfig:
 
     @property
     def code_bits(self) -> int:
-        """Bits of the first rounding: 8 under truncation, else :attr:`bits`."""
+        """Bits of the first rounding, which are 8 under truncation and else :attr:`bits`."""
         return 8 if self.truncates else self.bits
 
     @property
     def search_candidates(self) -> int:
-        """Size of the starting grid: 10 up to 2 bits, 50 above, as in the paper."""
+        """Size of the starting grid, 10 up to 2 bits and 50 above, as in the paper."""
         return 10 if self.bits <= 2 else 50
 
 

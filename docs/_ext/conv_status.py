@@ -31,7 +31,10 @@ def lines(specs: dict[str, LayerSpec]) -> Iterator[str]:
     names = sorted({*torch_geometric.nn.conv.__all__, *specs} - {"MessagePassing"}, key=str.lower)
     handled = [name for name in names if name in specs and specs[name].family != "float"]
     release = torch_geometric.__version__
-    yield f"{len(handled)} of {len(names)} convolutions are quantized, counted with PyG {release}."
+    yield (
+        f"{len(handled)} of {len(names)} convolutions are quantized: those of PyG {release}, and "
+        "``SMP`` and ``EMP`` of this package."
+    )
     yield ""
     yield ".. list-table::"
     yield "   :header-rows: 1"

@@ -48,8 +48,9 @@ def sqnr(reference: Tensor, approximation: Tensor) -> Tensor:
 def layer_sqnr(
     reference: nn.Module, model: nn.Module, *args: Any, **kwargs: Any
 ) -> dict[str, Tensor]:
-    r"""The :func:`sqnr` of what each :class:`~torch_geometric.nn.conv.MessagePassing` layer of a
-    quantized model returns, against the same layer of its float twin.
+    r"""The :func:`~torch_geometric_qlr.metrics.sqnr` of what each
+    :class:`~torch_geometric.nn.conv.MessagePassing` layer of a quantized model returns, against the
+    same layer of its float twin.
 
     An error counts in its own layer and in all that follow, since each model goes its own way.
 

@@ -88,11 +88,11 @@ class QuantLayer:
     quantizers: nn.ModuleDict
     _quantized_weights: dict[str, Tensor] | None
 
-    #: What generated classes are called, and how they read a weight.
+    # What generated classes are called, and how they read a weight.
     class_prefix: ClassVar[str] = "Quant"
     weight_access: ClassVar[type] = _QuantizedWeight
 
-    #: Builds a layer by name. Set by :mod:`torch_geometric_qlr.nn.rewrite`, which stands above.
+    # Builds a layer by name. Set by torch_geometric_qlr.nn.rewrite, which stands above.
     construct: ClassVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], None]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

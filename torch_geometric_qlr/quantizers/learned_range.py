@@ -92,7 +92,7 @@ class LearnedRangeQuant(nn.Module):
         super().__init__()
         self.config = config
         self.groups = Groups(config.granularity, channel_dim)
-        #: Where this quantizer sits, for error messages: "convs.0.source".
+        #: Where this quantizer sits, ``"convs.0.source"`` say, for error messages.
         self.path = ""
         #: Brevitas sets this to look at statistics without quantizing.
         self.observer_only = False

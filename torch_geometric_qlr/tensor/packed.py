@@ -154,7 +154,7 @@ class PackedTensor:
 
     @property
     def granularity(self) -> str:
-        """What shares a scale and a zero point: ``"tensor"``, ``"row"`` or ``"column"``."""
+        """What shares a scale and a zero point, ``"tensor"``, ``"row"`` or ``"column"``."""
         shapes = {tuple(self.scale.shape), tuple(self.zero_point.shape)}
         if len(self) != 1 and (len(self), 1) in shapes:
             return "row"

@@ -158,10 +158,10 @@ def _check_calibrated(layers: dict[str, QuantLayer]) -> None:
 
 @dataclasses.dataclass
 class Convert:
-    r"""The transform of :func:`convert`, to compose with others.
+    r"""The transform of :func:`~torch_geometric_qlr.convert`, to compose with others.
 
     Args:
-        backend (str): As for :func:`convert`. (default: :obj:`"auto"`)
+        backend (str): As for :func:`~torch_geometric_qlr.convert`. (default: :obj:`"auto"`)
 
     Example:
         >>> import torch_geometric_qlr as qlr

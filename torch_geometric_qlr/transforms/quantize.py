@@ -150,10 +150,11 @@ def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 @dataclasses.dataclass(init=False)
 class Quantize:
-    r"""The transform of :func:`quantize`, to compose with others.
+    r"""The transform of :func:`~torch_geometric_qlr.quantize`, to compose with others.
 
     Args:
-        config (QLRConfig or int or str, optional): As for :func:`quantize`.
+        config (QLRConfig or int or str, optional): As for
+            :func:`~torch_geometric_qlr.quantize`.
         **kwargs: Fields of :class:`~torch_geometric_qlr.QLRConfig`.
 
     Example:

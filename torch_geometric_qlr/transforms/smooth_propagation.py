@@ -45,7 +45,8 @@ class SmoothEntry:
 
 @dataclass(frozen=True)
 class SmoothPlan:
-    r"""The result of :meth:`SmoothPropagation.plan`: prints as a table.
+    r"""The result of :meth:`SmoothPropagation.plan()
+    <torch_geometric_qlr.transforms.SmoothPropagation.plan>`: prints as a table.
 
     Args:
         model (str): Class of the model.

@@ -142,8 +142,7 @@ class EMP(MessagePassing):
 
         Raises:
             InputError: If ``x`` is not a matrix of floats, the adjacency does not fit it, or an
-            edge
-                weight is negative.
+                edge weight is negative.
         """
         check_features(self, x)
         adj, weight, incidence = self._graph(x, edge_index, edge_weight)

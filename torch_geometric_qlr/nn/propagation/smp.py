@@ -34,7 +34,7 @@ from torch_geometric_qlr.sparse import propagation_adjacency
 
 
 class SMPHistory(NamedTuple):
-    r"""What happened in one forward pass of :class:`SMP`, detached.
+    r"""What happened in one forward pass of :class:`~torch_geometric_qlr.nn.SMP`, detached.
 
     Args:
         states (tuple): The representation after each step, ``K`` tensors ``[N, F]``.
