@@ -2,6 +2,7 @@
 // this text only, so that the library loads everywhere and dispatch.cpp decides.
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/gather.h"
 #include "kernels/table.h"
@@ -25,6 +26,8 @@ namespace qlr {
 namespace avx2 {
 namespace {
 
+#include "kernels/codes.inl"
+#include "kernels/thresholds.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/quantize.inl"
 #include "kernels/weights.inl"

@@ -1,6 +1,7 @@
 // The kernels in plain C++, for any processor.
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/gather.h"
 #include "kernels/table.h"
@@ -12,6 +13,8 @@ namespace qlr {
 namespace portable {
 namespace {
 
+#include "kernels/codes.inl"
+#include "kernels/thresholds.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/quantize.inl"
 #include "kernels/weights.inl"

@@ -13,8 +13,7 @@ inline int32_t extremum_rows(const QlrGraph& graph, const QlrPacked& source,
       if (e == end) std::memset(best.data(), 0, emitter.padded() * sizeof(int32_t));
       else extremum_row<B, MAX>(rows, e, end, best.data());
       // A row without neighbours is 0, not the value of code 0.
-      emitter.row(i, IntegerSums{best.data(), e < end ? emitter.center() : 0, emitter.residual(),
-                                 e < end ? 1.f : 0.f, 1.f});
+      emitter.row(i, IntegerSums{best.data(), e < end ? emitter.center() : 0, e < end ? 1.f : 0.f, 1.f});
     }
     emitter.finish();
   });
@@ -105,7 +104,7 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
         attention_pass<4>(rows, source, alpha, heads, at, f, e, end, sums.data());
       for (; f < source.cols; f += F::W)
         attention_pass<1>(rows, source, alpha, heads, at, f, e, end, sums.data());
-      emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f, 1.f});
+      emitter.row(i, FloatSums{sums.data(), 0.f, 1.f});
     }
     emitter.finish();
   });
@@ -153,8 +152,7 @@ inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_
           float_pass<2>(x, cols, graph, w, f, e, count, sums.data());
         for (; f < cols; f += F::W) float_pass<1>(x, cols, graph, w, f, e, count, sums.data());
       }
-      emitter.row(i, FloatSums{sums.data(), nullptr, 0.f, 0.f,
-                               emitter.row_factor(i, end - begin)});
+      emitter.row(i, FloatSums{sums.data(), 0.f, emitter.row_factor(i, end - begin)});
     }
     emitter.finish();
   });

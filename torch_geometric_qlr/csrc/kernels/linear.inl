@@ -118,6 +118,7 @@ struct ProductSums {
   int32_t x_sum;    // of (c_x - center), if the weights have a center or a residual
   float residual;   // of x
   float factor;
+  static constexpr float rest = 0.f;
 
   F::vf at(int64_t o) const {
     F::vi p = F::load_int(products + o);

@@ -8,19 +8,52 @@ inline void quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
   for (int64_t i = first; i < last; ++i) {
     const float* row = x + i * cols;
     const Affine of_row = affines.row(i);
-    const auto code_at = [&](int64_t f, auto whole) QLR_ALWAYS_INLINE {
-      const F::vf y = whole ? F::load(row + f) : F::load_partial(row + f, cols - f);
-      return F::to_int(coder.template code<FAST>(y, affines.at(of_row, f)));
+    const auto code_at = [&](int64_t f) QLR_ALWAYS_INLINE {
+      return F::to_int(coder.template code<FAST>(load_columns(row, f, cols), affines.at(of_row, f)));
     };
     pack_row_of(code_at, layout, packed + i * layout.stride);
   }
 }
 
+// For one and two bits: their thresholds, F::W columns of each code side by side.
+class QuantizerThresholds {
+ public:
+  QuantizerThresholds(const QlrQuantizer& q, const Affines& affines, int64_t cols)
+      : any_(thresholds_suit(q, affines)), values_(any_ ? kCodes * round_up(cols) : 0) {
+    if (!any_) return;
+    std::fill_n(values_.data(), kCodes * round_up(cols), std::nanf(""));
+    find_thresholds(q, nullptr, -INFINITY, cols, [&](int64_t f, int n, float threshold) {
+      values_[f / F::W * F::W * kCodes + (n - 1) * F::W + f % F::W] = threshold;
+    });
+  }
+  bool any() const { return any_; }
+
+  template <int BITS>
+  void pack_rows(const float* x, int64_t cols, uint8_t* packed, int64_t first, int64_t last) const {
+    const Layout layout(cols, BITS);
+    const auto thresholds_at = [t = values_.data()](int64_t f) { return t + f * kCodes; };
+    for (int64_t i = first; i < last; ++i) {
+      const auto value_at = [=, row = x + i * cols](int64_t f) QLR_ALWAYS_INLINE {
+        return load_columns(row, f, cols);
+      };
+      pack_row_by<BITS>(value_at, thresholds_at, layout, packed + i * layout.stride);
+    }
+  }
+
+ private:
+  static constexpr int kCodes = 3;
+  bool any_;
+  Scratch<float> values_;
+};
+
 inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
                              uint8_t* packed, int threads) {
   const Affines affines(q, rows, cols);
+  const QuantizerThresholds thresholds(q, affines, cols);
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    if (affines.fast()) quantize_rows<true>(x, cols, q, affines, packed, first, last);
+    if (thresholds.any() && q.bits == 1) thresholds.pack_rows<1>(x, cols, packed, first, last);
+    else if (thresholds.any()) thresholds.pack_rows<2>(x, cols, packed, first, last);
+    else if (affines.fast()) quantize_rows<true>(x, cols, q, affines, packed, first, last);
     else quantize_rows<false>(x, cols, q, affines, packed, first, last);
   });
   return QLR_OK;

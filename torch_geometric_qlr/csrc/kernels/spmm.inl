@@ -32,8 +32,7 @@ class PackedSpmm {
       }
       sum_row<B>(rows_, e, end, sums.data());
       emitter_.row(i, IntegerSums{sums.data(), int32_t(emitter_.center() * degree),
-                                  emitter_.residual(), float(degree),
-                                  emitter_.row_factor(i, degree)});
+                                  float(degree), emitter_.row_factor(i, degree)});
     }
   }
   // A row whose sums could leave int32: partial sums, each exact, are joined in float.
@@ -49,8 +48,7 @@ class PackedSpmm {
         total[f] += double(part[f]) - double(emitter_.center()) * double(stop - e);
     }
     for (int64_t f = 0; f < source_.cols; ++f) sums[f] = static_cast<float>(total[f]);
-    emitter_.row(i, FloatSums{sums.data(), emitter_.residual(), float(end - begin), 0.f,
-                              emitter_.row_factor(i, end - begin)});
+    emitter_.row(i, FloatSums{sums.data(), float(end - begin), emitter_.row_factor(i, end - begin)});
   }
   void weighted_rows(int64_t first, int64_t last) const {
     const int64_t padded = rows_.layout.padded_cols();
@@ -59,18 +57,16 @@ class PackedSpmm {
     Digits digits;
     for (int64_t i = first; i < last; ++i) {
       const int64_t end = graph_.rowptr[i + 1], degree = end - graph_.rowptr[i];
-      double weight_sum = 0, zero_sum = 0;
+      double rest = 0;
       if (degree == 0) std::memset(sums.data(), 0, padded * sizeof(float));
       for (int64_t e = graph_.rowptr[i]; e < end; e += kBlockEdges) {
         const int count = static_cast<int>(std::min<int64_t>(kBlockEdges, end - e));
-        block.fill(weights_, graph_.col, e, count, emitter_.residual() != nullptr);
+        block.fill(weights_, graph_.col, e, count, emitter_.has_residual());
         weighted_block<B>(rows_, block, digits, e, count, emitter_.center(), sums.data(),
                           e == graph_.rowptr[i]);
-        weight_sum += block.sum;
-        zero_sum += block.zero_sum;
+        rest += block.rest;
       }
-      emitter_.row(i, FloatSums{sums.data(), emitter_.residual(), float(weight_sum),
-                                float(zero_sum), emitter_.row_factor(i, degree)});
+      emitter_.row(i, FloatSums{sums.data(), float(rest), emitter_.row_factor(i, degree)});
     }
   }
 

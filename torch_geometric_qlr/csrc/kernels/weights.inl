@@ -12,13 +12,14 @@ struct WeightSource {
 class WeightBlock {
  public:
   const float* value = nullptr;  // `count` of them
-  float sum = 0.f;       // of the values, where it is asked for
-  float zero_sum = 0.f;  // of value times (zero of the source row - center)
+  // What FloatSums need: with a zero point per source row the sum of value times (zero - center),
+  // else the sum of the values, where it is asked for.
+  float rest = 0.f;
 
   void fill(const WeightSource& from, const int32_t* col, int64_t e, int count, bool wants_sum) {
     if (from.source == nullptr && from.zero == nullptr) value = from.edge + e;
     else multiply(from, col, e, count);
-    if (wants_sum) add_up(count);
+    if (wants_sum && from.zero == nullptr) add_up(count);
   }
 
  private:
@@ -37,13 +38,13 @@ class WeightBlock {
       }
     }
     value = product_;
-    zero_sum = static_cast<float>(F::sum(zeros));
+    rest = static_cast<float>(F::sum(zeros));
   }
   void add_up(int count) {
     F::vf total = F::zero();
     for (int i = 0; i < count; i += F::W)
       total = F::add(total, F::load_partial(value + i, count - i));
-    sum = static_cast<float>(F::sum(total));
+    rest = static_cast<float>(F::sum(total));
   }
 
   alignas(64) float product_[kBlockEdges + F::W];

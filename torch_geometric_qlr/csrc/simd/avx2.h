@@ -65,6 +65,16 @@ struct F {
   static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storel_epi64(reinterpret_cast<vb*>(p), a); }
   static void store_u8(uint8_t* p, vi a) { store_bytes(p, bytes(a)); }
+  static vb no_bytes() { return _mm_setzero_si128(); }
+  // To field K of each byte, how many of the thresholds, W of each code side by side, y reaches.
+  template <int BITS, int K> static vb add_reached(vb packed, vf y, const float* thresholds) {
+    vi count = _mm256_setzero_si256();
+    for (int n = 0; n < (1 << BITS) - 1; ++n) {
+      const vf reached = _mm256_cmp_ps(y, load(thresholds + n * W), _CMP_GE_OQ);
+      count = _mm256_sub_epi32(count, _mm256_castps_si256(reached));
+    }
+    return either(packed, bytes(count), BITS * K);
+  }
   static vf load_field(const uint8_t* p, int shift, int mask) {
     const vi x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     const vi y = _mm256_srl_epi32(x, _mm_cvtsi32_si128(shift));

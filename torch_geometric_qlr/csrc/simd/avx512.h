@@ -53,6 +53,15 @@ struct F {
   static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storeu_si128(reinterpret_cast<vb*>(p), a); }
   static void store_u8(uint8_t* p, vi a) { store_bytes(p, _mm512_cvtepi32_epi8(a)); }
+  static vb no_bytes() { return _mm_setzero_si128(); }
+  // To field K of each byte, how many of the thresholds, W of each code side by side, y reaches.
+  template <int BITS, int K> static vb add_reached(vb bytes, vf y, const float* thresholds) {
+    const vb one = _mm_set1_epi8(static_cast<char>(1 << (BITS * K)));
+    for (int n = 0; n < (1 << BITS) - 1; ++n)
+      bytes = _mm_mask_add_epi8(
+          bytes, _mm512_cmp_ps_mask(y, load(thresholds + n * W), _CMP_GE_OQ), bytes, one);
+    return bytes;
+  }
   static vf load_field(const uint8_t* p, int shift, int mask) {
     const vi x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     const vi y = _mm512_srl_epi32(x, _mm_cvtsi32_si128(shift));

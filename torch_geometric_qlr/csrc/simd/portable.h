@@ -45,6 +45,13 @@ struct F {
   static vb either(vb a, vb b, int k) { return static_cast<vb>(a | b << k); }
   static void store_bytes(uint8_t* p, vb a) { *p = a; }
   static void store_u8(uint8_t* p, vi a) { *p = static_cast<uint8_t>(a); }
+  static vb no_bytes() { return 0; }
+  // To field K of each byte, how many of the thresholds, W of each code side by side, y reaches.
+  template <int BITS, int K> static vb add_reached(vb bytes, vf y, const float* thresholds) {
+    int count = 0;
+    for (int n = 0; n < (1 << BITS) - 1; ++n) count += y >= thresholds[n];
+    return either(bytes, static_cast<vb>(count), BITS * K);
+  }
   // The field of each byte, as floats.
   static vf load_field(const uint8_t* p, int shift, int mask) {
     return static_cast<float>((*p >> shift) & mask);

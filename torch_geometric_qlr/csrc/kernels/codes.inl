@@ -1,0 +1,185 @@
+// Values to codes, and codes to packed rows and back.
+
+// Room for the columns of a row, in any layout a kernel may write.
+inline int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
+
+// x / by, rounded as a division rounds it, for a fraction of its time. With the rounded inverse and
+// two steps of correction by fused multiplications the quotient is the correctly rounded one
+// (Markstein 1990), while nothing overflows or gets denormal: hence the limits.
+struct Divisor {
+  F::vf by, inverse;
+
+  // The scale of a row of zeros is within them.
+  static bool suits(float by) { return by >= 0x1p-80f && by <= 0x1p20f; }
+
+  template <bool FAST>
+  QLR_ALWAYS_INLINE F::vf operator()(F::vf x) const {
+    if constexpr (!FAST) return F::div(x, by);
+    // What lies beyond is beyond any code as well. In this order a NaN stays.
+    x = F::min(F::set1(0x1p40f), F::max(F::set1(-0x1p40f), x));
+    F::vf q = F::mul(x, inverse);
+    q = F::fma(F::fnma(q, by, x), inverse, q);
+    return F::fma(F::fnma(q, by, x), inverse, q);
+  }
+};
+
+// How the values of a vector become codes.
+struct Affine {
+  Divisor scale;
+  F::vf zero;
+};
+
+// The same for columns, padded to whole vectors.
+struct AffineColumns {
+  const float *scale, *inverse, *zero;
+
+  Affine at(int64_t f) const {
+    return {{F::load(scale + f), F::load(inverse + f)}, F::load(zero + f)};
+  }
+};
+
+// The parameters of a quantizer, prepared once per call.
+class Affines {
+ public:
+  Affines(const QlrQuantizer& q, int64_t rows, int64_t cols)
+      : q_(q), by_row_(q.axis == QLR_PER_ROW), padded_(by_row_ ? 0 : round_up(cols)),
+        values_(3 * padded_) {
+    const int64_t count = by_row_ ? rows : q.axis == QLR_PER_COLUMN ? cols : 1;
+    fast_ = F::kFused;
+    for (int64_t k = 0; k < count; ++k)
+      fast_ &= Divisor::suits(q.scale[k]) && std::fabs(q.zero[k]) <= 0x1p16f;
+    for (int64_t f = 0; f < padded_; ++f) {
+      const int64_t k = q.axis == QLR_PER_COLUMN && f < cols ? f : 0;
+      values_[f] = q.scale[k];
+      values_[padded_ + f] = 1.f / q.scale[k];
+      values_[2 * padded_ + f] = q.zero[k];
+    }
+  }
+  // Whether all scales suit a Divisor, and no zero point brings back what lies beyond its limits.
+  bool fast() const { return fast_; }
+  AffineColumns columns() const {
+    const float* p = values_.data();
+    return {p, p + padded_, p + 2 * padded_};
+  }
+  // Of a row, where rows decide.
+  Affine row(int64_t i) const {
+    if (!by_row_) return Affine{};
+    return {{F::set1(q_.scale[i]), F::set1(1.f / q_.scale[i])}, F::set1(q_.zero[i])};
+  }
+  Affine at(const Affine& row, int64_t f) const { return by_row_ ? row : columns().at(f); }
+
+ private:
+  const QlrQuantizer& q_;
+  bool by_row_, fast_;
+  int64_t padded_;
+  Scratch<float> values_;  // scales, inverses, zero points of the columns
+};
+
+// Values to codes, a vector at a time. Division and addition stay apart, as in the definition.
+// FAST: see Affines::fast.
+struct Coder {
+  F::vf top, raw_top, skew;
+  Divisor step;
+  bool truncate;
+
+  explicit Coder(const QlrQuantizer& q) {
+    const float width = static_cast<float>(255.0 / ((1 << q.bits) - 1));
+    top = F::set1(static_cast<float>((1 << q.bits) - 1));
+    raw_top = q.truncate ? F::set1(255.f) : top;
+    step = {F::set1(width), F::set1(1.f / width)};
+    skew = F::set1(q.skew);
+    truncate = q.truncate != 0;
+  }
+  F::vf clamp(F::vf a, F::vf high) const { return F::min(F::max(a, F::zero()), high); }
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf quotient(F::vf x, const Affine& a) const {
+    return F::add(a.scale.template operator()<FAST>(x), a.zero);
+  }
+  // The rounded quotient before any clamp.
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf raw(F::vf x, const Affine& a) const {
+    return F::round(quotient<FAST>(x, a));
+  }
+  // The truncated code before its clamp.
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf cut(F::vf raw_code) const {
+    return F::round(step.template operator()<FAST>(F::add(clamp(raw_code, raw_top), skew)));
+  }
+  template <bool FAST> QLR_ALWAYS_INLINE F::vf code(F::vf x, const Affine& a) const {
+    // Rounding comes with the conversion to integers: between clamps that are integers it commutes.
+    if (!truncate) return clamp(quotient<FAST>(x, a), top);
+    return clamp(cut<FAST>(raw<FAST>(x, a)), top);
+  }
+};
+
+// Codes in the order of the columns to the packed bytes of a unit.
+template <int BITS>
+inline void pack_unit(const uint8_t* codes, int unit, uint8_t* packed) {
+  for (int j = 0; j < unit; j += F::W) {
+    F::vb bytes = F::load_bytes(codes + j);
+    for (int k = 1; k < 8 / BITS; ++k)
+      bytes = F::either(bytes, F::load_bytes(codes + k * unit + j), BITS * k);
+    F::store_bytes(packed + j, bytes);
+  }
+}
+
+inline void pack_unit(const uint8_t* codes, const Layout& layout, uint8_t* packed) {
+  switch (layout.bits) {
+    case 1: return pack_unit<1>(codes, layout.unit, packed);
+    case 2: return pack_unit<2>(codes, layout.unit, packed);
+    case 4: return pack_unit<4>(codes, layout.unit, packed);
+    default:  // in sizes the compiler knows: a call would take longer than the copy
+      if (layout.unit == 16) std::memcpy(packed, codes, 16);
+      else std::memcpy(packed, codes, 32);
+  }
+}
+
+// Packs a row of codes that are computed F::W at a time: code_at(f) gives those of the columns from f
+// on, and may give anything past the last.
+template <typename CodeAt>
+QLR_ALWAYS_INLINE inline void pack_row_of(const CodeAt& code_at, const Layout& layout,
+                                          uint8_t* packed) {
+  alignas(64) uint8_t codes[256];  // of a unit in any layout
+  const int64_t cols = layout.cols, width = layout.unit * layout.fields;
+  uint8_t* const end = packed + layout.stride;
+  for (int64_t begin = 0; packed < end; begin += width, packed += layout.unit) {
+    const int64_t count = std::min(width, cols - begin);
+    if (count + F::W <= width) std::memset(codes, 0, sizeof(codes));
+    int64_t f = 0;
+    for (; f + F::W <= count; f += F::W) F::store_u8(codes + f, code_at(begin + f));
+    if (f < count) F::store_u8(codes + f, F::keep(code_at(begin + f), count - f));
+    pack_unit(codes, layout, packed);
+  }
+}
+
+// The columns from f on of a row of floats that has `cols` of them; zeros past the last.
+QLR_ALWAYS_INLINE inline F::vf load_columns(const float* row, int64_t f, int64_t cols) {
+  return f + F::W <= cols ? F::load(row + f) : F::load_partial(row + f, cols - f);
+}
+
+// Packed bytes to natural-order codes, layout.padded_cols() of them. Eight bytes at a time: no field
+// crosses a byte, so whole words can be shifted.
+template <int BITS, int UNIT>
+inline void unpack_units(const uint8_t* packed, int64_t units, uint8_t* codes) {
+  constexpr int kFields = 8 / BITS;
+  constexpr uint64_t kMask = 0x0101010101010101u * ((1u << BITS) - 1);
+  for (int64_t u = 0; u < units; ++u)
+    for (int k = 0; k < kFields; ++k)
+      for (int j = 0; j < UNIT; j += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, packed + u * UNIT + j, 8);
+        eight = (eight >> (BITS * k)) & kMask;
+        std::memcpy(codes + (u * kFields + k) * UNIT + j, &eight, 8);
+      }
+}
+
+template <int UNIT>
+inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
+  switch (layout.bits) {
+    case 1: return unpack_units<1, UNIT>(packed, layout.units, codes);
+    case 2: return unpack_units<2, UNIT>(packed, layout.units, codes);
+    case 4: return unpack_units<4, UNIT>(packed, layout.units, codes);
+    default: return unpack_units<8, UNIT>(packed, layout.units, codes);
+  }
+}
+inline void unpack_row(const uint8_t* packed, const Layout& layout, uint8_t* codes) {
+  if (layout.unit == 16) unpack_row<16>(packed, layout, codes);
+  else unpack_row<32>(packed, layout, codes);
+}
