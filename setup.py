@@ -20,7 +20,7 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 CSRC = Path("torch_geometric_qlr") / "csrc"
-SOURCES = [CSRC / f"{name}.cpp" for name in ("dispatch", "portable", "avx2", "avx512")]
+SOURCES = [CSRC / f"{name}.cpp" for name in ("dispatch", "portable", "avx2", "avx512", "amx")]
 HEADERS = sorted(p for pattern in ("**/*.h", "**/*.inl") for p in CSRC.glob(pattern))
 
 

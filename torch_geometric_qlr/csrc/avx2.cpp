@@ -37,6 +37,8 @@ namespace {
 #include "kernels/smp.inl"
 #include "kernels/extremum.inl"
 #include "kernels/gather_ops.inl"
+#include "kernels/panels.inl"
+#include "kernels/products.inl"
 #include "kernels/linear.inl"
 
 const KernelTable table = QLR_KERNEL_TABLE;

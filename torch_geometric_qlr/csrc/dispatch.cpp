@@ -1,6 +1,12 @@
 // The exported functions: which instruction set answers, and nothing else.
 #include <new>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels/gather.h"
 #include "kernels/table.h"
 #include "layout.h"
@@ -9,6 +15,19 @@
 
 namespace {
 
+// Whether there are tiles for bytes. The system gives their memory to processes that ask for it.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a, b, c, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return (d & kTile) && (d & kInt8) && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 int32_t detect() {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
@@ -16,7 +35,8 @@ int32_t detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
-  if (avx512 && qlr::avx512_kernels() != nullptr) return QLR_AVX512;
+  if (avx512 && qlr::avx512_kernels() != nullptr)
+    return qlr::amx_kernels() != nullptr && has_amx() ? QLR_AMX : QLR_AVX512;
   if (avx2 && qlr::avx2_kernels() != nullptr) return QLR_AVX2;
 #endif
   return QLR_PORTABLE;
@@ -30,6 +50,7 @@ int32_t best_isa() {
 // The wanted instruction set, or the best below it that this processor has.
 const qlr::KernelTable& kernels(int32_t wanted) {
   const int32_t isa = std::min(wanted, best_isa());
+  if (isa >= QLR_AMX) return *qlr::amx_kernels();
   if (isa >= QLR_AVX512) return *qlr::avx512_kernels();
   if (isa >= QLR_AVX2) return *qlr::avx2_kernels();
   return qlr::portable_kernels();

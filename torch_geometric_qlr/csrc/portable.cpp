@@ -24,6 +24,8 @@ namespace {
 #include "kernels/smp.inl"
 #include "kernels/extremum_portable.inl"
 #include "kernels/gather_ops.inl"
+#include "kernels/panels.inl"
+#include "kernels/products.inl"
 #include "kernels/linear.inl"
 
 const KernelTable table = QLR_KERNEL_TABLE;

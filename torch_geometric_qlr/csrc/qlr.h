@@ -23,7 +23,7 @@ enum QlrStatus : int32_t {
   QLR_UNSUPPORTED = 4,   // a combination no kernel takes: the caller has to fall back
 };
 
-enum QlrIsa : int32_t { QLR_PORTABLE = 0, QLR_AVX2 = 1, QLR_AVX512 = 2 };
+enum QlrIsa : int32_t { QLR_PORTABLE = 0, QLR_AVX2 = 1, QLR_AVX512 = 2, QLR_AMX = 3 };
 
 // Which dimension scale and zero point run along.
 enum QlrAxis : int32_t { QLR_PER_TENSOR = -1, QLR_PER_ROW = 0, QLR_PER_COLUMN = 1 };

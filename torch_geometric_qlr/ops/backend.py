@@ -14,7 +14,7 @@ from torch_geometric_qlr.ops.library import library_path, load_library
 __all__ = ["BACKENDS", "backend_info", "cpu_isa", "use_backend"]
 
 # The numbers of `QlrIsa` in csrc/qlr.h.
-_ISA = {"portable": 0, "avx2": 1, "avx512": 2}
+_ISA = {"portable": 0, "avx2": 1, "avx512": 2, "amx": 3}
 
 BACKENDS = ("auto", "cpu", "reference", *_ISA)
 
@@ -40,7 +40,7 @@ def use_backend(name: str) -> Iterator[None]:
     Args:
         name (str): :obj:`"auto"` (the kernels if they were built, else the reference),
             :obj:`"cpu"` (the kernels or an error), :obj:`"reference"`, or an instruction set:
-            :obj:`"portable"`, :obj:`"avx2"`, :obj:`"avx512"`.
+            :obj:`"portable"`, :obj:`"avx2"`, :obj:`"avx512"`, :obj:`"amx"`.
 
     Raises:
         BackendError: If the name is unknown, or the kernels were asked for and are not there.

@@ -3,12 +3,9 @@
 //   sum over k of (c_x - Z_x) (c_w - Z_w)
 //
 // Each zero point is an integer near it, subtracted exactly, and a rest of at most one half, which
-// meets floating point. Weights are unpacked once per call into panels of Dot::W outputs, four
-// inputs side by side, as signed bytes: codes minus their integer, where the difference fits. Rows
-// of x are unpacked kBlockRows at a time and stay in the first cache.
+// meets floating point. Weights are unpacked once per call into panels, see `Panels`. Rows of x are
+// unpacked Products::kBlockRows at a time and stay in the first cache.
 
-constexpr int kBlockRows = 6;
-constexpr int kPanels = F::W == 16 ? 4 : F::W == 8 ? 2 : 4;  // accumulators: rows times panels
 constexpr int64_t kMaxInputs = 1 << 15;                      // 255 * 255 * 2^15 < 2^31
 
 inline int32_t near_zero_point(float zero, int bits) {
@@ -19,10 +16,8 @@ inline int32_t near_zero_point(float zero, int bits) {
 struct LinearWeight {
   // `x_center` is the integer near the zero point of the input.
   LinearWeight(const QlrPacked& w, int32_t x_center)
-      : inputs(w.cols), outputs(w.rows), groups((w.cols + 3) / 4),
-        padded((w.rows + Dot::W - 1) / Dot::W * Dot::W),
-        panels(padded * groups * 4), sum(padded), start(padded), center(padded),
-        residual(padded) {
+      : inputs(w.cols), outputs(w.rows), panels(w.cols, w.rows), sum(panels.padded),
+        center(panels.padded), residual(panels.padded) {
     const Layout layout(w.cols, w.bits);
     Scratch<uint8_t> codes(layout.padded_cols());
     for (int64_t o = 0; o < outputs; ++o) {
@@ -31,64 +26,28 @@ struct LinearWeight {
       const int32_t near = near_zero_point(zero, w.bits);
       // Of 8 bits only 128 leaves bytes for sure; what is missing to the integer comes later.
       const int32_t shift = w.bits == 8 ? 128 : near;
-      int8_t* panel = panels.data() + o / Dot::W * groups * Dot::W * 4 + o % Dot::W * 4;
       int32_t total = 0;
       for (int64_t k = 0; k < inputs; ++k) {
         const int value = codes[k] - shift;
-        panel[k / 4 * Dot::W * 4 + k % 4] = static_cast<int8_t>(value);
+        panels.at(o, k) = static_cast<int8_t>(value);
         total += value;
       }
       center[o] = near - shift;
       sum[o] = total - center[o] * static_cast<int32_t>(inputs);
-      start[o] = -x_center * sum[o];
+      panels.start[o] = -x_center * sum[o];
       residual[o] = zero - static_cast<float>(near);
       has_center |= center[o] != 0;
       has_residual |= residual[o] != 0.f;
     }
   }
-  const int8_t* panel(int64_t p) const { return panels.data() + p * groups * Dot::W * 4; }
 
-  int64_t inputs, outputs, groups, padded;
-  Scratch<int8_t> panels;
+  int64_t inputs, outputs;
+  Panels panels;
   Scratch<int32_t> sum;       // of (c_w - its integer)
-  Scratch<int32_t> start;     // of every product: what its input's integer takes away
   Scratch<int32_t> center;    // what the bytes of a panel still have to lose to be that
   Scratch<float> residual;
   bool has_center = false, has_residual = false;
 };
-
-// kBlockRows rows times P panels; B is 8 if both operands may need all of 8 bits.
-template <int B, int P>
-inline void multiply_panels(const uint8_t* x, int64_t stride, const LinearWeight& w,
-                            int64_t first, int32_t* out) {
-  Dot::v acc[kBlockRows][P];
-  for (int p = 0; p < P; ++p) {
-    const Dot::v start = Dot::load_sums(w.start.data() + (first + p) * Dot::W);
-    for (int r = 0; r < kBlockRows; ++r) acc[r][p] = start;
-  }
-  const int8_t* panel[P];
-  for (int p = 0; p < P; ++p) panel[p] = w.panel(first + p);
-  for (int64_t g = 0; g < w.groups; ++g) {
-    Dot::v b[P];
-    for (int p = 0; p < P; ++p) b[p] = Dot::load(panel[p] + g * Dot::W * 4);
-    for (int r = 0; r < kBlockRows; ++r) {
-      const Dot::v a = Dot::repeat4(x + r * stride + 4 * g);
-      for (int p = 0; p < P; ++p) acc[r][p] = Dot::template dot<B>(acc[r][p], a, b[p]);
-    }
-  }
-  for (int r = 0; r < kBlockRows; ++r)
-    for (int p = 0; p < P; ++p)
-      Dot::store(out + r * w.padded + (first + p) * Dot::W, acc[r][p]);
-}
-
-// All panels, kPanels at a time, then fewer.
-template <int B, int P = kPanels>
-inline void multiply(const uint8_t* x, int64_t stride, const LinearWeight& w, int64_t first,
-                     int32_t* out) {
-  const int64_t count = w.padded / Dot::W;
-  for (; first + P <= count; first += P) multiply_panels<B, P>(x, stride, w, first, out);
-  if constexpr (P > 1) multiply<B, P - 1>(x, stride, w, first, out);
-}
 
 struct LinearInput {
   const QlrPacked& x;
@@ -147,17 +106,19 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
   const int32_t axis = weight.axis == QLR_PER_ROW ? QLR_PER_COLUMN : QLR_PER_TENSOR;
   const QlrPacked columns{nullptr, 0, w.outputs, 1, axis, weight.scale, zeros.data()};
   const Emitter emitter(w.outputs, x.rows, &columns, epilogue);
-  const int64_t stride = input.layout.padded_cols();
-  const int64_t blocks = (x.rows + kBlockRows - 1) / kBlockRows;
+  constexpr int64_t kBlockRows = Products::kBlockRows;
+  const int64_t stride = std::max(input.layout.padded_cols(), w.panels.groups * 4);
+  const int64_t padded = w.panels.padded, blocks = (x.rows + kBlockRows - 1) / kBlockRows;
   const bool wants_sum = w.has_center || w.has_residual;
   parallel_rows(blocks, kBlockRows * w.inputs * w.outputs / 16, threads,
                 [&](int64_t first, int64_t last) {
+    const Products multiply;
     Scratch<uint8_t> codes(kBlockRows * stride + 64);
-    Scratch<int32_t> products(kBlockRows * w.padded);
+    Scratch<int32_t> products(kBlockRows * padded);
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, x.rows);
       for (int64_t i = begin; i < end; ++i) input.load(i, codes.data() + (i - begin) * stride);
-      multiply<B>(codes.data(), stride, w, 0, products.data());
+      multiply.template run<B>(codes.data(), stride, w.panels, products.data());
       for (int64_t i = begin; i < end; ++i) {
         int32_t x_sum = 0;
         if (wants_sum) {
@@ -165,7 +126,7 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
           for (int64_t k = 0; k < w.inputs; ++k) x_sum += row[k];
           x_sum -= static_cast<int32_t>(w.inputs) * input.center;
         }
-        emitter.row(i, ProductSums{products.data() + (i - begin) * w.padded, w, input.center,
+        emitter.row(i, ProductSums{products.data() + (i - begin) * padded, w, input.center,
                                    x_sum, input.residual(i), input.scale(i)});
       }
     }

@@ -28,6 +28,7 @@ const KernelTable& portable_kernels();
 // Null where the compiler or the architecture has no such code.
 const KernelTable* avx2_kernels();
 const KernelTable* avx512_kernels();
+const KernelTable* amx_kernels();
 
 }  // namespace qlr
 

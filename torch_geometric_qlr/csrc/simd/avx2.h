@@ -163,6 +163,7 @@ inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
 
 struct Dot {
   static constexpr int W = 8;
+  static constexpr int64_t kInputs = 4;  // are padded to a multiple of this
   typedef __m256i v;
   static v load_sums(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
   static v repeat4(const uint8_t* p) {

@@ -7,6 +7,7 @@
 
 namespace qlr {
 namespace avx512 {
+namespace {  // one copy per translation unit, see schedule.h
 
 struct F {
   static constexpr int W = 16;
@@ -139,6 +140,7 @@ struct Bytes {
 // Four unsigned bytes times four signed bytes, summed into each int32.
 struct Dot {
   static constexpr int W = 16;
+  static constexpr int64_t kInputs = 4;  // are padded to a multiple of this
   typedef __m512i v;
   static v load_sums(const int32_t* p) { return _mm512_loadu_si512(p); }
   static v repeat4(const uint8_t* p) {
@@ -155,5 +157,6 @@ struct Dot {
   static void store(int32_t* p, v a) { _mm512_storeu_si512(p, a); }
 };
 
+}  // namespace
 }  // namespace avx512
 }  // namespace qlr

@@ -69,6 +69,7 @@ struct F {
 // Four unsigned bytes times four signed bytes into an int32.
 struct Dot {
   static constexpr int W = 1;
+  static constexpr int64_t kInputs = 4;  // are padded to a multiple of this
   struct v {
     int32_t value[4];
   };

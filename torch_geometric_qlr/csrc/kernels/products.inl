@@ -1,0 +1,44 @@
+// Rows of unsigned bytes times panels of signed bytes with vectors, kBlockRows at a time.
+struct Products {
+  static constexpr int kBlockRows = 6;
+
+  // B is 8 if both operands may need all of 8 bits. Rows are `stride` bytes apart, those of `out`
+  // panels.padded integers.
+  template <int B>
+  void run(const uint8_t* x, int64_t stride, const Panels& panels, int32_t* out) const {
+    several<B, kMost>(x, stride, panels, 0, out);
+  }
+
+ private:
+  static constexpr int kMost = F::W == 8 ? 2 : 4;  // panels at once: accumulators are rows times panels
+
+  // P panels at a time, then fewer.
+  template <int B, int P>
+  static void several(const uint8_t* x, int64_t stride, const Panels& panels, int64_t first,
+                      int32_t* out) {
+    for (; first + P <= panels.count(); first += P) block<B, P>(x, stride, panels, first, out);
+    if constexpr (P > 1) several<B, P - 1>(x, stride, panels, first, out);
+  }
+  template <int B, int P>
+  static void block(const uint8_t* x, int64_t stride, const Panels& panels, int64_t first,
+                    int32_t* out) {
+    Dot::v acc[kBlockRows][P];
+    for (int p = 0; p < P; ++p) {
+      const Dot::v start = Dot::load_sums(panels.start.data() + (first + p) * Dot::W);
+      for (int r = 0; r < kBlockRows; ++r) acc[r][p] = start;
+    }
+    const int8_t* panel[P];
+    for (int p = 0; p < P; ++p) panel[p] = panels.of(first + p);
+    for (int64_t g = 0; g < panels.groups; ++g) {
+      Dot::v b[P];
+      for (int p = 0; p < P; ++p) b[p] = Dot::load(panel[p] + g * Dot::W * 4);
+      for (int r = 0; r < kBlockRows; ++r) {
+        const Dot::v a = Dot::repeat4(x + r * stride + 4 * g);
+        for (int p = 0; p < P; ++p) acc[r][p] = Dot::template dot<B>(acc[r][p], a, b[p]);
+      }
+    }
+    for (int r = 0; r < kBlockRows; ++r)
+      for (int p = 0; p < P; ++p)
+        Dot::store(out + r * panels.padded + (first + p) * Dot::W, acc[r][p]);
+  }
+};
