@@ -172,6 +172,36 @@ def test_packed_output_has_the_codes_of_the_float_output(isa, seed, bits, cols, 
 
 @every_isa
 @examples
+@given(seed_strategy, st.integers(1, 8), st.booleans(), st.booleans(), st.booleans())
+def test_codes_beside_ties_are_those_of_the_definition(isa, seed, bits, biased, relu, truncate):
+    # Without edges the addend is the result, so that values can be chosen to the last bit.
+    rng = torch.Generator().manual_seed(seed)
+    rows, cols = 40, 83
+    axis = "column" if seed % 2 else "tensor"
+    scale, zero = parameters(rows, cols, axis, 8 if truncate else bits, rng)
+    if seed % 3:
+        zero = (zero * 4).round() / 4
+    bias = torch.randn(cols, generator=rng) * scale.max() * 3 if biased else None
+    quotient = torch.randint(0, 2 ** (9 if truncate else bits + 1), (rows, cols), generator=rng) / 2
+    x = (quotient - zero) * scale - (bias if biased else 0.0)
+    x = x * (1 + torch.randint(-6, 7, (rows, cols), generator=rng) * 2.0**-24)
+    x[::7] *= 2.0 ** torch.randint(-120, 100, (6, cols), generator=rng)
+    y = x if bias is None else x + bias
+    expected = reference.quantize_pack(
+        y.relu() if relu else y, scale, zero, bits, truncate=truncate, skew=None
+    )
+    nothing = torch.zeros(rows + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    source = torch.zeros(1, 32 * ((cols + 31) // 32), dtype=torch.uint8)
+    with use_backend(isa):
+        packed = qlr.packed_spmm(
+            *(*nothing, source, cols, 8, torch.ones(()), torch.zeros(()), None, None, None),
+            *(bias, x, 1.0, "sum", relu, scale, zero, bits, truncate, None),
+        )
+    assert torch.equal(packed, expected)
+
+
+@every_isa
+@examples
 @given(
     *(seed_strategy, bits_strategy, width_strategy, st.integers(0, 4)),
     *(bits_strategy, st.booleans(), st.booleans()),

@@ -10,8 +10,9 @@ class Columns {
   enum Stream {
     kScale, kResidual, kBias,
     kStep, kInverse, kZero,     // of the quantizer, see Affine
+    kSlope, kOffset, kLow,      // see QuickCodes
     kThresholds = kBias,        // or, in place of all after the residual, these
-    kStreams = kZero + 1
+    kStreams = kLow + 1
   };
 
   Columns(int64_t cols, const QlrPacked* source) : padded_(round_up(cols)), values_(kStreams * padded_) {
@@ -103,12 +104,65 @@ struct FinishedRow {
   }
 };
 
+// Codes of untruncated quantizers without a division: code + 1/2 as a fixed-point number of kDigits
+// binary digits is one fused multiplication, (y + bias) / scale + zero point + 1/2. What rounding makes
+// of it, here and in the definition, amounts to less than four units of the last digit while zero
+// point and bias over scale are below 2^bits: a number that is further from the next integer has the
+// code of the definition, any other is in doubt. Clamps go to the middle between two integers.
+class QuickCodes {
+ public:
+  static bool suit(const QlrQuantizer& q, const float* bias, int64_t cols) {
+    bool small = !q.truncate;
+    const double most = 1 << q.bits;
+    for (int64_t f = 0; f < (q.axis == QLR_PER_COLUMN || bias != nullptr ? cols : 1); ++f) {
+      const int64_t k = q.axis == QLR_PER_COLUMN ? f : 0;
+      small &= std::fabs(q.zero[k]) <= most;
+      if (bias != nullptr) small &= std::fabs(double{bias[f]} / q.scale[k]) <= most;
+    }
+    return small;
+  }
+  static void fill(const QlrQuantizer& q, const float* bias, bool relu, int64_t cols, Columns& to) {
+    const double top = (1 << q.bits) - 1, unit = int64_t{1} << digits(q);
+    for (int64_t f = 0; f < to.padded(); ++f) to.at(Columns::kOffset, f) = static_cast<float>(0.5 * unit);
+    for (int64_t f = 0; f < cols; ++f) {
+      const int64_t k = q.axis == QLR_PER_COLUMN ? f : 0;
+      const double scale = q.scale[k], zero = q.zero[k];
+      const double low = relu ? std::min(std::max(std::nearbyint(zero), 0.), top) : 0.;
+      to.at(Columns::kSlope, f) = static_cast<float>(unit / scale);
+      to.at(Columns::kOffset, f) =
+          static_cast<float>((zero + (bias != nullptr ? bias[f] / scale : 0.) + 0.5) * unit);
+      to.at(Columns::kLow, f) = static_cast<float>((low + 0.5) * unit);
+    }
+  }
+  explicit QuickCodes(const QlrQuantizer& q)
+      : high_(F::set1(static_cast<float>(((1 << q.bits) - 0.5) * (int64_t{1} << digits(q))))),
+        shift_(F::set1_int(digits(q))), far_(F::set1_int((1 << digits(q)) - 2 * kDoubt)) {}
+
+  // `doubt` gets a zero where there is some.
+  QLR_ALWAYS_INLINE F::vi code(F::vf y, const float* block, F::vi& doubt) const {
+    F::vf t = F::fma(y, Columns::load(block, Columns::kSlope), Columns::load(block, Columns::kOffset));
+    t = F::min(F::max(t, Columns::load(block, Columns::kLow)), high_);
+    const F::vi number = F::to_int(t);
+    doubt = F::min_int(doubt, F::both_int(F::add_int(number, F::set1_int(kDoubt)), far_));
+    return F::shift_right(number, shift_);
+  }
+
+ private:
+  static constexpr int32_t kDoubt = 4;
+  // The number stays below 2^22, where floats still count quarters.
+  static int digits(const QlrQuantizer& q) { return 22 - q.bits; }
+
+  F::vf high_;
+  F::vi shift_, far_;
+};
+
 class Emitter {
  public:
   Emitter(int64_t cols, int64_t rows, const QlrPacked* source, const QlrEpilogue& epilogue)
       : cols_(cols), rows_(rows), epilogue_(epilogue), columns_(cols, source),
         layout_(cols, epilogue.quantizer ? storage_bits(epilogue.quantizer->bits) : 8),
         coder_(epilogue.quantizer ? *epilogue.quantizer : kNoQuantizer),
+        quick_codes_(epilogue.quantizer ? *epilogue.quantizer : kNoQuantizer),
         streams_(epilogue.out != nullptr && rows * cols >= kStreamed && cols % F::W == 0 &&
                  reinterpret_cast<uintptr_t>(epilogue.out) % (F::W * sizeof(float)) == 0) {
     if (epilogue.quantizer != nullptr) set_quantizer(*epilogue.quantizer);
@@ -132,8 +186,9 @@ class Emitter {
   void row(int64_t i, const Sums& sums) const {
     prefetch(std::min(i + kRowsAhead, rows_ - 1));
     if (epilogue_.out != nullptr) return float_row(i, sums);
-    if (!counts_) return fast_ ? coded_row<true>(i, sums) : coded_row<false>(i, sums);
-    return layout_.bits == 1 ? counted_row<1>(i, sums) : counted_row<2>(i, sums);
+    if (counts_) return layout_.bits == 1 ? counted_row<1>(i, sums) : counted_row<2>(i, sums);
+    if (quick_ && quick_row(i, sums)) return;
+    return fast_ ? coded_row<true>(i, sums) : coded_row<false>(i, sums);
   }
 
  private:
@@ -167,6 +222,8 @@ class Emitter {
       columns_.at(Columns::kInverse, f) = 1.f / q.scale[k];
       columns_.at(Columns::kZero, f) = q.zero[k];
     }
+    quick_ = fast_ && QuickCodes::suit(q, epilogue_.bias, cols_);
+    if (quick_) QuickCodes::fill(q, epilogue_.bias, epilogue_.relu != 0, cols_, columns_);
   }
   // Rows are read and written in order, but the gathers in between hide that from the hardware.
   // Stores that miss the caches would soon block those behind them.
@@ -201,6 +258,17 @@ class Emitter {
     };
     pack_row_by<BITS>(value_at, thresholds_at, layout_, epilogue_.packed + i * layout_.stride);
   }
+  // Whether the codes are beyond doubt.
+  template <typename Sums>
+  QLR_NEVER_INLINE bool quick_row(int64_t i, const Sums& sums) const {
+    F::vi doubt = F::set1_int(1);
+    const auto code_at = [row = finished(i, sums), coder = quick_codes_, &doubt](int64_t f)
+                             QLR_ALWAYS_INLINE {
+      return coder.code(row.before_bias(f), Columns::block(row.columns, f), doubt);
+    };
+    pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);
+    return !F::any_zero(doubt);
+  }
   template <bool FAST, typename Sums>
   QLR_NEVER_INLINE void coded_row(int64_t i, const Sums& sums) const {
     const auto code_at = [row = finished(i, sums), coder = coder_](int64_t f) QLR_ALWAYS_INLINE {
@@ -233,5 +301,6 @@ class Emitter {
   Columns columns_;
   Layout layout_;
   Coder coder_;
-  bool streams_, fast_ = false, counts_ = false;
+  QuickCodes quick_codes_;
+  bool streams_, fast_ = false, counts_ = false, quick_ = false;
 };

@@ -76,6 +76,7 @@ struct ProductSums {
   int32_t center;   // of x
   int32_t x_sum;    // of (c_x - center), if the weights have a center or a residual
   float residual;   // of x
+  bool has_residual;
   float factor;
   static constexpr float rest = 0.f;
 
@@ -91,7 +92,7 @@ struct ProductSums {
       const float rest = static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual;
       y = F::fnma(F::load(w.residual.data() + o), F::set1(rest), y);
     }
-    if (residual == 0.f) return y;
+    if (!has_residual) return y;
     return F::fnma(F::to_float(F::load_int(w.sum.data() + o)), F::set1(residual), y);
   }
 };
@@ -127,7 +128,8 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
           x_sum -= static_cast<int32_t>(w.inputs) * input.center;
         }
         emitter.row(i, ProductSums{products.data() + (i - begin) * padded, w, input.center,
-                                   x_sum, input.residual(i), input.scale(i)});
+                                   x_sum, input.residual(i), input.residual(i) != 0.f,
+                                   input.scale(i)});
       }
     }
     emitter.finish();

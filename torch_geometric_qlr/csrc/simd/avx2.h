@@ -47,6 +47,12 @@ struct F {
   static vi add_int(vi a, vi b) { return _mm256_add_epi32(a, b); }
   static vi sub_int(vi a, vi b) { return _mm256_sub_epi32(a, b); }
   static vi mul_int(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+  static vi both_int(vi a, vi b) { return _mm256_and_si256(a, b); }
+  static vi min_int(vi a, vi b) { return _mm256_min_epi32(a, b); }
+  static vi shift_right(vi a, vi k) { return _mm256_srlv_epi32(a, k); }
+  static bool any_zero(vi a) {
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi32(a, _mm256_setzero_si256())) != 0;
+  }
   // Lanes from n on are 0.
   static vi keep(vi a, int64_t n) {
     const vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

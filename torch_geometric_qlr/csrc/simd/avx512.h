@@ -43,6 +43,10 @@ struct F {
   static vi add_int(vi a, vi b) { return _mm512_add_epi32(a, b); }
   static vi sub_int(vi a, vi b) { return _mm512_sub_epi32(a, b); }
   static vi mul_int(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+  static vi both_int(vi a, vi b) { return _mm512_and_si512(a, b); }
+  static vi min_int(vi a, vi b) { return _mm512_min_epi32(a, b); }
+  static vi shift_right(vi a, vi k) { return _mm512_srlv_epi32(a, k); }
+  static bool any_zero(vi a) { return _mm512_testn_epi32_mask(a, a) != 0; }
   // Lanes from n on are 0.
   static vi keep(vi a, int64_t n) { return _mm512_maskz_mov_epi32((1u << n) - 1, a); }
   // W codes as bytes, side by side.

@@ -36,6 +36,11 @@ struct F {
   static vi set1_int(int32_t a) { return a; }
   static vi sub_int(vi a, vi b) { return static_cast<int32_t>(uint32_t(a) - uint32_t(b)); }
   static vi mul_int(vi a, vi b) { return static_cast<int32_t>(uint32_t(a) * uint32_t(b)); }
+  static vi add_int(vi a, vi b) { return a + b; }
+  static vi both_int(vi a, vi b) { return a & b; }
+  static vi min_int(vi a, vi b) { return a < b ? a : b; }
+  static vi shift_right(vi a, vi k) { return a >> k; }
+  static bool any_zero(vi a) { return a == 0; }
   // Lanes from n on are 0.
   static vi keep(vi a, int64_t n) { return n > 0 ? a : 0; }
   // W codes as bytes, side by side.
