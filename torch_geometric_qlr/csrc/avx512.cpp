@@ -32,7 +32,7 @@ namespace {
 #include "kernels/quantize.inl"
 #include "kernels/weights.inl"
 #include "kernels/sum.inl"
-#include "kernels/weighted_lookup.inl"
+#include "kernels/weighted_vnni.inl"
 #include "kernels/spmm.inl"
 #include "kernels/smp.inl"
 #include "kernels/extremum.inl"

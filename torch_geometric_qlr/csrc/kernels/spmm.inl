@@ -50,23 +50,42 @@ class PackedSpmm {
     for (int64_t f = 0; f < source_.cols; ++f) sums[f] = static_cast<float>(total[f]);
     emitter_.row(i, FloatSums{sums.data(), float(end - begin), emitter_.row_factor(i, end - begin)});
   }
+  // Up to kBlockEdges edges of a row, and their weights as the sums want them.
+  struct Block {
+    int64_t row, e;
+    int count;
+    WeightBlock weights;
+    Digits<B> digits;
+  };
+  void prepare(Block& block, int64_t row, int64_t e) const {
+    block.row = row;
+    block.e = e;
+    block.count = static_cast<int>(std::min<int64_t>(kBlockEdges, graph_.rowptr[row + 1] - e));
+    if (graph_.edge_weight != nullptr)
+      for (int i = 0; i < block.count; i += 16) prefetch_line(graph_.edge_weight + e + i + kWeightsAhead);
+    block.weights.fill(weights_, graph_.col, e, block.count, emitter_.has_residual());
+    block.digits.fill(block.weights, block.count, emitter_.center());
+  }
+  static constexpr int64_t kWeightsAhead = 256;  // a kilobyte
+  // Digits wait for weights, and sums for digits: so they are made a block ahead.
   void weighted_rows(int64_t first, int64_t last) const {
-    const int64_t padded = rows_.layout.padded_cols();
     Scratch<float> sums(emitter_.padded());
-    WeightBlock block;
-    Digits digits;
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t end = graph_.rowptr[i + 1], degree = end - graph_.rowptr[i];
-      double rest = 0;
-      if (degree == 0) std::memset(sums.data(), 0, padded * sizeof(float));
-      for (int64_t e = graph_.rowptr[i]; e < end; e += kBlockEdges) {
-        const int count = static_cast<int>(std::min<int64_t>(kBlockEdges, end - e));
-        block.fill(weights_, graph_.col, e, count, emitter_.has_residual());
-        weighted_block<B>(rows_, block, digits, e, count, emitter_.center(), sums.data(),
-                          e == graph_.rowptr[i]);
-        rest += block.rest;
-      }
-      emitter_.row(i, FloatSums{sums.data(), float(rest), emitter_.row_factor(i, degree)});
+    Block blocks[2];
+    prepare(blocks[0], first, graph_.rowptr[first]);
+    double rest = 0;
+    for (int turn = 0;; turn ^= 1) {
+      const Block& now = blocks[turn];
+      const int64_t begin = graph_.rowptr[now.row], end = graph_.rowptr[now.row + 1];
+      const int64_t e = now.e + now.count, row = now.row + (e == end);
+      if (row < last) prepare(blocks[turn ^ 1], row, e);
+      weighted_block<B>(rows_, now.weights, now.digits, now.e, now.count, emitter_.center(),
+                        sums.data(), now.e == begin);
+      rest += now.weights.rest;
+      if (e < end) continue;
+      emitter_.row(now.row, FloatSums{sums.data(), float(rest),
+                                      emitter_.row_factor(now.row, end - begin)});
+      if (row >= last) return;
+      rest = 0;
     }
   }
 

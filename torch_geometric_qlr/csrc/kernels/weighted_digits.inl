@@ -6,6 +6,7 @@
 // center is subtracted from the integers, where nothing is lost. The error against float32 weights
 // is 2^-23 of the largest weight in the block, less than that of summing in float32.
 
+template <int>
 struct Digits {
   static constexpr int kCount = 3;
   // Digits of at most 127 reach 127 * (2^16 + 2^8 + 1) = 8355711. A power of two below it makes
@@ -17,7 +18,7 @@ struct Digits {
   float unit;
 
   // `count` is padded up to whole groups of 8 with digits of zero, as the values are.
-  void fill(const WeightBlock& block, int count) {
+  void fill(const WeightBlock& block, int count, int32_t) {
     F::vf top = F::zero(), all = F::zero();
     for (int i = 0; i < count; i += F::W) {
       const F::vf w = F::load_partial(block.value + i, count - i);
@@ -62,7 +63,7 @@ struct WeightedPass {
   static constexpr int kUnit = PAIR ? 16 : 32;
 
   const PackedRows& rows;
-  const Digits& digits;
+  const Digits<B>& digits;
   int64_t offset;
   float* out;  // of the unit at `offset`
 
@@ -100,29 +101,29 @@ struct WeightedPass {
     return _mm256_and_si256(shifted, _mm256_set1_epi8((1 << B) - 1));
   }
   template <int k = 0>
-  static void add_fields(__m256i (*acc)[Digits::kCount], __m256i x, const __m256i* w) {
+  static void add_fields(__m256i (*acc)[Digits<B>::kCount], __m256i x, const __m256i* w) {
     const __m256i code = field<k>(x);
-    for (int d = 0; d < Digits::kCount; ++d) acc[k][d] = dot4<B>(acc[k][d], code, w[d]);
+    for (int d = 0; d < Digits<B>::kCount; ++d) acc[k][d] = dot4<B>(acc[k][d], code, w[d]);
     if constexpr (k + 1 < kFields) add_fields<k + 1>(acc, x, w);
   }
-  typedef __m256i Sums[NV][kFields][Digits::kCount];
+  typedef __m256i Sums[NV][kFields][Digits<B>::kCount];
 
   template <int n = 0>
-  static void add_vectors(__m256i (*acc)[kFields][Digits::kCount], const __m256i* x,
+  static void add_vectors(__m256i (*acc)[kFields][Digits<B>::kCount], const __m256i* x,
                           const __m256i* w) {
     add_fields(acc[n], interleave<Q + n>(x), w);
     if constexpr (n + 1 < NV) add_vectors<n + 1>(acc, x, w);
   }
   void step(Sums& acc, const uint8_t* const* p, int i) const {
-    __m256i w[Digits::kCount];
-    for (int d = 0; d < Digits::kCount; ++d) w[d] = weights(d, i);
+    __m256i w[Digits<B>::kCount];
+    for (int d = 0; d < Digits<B>::kCount; ++d) w[d] = weights(d, i);
     const __m256i x[4] = {load(p, 0), load(p, 1), load(p, 2), load(p, 3)};
     add_vectors(acc, x, w);
   }
   // The digits put together: an int32 times 2^16, 2^8 and 1.
   __m256 join(const __m256i* acc, int32_t center) const {
-    __m256 part[Digits::kCount];
-    for (int d = 0; d < Digits::kCount; ++d) {
+    __m256 part[Digits<B>::kCount];
+    for (int d = 0; d < Digits<B>::kCount; ++d) {
       // Of a pair the halves are the sums of different edges for the same columns.
       const __m256i sum =
           PAIR ? _mm256_add_epi32(acc[d], _mm256_permute2x128_si256(acc[d], acc[d], 1)) : acc[d];
@@ -139,7 +140,7 @@ struct WeightedPass {
     Sums acc;
     for (int n = 0; n < NV; ++n)
       for (int k = 0; k < kFields; ++k)
-        for (int d = 0; d < Digits::kCount; ++d) acc[n][k][d] = _mm256_setzero_si256();
+        for (int d = 0; d < Digits<B>::kCount; ++d) acc[n][k][d] = _mm256_setzero_si256();
     const uint8_t* p[kGroup];
     int i = 0;
     for (; i + kGroup <= count; i += kGroup) {
@@ -166,7 +167,7 @@ struct WeightedPass {
 
 // All four vectors of a unit, NV at a time; the first pass asks for the rows ahead.
 template <int B, int NV, bool PAIR, int Q = 0>
-inline void weighted_unit(const PackedRows& rows, const Digits& digits, int64_t e, int count,
+inline void weighted_unit(const PackedRows& rows, const Digits<B>& digits, int64_t e, int count,
                           int64_t offset, int64_t ahead, int32_t center, float* out) {
   const int64_t at = offset * (8 / B);
   WeightedPass<B, Q, NV, PAIR>{rows, digits, offset, out + at}.run(e, count, ahead, center);
@@ -176,9 +177,8 @@ inline void weighted_unit(const PackedRows& rows, const Digits& digits, int64_t 
 
 // All columns of one block of at most kBlockEdges edges.
 template <int B>
-inline void weighted_block(const PackedRows& rows, const WeightBlock& block, Digits& digits,
+inline void weighted_block(const PackedRows& rows, const WeightBlock&, const Digits<B>& digits,
                            int64_t e, int count, int32_t center, float* out, bool first) {
-  digits.fill(block, count);
   if (first) std::memset(out, 0, rows.layout.padded_cols() * sizeof(float));
   // As many sums as the register file holds: 12 of 16.
   constexpr int kVectors = B == 8 ? 4 : B == 4 ? 2 : 1;

@@ -1,9 +1,13 @@
 // Weighted sums of packed rows, in plain C++: out[f] (+)= sum of weight times (code - center).
 
-struct Digits {};  // the vector kernels' form of the weights
+// The vector kernels' form of the weights.
+template <int>
+struct Digits {
+  void fill(const WeightBlock&, int, int32_t) {}
+};
 
 template <int B>
-inline void weighted_block(const PackedRows& rows, const WeightBlock& block, Digits&, int64_t e,
+inline void weighted_block(const PackedRows& rows, const WeightBlock& block, const Digits<B>&, int64_t e,
                            int count, int32_t center, float* out, bool first) {
   const Layout& layout = rows.layout;
   const int codes = layout.unit * (8 / B);
