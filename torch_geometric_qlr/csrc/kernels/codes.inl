@@ -131,11 +131,26 @@ inline void pack_unit(const uint8_t* codes, const Layout& layout, uint8_t* packe
   }
 }
 
+// Codes of 8 bits lie in the order of the columns. A copy of them would have to wait for the stores.
+template <typename CodeAt>
+QLR_ALWAYS_INLINE inline void store_row_of(const CodeAt& code_at, const Layout& layout,
+                                           uint8_t* packed) {
+  const int64_t cols = layout.cols;
+  int64_t f = 0;
+  for (; f + F::W <= cols; f += F::W) F::store_u8(packed + f, code_at(f));
+  if (f < cols) {
+    F::store_u8(packed + f, F::keep(code_at(f), cols - f));
+    f += F::W;
+  }
+  for (; f < layout.stride; f += F::W) F::store_u8(packed + f, F::set1_int(0));
+}
+
 // Packs a row of codes that are computed F::W at a time: code_at(f) gives those of the columns from f
 // on, and may give anything past the last.
 template <typename CodeAt>
 QLR_ALWAYS_INLINE inline void pack_row_of(const CodeAt& code_at, const Layout& layout,
                                           uint8_t* packed) {
+  if (layout.bits == 8) return store_row_of(code_at, layout, packed);
   alignas(64) uint8_t codes[256];  // of a unit in any layout
   const int64_t cols = layout.cols, width = layout.unit * layout.fields;
   uint8_t* const end = packed + layout.stride;

@@ -70,8 +70,8 @@ struct Digits {
   }
 };
 
-// BYTES of four rows as vectors whose 32-bit lanes hold a byte of each, and back from lanes to the
-// order of the bytes.
+// BYTES of four rows as vectors whose 32-bit lanes hold a byte of each; and vectors of such lanes,
+// brought to the order of the bytes.
 template <int BYTES>
 struct Interleaved;
 
@@ -87,11 +87,7 @@ struct Interleaved<16> {
     x[0] = _mm512_shuffle_epi8(fours, _mm512_broadcast_i32x4(_mm_setr_epi8(
                                           0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
   }
-  // put(byte, values) for whole vectors or parts of them.
-  template <typename Put>
-  QLR_ALWAYS_INLINE static void store(int, __m512 y, const Put& put) {
-    put(0, y);
-  }
+  QLR_ALWAYS_INLINE static void order(__m512*) {}
 
  private:
   static __m128i quarter(const uint8_t* p) {
@@ -112,10 +108,10 @@ struct Interleaved<32> {
     x[1] = _mm512_permutexvar_epi16(pairs, _mm512_unpackhi_epi8(even, odd));
   }
   // Vector 0 has bytes 0 to 7 and 16 to 23, vector 1 the others.
-  template <typename Put>
-  QLR_ALWAYS_INLINE static void store(int vector, __m512 y, const Put& put) {
-    put(8 * vector, _mm512_castps512_ps256(y));
-    put(8 * vector + 16, _mm512_extractf32x8_ps(y, 1));
+  QLR_ALWAYS_INLINE static void order(__m512* y) {
+    const __m512 low = _mm512_shuffle_f32x4(y[0], y[1], 0x44);
+    y[1] = _mm512_shuffle_f32x4(y[0], y[1], 0xee);
+    y[0] = low;
   }
 
  private:
@@ -137,12 +133,15 @@ struct Interleaved<64> {
     x[3] = _mm512_unpackhi_epi16(high_ab, high_cd);
   }
   // Vector q has the bytes 4 q to 4 q + 3 of every 16.
-  template <typename Put>
-  QLR_ALWAYS_INLINE static void store(int vector, __m512 y, const Put& put) {
-    put(4 * vector, _mm512_castps512_ps128(y));
-    put(4 * vector + 16, _mm512_extractf32x4_ps(y, 1));
-    put(4 * vector + 32, _mm512_extractf32x4_ps(y, 2));
-    put(4 * vector + 48, _mm512_extractf32x4_ps(y, 3));
+  QLR_ALWAYS_INLINE static void order(__m512* y) {
+    const __m512 low_01 = _mm512_shuffle_f32x4(y[0], y[1], 0x44);
+    const __m512 high_01 = _mm512_shuffle_f32x4(y[0], y[1], 0xee);
+    const __m512 low_23 = _mm512_shuffle_f32x4(y[2], y[3], 0x44);
+    const __m512 high_23 = _mm512_shuffle_f32x4(y[2], y[3], 0xee);
+    y[0] = _mm512_shuffle_f32x4(low_01, low_23, 0x88);
+    y[1] = _mm512_shuffle_f32x4(low_01, low_23, 0xdd);
+    y[2] = _mm512_shuffle_f32x4(high_01, high_23, 0x88);
+    y[3] = _mm512_shuffle_f32x4(high_01, high_23, 0xdd);
   }
 };
 
@@ -238,35 +237,29 @@ struct WeightedPass {
                                          _mm512_cvtepi32_ps(low));
     return _mm512_mul_ps(whole, _mm512_set1_ps(digits.unit[K]));
   }
-  template <bool FIRST, int U, int M>
-  QLR_ALWAYS_INLINE void store_sum(const Sums& sums, float* to) const {
-    constexpr int k = M % PLANES;
-    const __m512 y = join<k>(sums.digit + (U * kSums + M) * kDigits);
-    Interleaved<BYTES>::store(M / PLANES, y, [to](int byte, auto part) {
-      const int at = U * BYTES + byte;
-      add_to<FIRST>(to + (at / UNIT * (8 / B) + k) * UNIT + at % UNIT, part);
-    });
+  // One field of a piece, in whole vectors: the epilogue, which reads them next, would have to wait
+  // for parts.
+  template <bool FIRST, int U, int K, int... V>
+  QLR_ALWAYS_INLINE void store_field(const Sums& sums, float* to,
+                                     std::integer_sequence<int, V...>) const {
+    __m512 y[kVectors] = {join<K>(sums.digit + (U * kSums + V * PLANES + K) * kDigits)...};
+    Interleaved<BYTES>::order(y);
+    (add_to<FIRST>(to + ((U * BYTES + 16 * V) / UNIT * (8 / B) + K) * UNIT + 16 * V % UNIT, y[V]),
+     ...);
   }
-  template <bool FIRST, int U, int... M>
-  QLR_ALWAYS_INLINE void store_piece(const Sums& sums, float* to, std::integer_sequence<int, M...>) const {
-    (store_sum<FIRST, U, M>(sums, to), ...);
+  template <bool FIRST, int U, int... K>
+  QLR_ALWAYS_INLINE void store_piece(const Sums& sums, float* to,
+                                     std::integer_sequence<int, K...>) const {
+    (store_field<FIRST, U, K>(sums, to, std::make_integer_sequence<int, kVectors>()), ...);
   }
   template <bool FIRST, int... U>
   QLR_ALWAYS_INLINE void store(const Sums& sums, std::integer_sequence<int, U...>) const {
     float* const to = out + offset / UNIT * (8 / B) * UNIT + offset % UNIT;
-    (store_piece<FIRST, U>(sums, to, PieceSums()), ...);
+    (store_piece<FIRST, U>(sums, to, std::make_integer_sequence<int, PLANES>()), ...);
   }
   template <bool FIRST>
   QLR_ALWAYS_INLINE static void add_to(float* to, __m512 y) {
     _mm512_storeu_ps(to, FIRST ? y : _mm512_add_ps(_mm512_loadu_ps(to), y));
-  }
-  template <bool FIRST>
-  QLR_ALWAYS_INLINE static void add_to(float* to, __m256 y) {
-    _mm256_storeu_ps(to, FIRST ? y : _mm256_add_ps(_mm256_loadu_ps(to), y));
-  }
-  template <bool FIRST>
-  QLR_ALWAYS_INLINE static void add_to(float* to, __m128 y) {
-    _mm_storeu_ps(to, FIRST ? y : _mm_add_ps(_mm_loadu_ps(to), y));
   }
 };
 
