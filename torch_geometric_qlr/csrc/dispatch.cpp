@@ -111,6 +111,9 @@ int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source,
                         const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
   return guarded([&] { return kernels(isa).packed_spmm(*graph, *source, *epilogue, threads); });
 }
+int32_t qlr_edge_digits(const QlrGraph* graph, int32_t* digits, int32_t threads, int32_t isa) {
+  return guarded([&] { return kernels(isa).edge_digits(*graph, digits, threads); });
+}
 int32_t qlr_packed_extremum(const QlrGraph* graph, const QlrPacked* source, int32_t largest,
                             const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
   return guarded([&] {

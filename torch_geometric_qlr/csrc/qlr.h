@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 3
+#define QLR_ABI_VERSION 4
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -57,6 +57,7 @@ struct QlrGraph {
   const float* edge_weight;    // [edges] or null
   const float* source_weight;  // [source rows] or null
   int32_t checked;             // 1 if an earlier call with the same indices went well
+  const int32_t* digits;       // what qlr_edge_digits made of edge_weight, or null
 };
 
 // What happens to a row of sums, and where it goes: `out` (float) or `packed` (codes).
@@ -104,6 +105,10 @@ QLR_EXPORT int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t
 
 QLR_EXPORT int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source,
                                    const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
+// The edge weights as the sums of qlr_packed_spmm want them, for graphs that are used several times:
+// 4 * (2 * rows + edges / 4) integers. QLR_UNSUPPORTED where the sums take the weights as they are.
+QLR_EXPORT int32_t qlr_edge_digits(const QlrGraph* graph, int32_t* digits, int32_t threads,
+                                   int32_t isa);
 QLR_EXPORT int32_t qlr_packed_extremum(const QlrGraph* graph, const QlrPacked* source,
                                        int32_t largest, const QlrEpilogue* epilogue,
                                        int32_t threads, int32_t isa);

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_library
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
-from torch_geometric_qlr.ops.library import Packed, Quantizer, Smp
+from torch_geometric_qlr.ops.library import Graph, Packed, Quantizer, Smp, load_library
 from torch_geometric_qlr.ops.memory import empty
 from torch_geometric_qlr.ops.reference import affine_params
 from torch_geometric_qlr.ops.schemas import SmpOptions, reduced_shape
@@ -117,6 +117,16 @@ def _packed_spmm(
     return out
 
 
+def _prepare(args: Arguments, graph: Graph, isa: int) -> None:
+    """Before several hops: the weights in the form in which the kernels multiply by them."""
+    library, _ = load_library()
+    if library is None or not graph.edge_weight:
+        return
+    digits = empty((4 * (2 * graph.rows + graph.edges // 4),), torch.int32)
+    if library.qlr_edge_digits(graph, digits.data_ptr(), *_run(isa)) == 0:
+        graph.digits = args.address(digits)
+
+
 def _packed_propagate(
     isa: int,
     rowptr: Tensor,
@@ -147,6 +157,8 @@ def _packed_propagate(
             f"packed_propagate: {rows} rows are sent to {graph.rows} nodes; hops that follow each "
             f"other need a square adjacency"
         )
+    if step_scale.numel() > 1:
+        _prepare(args, graph, isa)
     term: dict[str, Any] = {"addend": addend, "addend_scale": addend_scale}
     steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
     # Between hops: as it is quantized, and as the next hop reads it.
@@ -199,6 +211,7 @@ def _packed_smp(
         )
     if not steps:
         return x.float().clone()
+    _prepare(args, graph, isa)
     # As the gather reads the codes.
     scale, zero_point = affine_params(step_scale, step_zero_point, step_bits, step_truncate)
     scale_at = args.address(scale.to(torch.float32))

@@ -14,7 +14,7 @@ import torch  # noqa: F401
 
 __all__ = ["Epilogue", "Graph", "Packed", "Quantizer", "Smp", "load_library", "library_path"]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 
 class Packed(ctypes.Structure):
@@ -55,6 +55,7 @@ class Graph(ctypes.Structure):
         ("edge_weight", c_void_p),
         ("source_weight", c_void_p),
         ("checked", c_int32),
+        ("digits", c_void_p),
     ]
 
 
@@ -105,6 +106,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "qlr_dequantize": [POINTER(Packed), c_void_p, *_RUN],
     "qlr_index_select": [c_void_p, *_ROWS, c_void_p, c_int64, c_void_p, c_int32],
     "qlr_packed_spmm": [POINTER(Graph), POINTER(Packed), POINTER(Epilogue), *_RUN],
+    "qlr_edge_digits": [POINTER(Graph), c_void_p, *_RUN],
     "qlr_packed_extremum": [POINTER(Graph), POINTER(Packed), c_int32, POINTER(Epilogue), *_RUN],
     "qlr_packed_attention": [
         *[POINTER(Graph), POINTER(Packed), c_void_p, c_int64],

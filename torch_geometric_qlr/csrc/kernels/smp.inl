@@ -48,7 +48,7 @@ class SmpSteps {
   // What is kept of h goes to next; then change = next - h.
   void subtract(const float* h, float* next, float* change) const {
     const F::vf keep = F::set1(smp_.kept);
-    vectors([&](int64_t, int64_t i, int64_t count) {
+    vectors([&](int64_t i, int64_t count) {
       const F::vf before = F::load_partial(h + i, count);
       const F::vf after = F::fma(keep, before, F::load_partial(next + i, count));
       put(next + i, after, count);
@@ -58,13 +58,21 @@ class SmpSteps {
   // Adds the correction to next, and returns the trace.
   float correct(const float* change, const float* moved, float* next) {
     const F::vf step = F::set1(2.f * smp_.eta * multiplier_);
-    for (int64_t p = 0; p < pieces_; ++p) traces_[p] = 0;
-    vectors([&](int64_t piece, int64_t i, int64_t count) {
-      const F::vf g = F::load_partial(change + i, count);
-      const F::vf a_g = F::load_partial(moved + i, count), rest = F::sub(g, a_g);
-      const F::vf direction = smp_.lagrangian ? rest : a_g;
-      put(next + i, F::fma(step, direction, F::load_partial(next + i, count)), count);
-      traces_[piece] += F::sum(F::mul(g, rest));
+    pieces([&](int64_t piece, int64_t first, int64_t last) {
+      double total = 0;
+      for (int64_t run = first; run < last; run += kRun) {  // short float sums joined in double
+        F::vf part = F::zero();
+        for (int64_t i = run, end = std::min(last, run + kRun); i < end; i += F::W) {
+          const int64_t count = std::min<int64_t>(F::W, end - i);
+          const F::vf g = F::load_partial(change + i, count);
+          const F::vf a_g = F::load_partial(moved + i, count), rest = F::sub(g, a_g);
+          const F::vf direction = smp_.lagrangian ? rest : a_g;
+          put(next + i, F::fma(step, direction, F::load_partial(next + i, count)), count);
+          part = F::fma(g, rest, part);
+        }
+        total += F::sum(part);
+      }
+      traces_[piece] = total;
     });
     double trace = 0;
     for (int64_t p = 0; p < pieces_; ++p) trace += traces_[p];
@@ -76,15 +84,23 @@ class SmpSteps {
     if (smp_.projection > 0) multiplier_ = std::max(multiplier_, 0.f);
     if (smp_.projection < 0) multiplier_ = std::min(multiplier_, 0.f);
   }
-  // body(piece, first, count) for all vectors; the pieces do not depend on the number of threads.
+  static constexpr int64_t kRun = 32 * F::W;
+
+  // body(piece, first, last) for all pieces, which do not depend on the number of threads.
   template <typename Body>
-  void vectors(const Body& body) const {
+  void pieces(const Body& body) const {
     const int64_t total = size();
     parallel_pieces(pieces_, pieces_, total < (1 << 15) ? 1 : threads_,
                     [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p)
-        for (int64_t i = total * p / pieces_, last = total * (p + 1) / pieces_; i < last; i += F::W)
-          body(p, i, std::min<int64_t>(F::W, last - i));
+        body(p, total * p / pieces_, total * (p + 1) / pieces_);
+    });
+  }
+  // body(first, count) for all vectors.
+  template <typename Body>
+  void vectors(const Body& body) const {
+    pieces([&](int64_t, int64_t i, int64_t last) {
+      for (; i < last; i += F::W) body(i, std::min<int64_t>(F::W, last - i));
     });
   }
   static void put(float* to, F::vf a, int64_t count) {

@@ -9,7 +9,9 @@ class PackedSpmm {
         emitter_(source.cols, graph.rows, &source, epilogue),
         weights_{graph.edge_weight, graph.source_weight,
                  source.axis == QLR_PER_ROW ? source.zero : nullptr,
-                 static_cast<float>(emitter_.center())} {}
+                 static_cast<float>(emitter_.center())},
+        has_digits_(graph.digits != nullptr && weights_.source == nullptr &&
+                    weights_.zero == nullptr) {}
 
   int32_t run(int threads) const {
     const int64_t bytes = rows_.layout.stride;
@@ -61,9 +63,19 @@ class PackedSpmm {
     block.row = row;
     block.e = e;
     block.count = static_cast<int>(std::min<int64_t>(kBlockEdges, graph_.rowptr[row + 1] - e));
+    if constexpr (Digits<B>::kLasting) {
+      const int64_t degree = graph_.rowptr[row + 1] - graph_.rowptr[row];
+      if (has_digits_ && degree <= kBlockEdges) {
+        const auto digits = block.digits.read(graph_, row, emitter_.center());
+        if (emitter_.has_residual()) block.weights.rest = digits.weight();
+        return;
+      }
+    }
     if (graph_.edge_weight != nullptr)
-      for (int i = 0; i < block.count; i += 16) prefetch_line(graph_.edge_weight + e + i + kWeightsAhead);
-    block.weights.fill(weights_, graph_.col, e, block.count, emitter_.has_residual());
+      for (int i = 0; i < block.count; i += 16)
+        prefetch_line(graph_.edge_weight + e + i + kWeightsAhead);
+    const bool wants_sum = emitter_.has_residual() && !Digits<B>::kLasting;  // digits have their own
+    block.weights.fill(weights_, graph_.col, e, block.count, wants_sum);
     block.digits.fill(block.weights, block.count, emitter_.center());
   }
   static constexpr int64_t kWeightsAhead = 256;  // a kilobyte
@@ -94,6 +106,7 @@ class PackedSpmm {
   PackedRows rows_;
   Emitter emitter_;
   WeightSource weights_;
+  bool has_digits_;
 };
 
 inline int32_t packed_spmm(const QlrGraph& graph, const QlrPacked& source,

@@ -15,6 +15,7 @@ struct KernelTable {
   int32_t (*fake_quantize_backward)(const float*, const float*, const float*, const uint8_t*,
                                     int64_t, int64_t, int, float*, float*, int);
   int32_t (*packed_spmm)(const QlrGraph&, const QlrPacked&, const QlrEpilogue&, int);
+  int32_t (*edge_digits)(const QlrGraph&, int32_t*, int);
   int32_t (*packed_extremum)(const QlrGraph&, const QlrPacked&, bool, const QlrEpilogue&, int);
   int32_t (*packed_attention)(const QlrGraph&, const QlrPacked&, const float*, int64_t,
                               const QlrEpilogue&, int);
@@ -34,4 +35,4 @@ const KernelTable* amx_kernels();
 
 #define QLR_KERNEL_TABLE                                                                         \
   {quantize_pack, pack, unpack, dequantize, fake_quantize, fake_quantize_backward, packed_spmm,  \
-   packed_extremum, packed_attention, float_spmm, packed_smp, packed_linear}
+   edge_digits, packed_extremum, packed_attention, float_spmm, packed_smp, packed_linear}

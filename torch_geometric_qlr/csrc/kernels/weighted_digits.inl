@@ -8,6 +8,7 @@
 
 template <int>
 struct Digits {
+  static constexpr bool kLasting = false;  // none outlives its block
   static constexpr int kCount = 3;
   // Digits of at most 127 reach 127 * (2^16 + 2^8 + 1) = 8355711. A power of two below it makes
   // sums with equal weights exact.
@@ -190,3 +191,5 @@ inline void weighted_block(const PackedRows& rows, const WeightBlock&, const Dig
     weighted_unit<B, kVectors, false>(rows, digits, e, count, offset, offset ? 0 : stride,
                                          center, out);
 }
+
+inline int32_t edge_digits(const QlrGraph&, int32_t*, int) { return QLR_UNSUPPORTED; }

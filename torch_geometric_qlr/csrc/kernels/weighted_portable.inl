@@ -3,6 +3,7 @@
 // The vector kernels' form of the weights.
 template <int>
 struct Digits {
+  static constexpr bool kLasting = false;
   void fill(const WeightBlock&, int, int32_t) {}
 };
 
@@ -27,3 +28,5 @@ inline void weighted_block(const PackedRows& rows, const WeightBlock& block, con
     }
   }
 }
+
+inline int32_t edge_digits(const QlrGraph&, int32_t*, int) { return QLR_UNSUPPORTED; }

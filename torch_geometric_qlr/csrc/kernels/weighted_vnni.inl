@@ -4,37 +4,45 @@
 // of a byte is masked and not shifted, so that its sums are too large by a power of two, which is
 // taken back at the end of the row, and what the center takes away the sums begin with.
 
-template <int B>
-struct Digits {
-  static constexpr int kCount = 3;
+// The digits of up to kBlockEdges weights: of four edges the lowest, the middle ones, the highest, and
+// four bytes of zeros. Digits past the last edge are zero.
+struct DigitRow {
+  int32_t sum[3];  // of each kind
+  float unit;      // value of the lowest
+
   // Digits of at most 127 reach 127 * (2^16 + 2^8 + 1) = 8355711. A power of two below it makes
   // sums with equal weights exact.
   static constexpr float kTop = 4194304.f;
 
-  // Of four edges the lowest digits, the middle ones, the highest, and four bytes without meaning.
-  alignas(64) int32_t group[kBlockEdges + 16];
-  // For every field of a byte what the center takes away from the sums of every digit, and what the
-  // sums are multiplied by in the end.
-  alignas(16) int32_t start[8 / B][4];
-  float unit[8 / B];
-
-  // Digits past `count` are zero.
-  void fill(const WeightBlock& block, int count, int32_t center) {
-    const float* weight = block.value;
+  static DigitRow split(const float* weight, int count, int32_t* digits) {
     __m512 few = F::load_partial(weight, count);
     __m512i top = magnitude(few);
     for (int i = 16; i < count; i += 16)
       top = _mm512_max_epu32(top, magnitude(F::load_partial(weight + i, count - i)));
-    const float largest = set_unit(_mm512_reduce_max_epu32(top));
-    const __m512 inverse = _mm512_set1_ps(largest > 0.f ? kTop / largest : 0.f);
+    const uint32_t bits = _mm512_reduce_max_epu32(top);
+    float largest;
+    std::memcpy(&largest, &bits, sizeof(largest));
+    const bool finite = bits < 0x7f800000, counts = finite && largest > 1e-30f;
+    const __m512 inverse = _mm512_set1_ps(counts ? kTop / largest : 0.f);
     __m512i total = _mm512_setzero_si512();
     for (int i = 0; i < count; i += 16) {
       if (i > 0) few = F::load_partial(weight + i, count - i);
-      const __m512i digits = split(_mm512_cvtps_epi32(_mm512_mul_ps(few, inverse)));
-      _mm512_store_si512(group + i, digits);
-      total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), digits);
+      const __m512i four = bytes(_mm512_cvtps_epi32(_mm512_mul_ps(few, inverse)));
+      if (count - i >= 13) _mm512_storeu_si512(digits + i, four);
+      else _mm512_mask_storeu_epi32(digits + i, groups(count - i), four);  // and no more
+      total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), four);
     }
-    set_start(total, center);
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(total),
+                                          _mm512_extracti64x4_epi64(total, 1));
+    DigitRow row;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(&row),
+                     _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+    row.unit = finite ? (counts ? largest * (1.f / kTop) : 0.f) : std::nanf("");
+    return row;
+  }
+  // The sum of the weights.
+  float weight() const {
+    return static_cast<float>((65536. * sum[2] + 256. * sum[1] + sum[0]) * unit);
   }
 
  private:
@@ -42,32 +50,83 @@ struct Digits {
   static __m512i magnitude(__m512 w) {
     return _mm512_and_si512(_mm512_castps_si512(w), _mm512_set1_epi32(0x7fffffff));
   }
-  // The weight that becomes kTop, or zero for weights that count for nothing.
-  float set_unit(uint32_t bits) {
-    float largest;
-    std::memcpy(&largest, &bits, sizeof(largest));
-    if (largest <= 1e-30f) largest = 0.f;
-    const float of_first = bits < 0x7f800000 ? largest * (1.f / kTop) : std::nanf("");
-    for (int k = 0; k < 8 / B; ++k) unit[k] = of_first / static_cast<float>(1 << (B * k));
-    return bits < 0x7f800000 ? largest : 0.f;
+  // The lanes of whole groups of four edges.
+  static __mmask16 groups(int left) {
+    return static_cast<__mmask16>((1u << ((left + 3) & ~3)) - 1);
   }
-  // Lanes to digits. With 0x80 added to every digit they are the bytes of one non-negative number.
-  static __m512i split(__m512i lanes) {
+  // With 0x80 added to every digit they are the bytes of one non-negative number.
+  static __m512i bytes(__m512i lanes) {
     const __m512i by_digit = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const __m512i bytes =
-        _mm512_shuffle_epi8(_mm512_add_epi32(lanes, _mm512_set1_epi32(0x808080)), by_digit);
-    return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1));
+    const __m512i sign = _mm512_maskz_set1_epi32(0x7777, static_cast<int>(0x80808080u));
+    const __m512i biased = _mm512_add_epi32(lanes, _mm512_set1_epi32(0x808080));
+    return _mm512_xor_si512(_mm512_shuffle_epi8(biased, by_digit), sign);
   }
-  void set_start(__m512i total, int32_t center) {
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(total),
-                                          _mm512_extracti64x4_epi64(total, 1));
-    const __m128i sum =
-        _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    const __m128i taken = _mm_mullo_epi32(sum, _mm_set1_epi32(-center));
-    for (int k = 0; k < 8 / B; ++k)
+};
+static_assert(sizeof(DigitRow) == 16, "a vector of four");
+
+// The digits of a graph: a DigitRow of every row, then groups of four edges. Those of row i begin at
+// group rowptr[i] / 4 + i, which leaves room for every row. Rows of more than kBlockEdges have none.
+inline const int32_t* row_digits(const QlrGraph& graph, const int32_t* digits, int64_t i) {
+  return digits + 4 * (graph.rows + graph.rowptr[i] / 4 + i);
+}
+
+inline int32_t edge_digits(const QlrGraph& graph, int32_t* digits, int threads) {
+  if (!valid_rowptr(graph)) return QLR_BAD_ROWPTR;
+  parallel_rows(graph.rows, 64, threads, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = graph.rowptr[i], count = graph.rowptr[i + 1] - begin;
+      if (count > kBlockEdges) continue;
+      const DigitRow row =
+          DigitRow::split(graph.edge_weight + begin, static_cast<int>(count),
+                          const_cast<int32_t*>(row_digits(graph, digits, i)));
+      std::memcpy(digits + 4 * i, &row, sizeof(row));
+    }
+  });
+  return QLR_OK;
+}
+
+// The digits of a block as a pass reads them.
+template <int B>
+struct Digits {
+  static constexpr bool kLasting = true;
+  static constexpr int kCount = 3;
+  static constexpr int64_t kRowsAhead = 16;
+
+  const int32_t* group;
+  // For every field of a byte what the center takes away from the sums of every digit, and what the
+  // sums are multiplied by in the end.
+  alignas(16) int32_t start[8 / B][4];
+  float unit[8 / B];
+
+  void fill(WeightBlock& block, int count, int32_t center) {
+    const DigitRow row = DigitRow::split(block.value, count, own_);
+    set(row, own_, center);
+    if (!block.has_zeros) block.rest = row.weight();  // what is multiplied by, digit for digit
+  }
+  // Those of a whole row.
+  DigitRow read(const QlrGraph& graph, int64_t i, int32_t center) {
+    const int64_t ahead = std::min(i + kRowsAhead, graph.rows - 1);
+    prefetch_line(graph.digits + 4 * ahead);
+    prefetch_line(row_digits(graph, graph.digits, ahead));
+    prefetch_line(row_digits(graph, graph.digits, ahead) + 16);
+    DigitRow row;
+    std::memcpy(&row, graph.digits + 4 * i, sizeof(row));
+    set(row, row_digits(graph, graph.digits, i), center);
+    return row;
+  }
+
+ private:
+  void set(const DigitRow& row, const int32_t* digits, int32_t center) {
+    group = digits;
+    const __m128i taken = _mm_mullo_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(&row)), _mm_set1_epi32(-center));
+    for (int k = 0; k < 8 / B; ++k) {
       _mm_store_si128(reinterpret_cast<__m128i*>(start[k]), _mm_slli_epi32(taken, B * k));
+      unit[k] = row.unit / static_cast<float>(1 << (B * k));
+    }
   }
+  alignas(64) int32_t own_[kBlockEdges + 16];
 };
 
 // BYTES of four rows as vectors whose 32-bit lanes hold a byte of each; and vectors of such lanes,
