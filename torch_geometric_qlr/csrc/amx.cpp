@@ -35,6 +35,8 @@ struct Dot : avx512::Dot {
 
 #include "kernels/codes.inl"
 #include "kernels/thresholds.inl"
+#include "kernels/columns.inl"
+#include "kernels/quick_codes.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/panels.inl"
 #include "kernels/products_amx.inl"

@@ -28,6 +28,8 @@ namespace {
 
 #include "kernels/codes.inl"
 #include "kernels/thresholds.inl"
+#include "kernels/columns.inl"
+#include "kernels/quick_codes.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/quantize.inl"
 #include "kernels/weights.inl"

@@ -38,6 +38,14 @@ struct AffineColumns {
   }
 };
 
+// Whether all `count` scales suit a Divisor, and no zero point brings back what lies beyond its limits.
+inline bool divides_fast(const QlrQuantizer& q, int64_t count) {
+  bool fast = F::kFused;
+  for (int64_t k = 0; k < count; ++k)
+    fast &= Divisor::suits(q.scale[k]) && std::fabs(q.zero[k]) <= 0x1p16f;
+  return fast;
+}
+
 // The parameters of a quantizer, prepared once per call.
 class Affines {
  public:
@@ -45,9 +53,7 @@ class Affines {
       : q_(q), by_row_(q.axis == QLR_PER_ROW), padded_(by_row_ ? 0 : round_up(cols)),
         values_(3 * padded_) {
     const int64_t count = by_row_ ? rows : q.axis == QLR_PER_COLUMN ? cols : 1;
-    fast_ = F::kFused;
-    for (int64_t k = 0; k < count; ++k)
-      fast_ &= Divisor::suits(q.scale[k]) && std::fabs(q.zero[k]) <= 0x1p16f;
+    fast_ = divides_fast(q, count);
     for (int64_t f = 0; f < padded_; ++f) {
       const int64_t k = q.axis == QLR_PER_COLUMN && f < cols ? f : 0;
       values_[f] = q.scale[k];
@@ -55,7 +61,6 @@ class Affines {
       values_[2 * padded_ + f] = q.zero[k];
     }
   }
-  // Whether all scales suit a Divisor, and no zero point brings back what lies beyond its limits.
   bool fast() const { return fast_; }
   AffineColumns columns() const {
     const float* p = values_.data();
@@ -76,7 +81,7 @@ class Affines {
 };
 
 // Values to codes, a vector at a time. Division and addition stay apart, as in the definition.
-// FAST: see Affines::fast.
+// FAST: see divides_fast.
 struct Coder {
   F::vf top, raw_top, skew;
   Divisor step;

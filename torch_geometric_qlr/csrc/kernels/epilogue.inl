@@ -1,59 +1,6 @@
 // A row of sums to a row of the result: affine map, bias, addend, relu, and then either floats or
 // codes, which are quantized and packed here so that they never exist as floats in memory.
 
-// What the columns of a result need, computed once per call and padded to whole vectors. All that a
-// vector of columns needs lies side by side, so that one pointer leads to it.
-class Columns {
- public:
-  // `center` is an integer near the zero point. It is subtracted from the integer sums, where
-  // nothing is lost; only the `residual` zero - center meets floating point.
-  enum Stream {
-    kScale, kResidual, kBias,
-    kStep, kInverse, kZero,     // of the quantizer, see Affine
-    kSlope, kOffset, kLow,      // see QuickCodes
-    kThresholds = kBias,        // or, in place of all after the residual, these
-    kStreams = kLow + 1
-  };
-
-  Columns(int64_t cols, const QlrPacked* source) : padded_(round_up(cols)), values_(kStreams * padded_) {
-    for (int64_t f = 0; f < cols; ++f) at(kScale, f) = 1.f;
-    if (source != nullptr) set_source(*source, cols);
-  }
-  int64_t padded() const { return padded_; }
-  int32_t center() const { return center_; }
-  bool has_residual() const { return has_residual_; }
-  float& at(int stream, int64_t f) {
-    return values_[f / F::W * F::W * kStreams + stream * F::W + f % F::W];
-  }
-  // The streams of F::W columns from f on, and the same from those of the first columns.
-  const float* block(int64_t f) const { return block(values_.data(), f); }
-  static const float* block(const float* first, int64_t f) { return first + f * kStreams; }
-  static F::vf load(const float* block, int stream) { return F::load(block + stream * F::W); }
-
- private:
-  void set_source(const QlrPacked& source, int64_t cols) {
-    const int32_t top = (1 << source.bits) - 1;
-    const float first = source.axis == QLR_PER_TENSOR ? source.zero[0] : 0.5f * (top + 1);
-    center_ = static_cast<int32_t>(std::nearbyint(std::min(std::max(first, 0.f), float(top))));
-    for (int64_t f = 0; f < cols; ++f) {
-      if (source.axis == QLR_PER_ROW) {  // its scales and zero points go with the edges
-        at(kResidual, f) = 1.f;
-        has_residual_ = true;
-        continue;
-      }
-      const int64_t k = source.axis == QLR_PER_COLUMN ? f : 0;
-      at(kScale, f) = source.scale[k];
-      at(kResidual, f) = source.zero[k] - static_cast<float>(center_);
-      has_residual_ |= at(kResidual, f) != 0.f;
-    }
-  }
-
-  int64_t padded_;
-  Scratch<float> values_;
-  int32_t center_ = 0;
-  bool has_residual_ = false;
-};
-
 // The sums of one row, as the epilogue reads them: at(f) is sum of weight times (code - center), from
 // which the residuals of the columns times `rest` are still to be taken; what multiplies the
 // difference, besides the scales of the columns, is `factor`.
@@ -104,58 +51,6 @@ struct FinishedRow {
   }
 };
 
-// Codes of untruncated quantizers without a division: code + 1/2 as a fixed-point number of kDigits
-// binary digits is one fused multiplication, (y + bias) / scale + zero point + 1/2. What rounding makes
-// of it, here and in the definition, amounts to less than four units of the last digit while zero
-// point and bias over scale are below 2^bits: a number that is further from the next integer has the
-// code of the definition, any other is in doubt. Clamps go to the middle between two integers.
-class QuickCodes {
- public:
-  static bool suit(const QlrQuantizer& q, const float* bias, int64_t cols) {
-    bool small = !q.truncate;
-    const double most = 1 << q.bits;
-    for (int64_t f = 0; f < (q.axis == QLR_PER_COLUMN || bias != nullptr ? cols : 1); ++f) {
-      const int64_t k = q.axis == QLR_PER_COLUMN ? f : 0;
-      small &= std::fabs(q.zero[k]) <= most;
-      if (bias != nullptr) small &= std::fabs(double{bias[f]} / q.scale[k]) <= most;
-    }
-    return small;
-  }
-  static void fill(const QlrQuantizer& q, const float* bias, bool relu, int64_t cols, Columns& to) {
-    const double top = (1 << q.bits) - 1, unit = int64_t{1} << digits(q);
-    for (int64_t f = 0; f < to.padded(); ++f) to.at(Columns::kOffset, f) = static_cast<float>(0.5 * unit);
-    for (int64_t f = 0; f < cols; ++f) {
-      const int64_t k = q.axis == QLR_PER_COLUMN ? f : 0;
-      const double scale = q.scale[k], zero = q.zero[k];
-      const double low = relu ? std::min(std::max(std::nearbyint(zero), 0.), top) : 0.;
-      to.at(Columns::kSlope, f) = static_cast<float>(unit / scale);
-      to.at(Columns::kOffset, f) =
-          static_cast<float>((zero + (bias != nullptr ? bias[f] / scale : 0.) + 0.5) * unit);
-      to.at(Columns::kLow, f) = static_cast<float>((low + 0.5) * unit);
-    }
-  }
-  explicit QuickCodes(const QlrQuantizer& q)
-      : high_(F::set1(static_cast<float>(((1 << q.bits) - 0.5) * (int64_t{1} << digits(q))))),
-        shift_(F::set1_int(digits(q))), far_(F::set1_int((1 << digits(q)) - 2 * kDoubt)) {}
-
-  // `doubt` gets a zero where there is some.
-  QLR_ALWAYS_INLINE F::vi code(F::vf y, const float* block, F::vi& doubt) const {
-    F::vf t = F::fma(y, Columns::load(block, Columns::kSlope), Columns::load(block, Columns::kOffset));
-    t = F::min(F::max(t, Columns::load(block, Columns::kLow)), high_);
-    const F::vi number = F::to_int(t);
-    doubt = F::min_int(doubt, F::both_int(F::add_int(number, F::set1_int(kDoubt)), far_));
-    return F::shift_right(number, shift_);
-  }
-
- private:
-  static constexpr int32_t kDoubt = 4;
-  // The number stays below 2^22, where floats still count quarters.
-  static int digits(const QlrQuantizer& q) { return 22 - q.bits; }
-
-  F::vf high_;
-  F::vi shift_, far_;
-};
-
 class Emitter {
  public:
   Emitter(int64_t cols, int64_t rows, const QlrPacked* source, const QlrEpilogue& epilogue)
@@ -172,7 +67,8 @@ class Emitter {
   void finish() const {
     if (streams_) F::fence();
   }
-  int64_t padded() const { return columns_.padded(); }
+  // Room for the sums of a row, in any layout a kernel may write.
+  int64_t padded() const { return round_up(cols_); }
   int32_t center() const { return columns_.center(); }
   // Whether sums need a `rest`.
   bool has_residual() const { return columns_.has_residual(); }
@@ -203,11 +99,10 @@ class Emitter {
       columns_.at(Columns::kBias, f) = epilogue_.bias[f];
   }
   void set_quantizer(const QlrQuantizer& q) {
-    const Affines affines(q, 1, cols_);
-    fast_ = affines.fast();
-    counts_ = thresholds_suit(q, affines);
+    fast_ = divides_fast(q, q.axis == QLR_PER_COLUMN ? cols_ : 1);
+    counts_ = fast_ && thresholds_suit(q);
     if (counts_) {
-      for (int64_t f = 0; f < padded(); ++f)
+      for (int64_t f = 0; f < columns_.width(); ++f)
         for (int n = 0; n < 3; ++n) columns_.at(Columns::kThresholds + n, f) = std::nanf("");
       const float floor = epilogue_.relu ? 0.f : -INFINITY;
       find_thresholds(q, epilogue_.bias, floor, cols_, [&](int64_t f, int n, float threshold) {
@@ -216,7 +111,7 @@ class Emitter {
       return;
     }
     set_bias();
-    for (int64_t f = 0; f < padded(); ++f) {
+    for (int64_t f = 0; f < columns_.width(); ++f) {
       const int64_t k = q.axis == QLR_PER_COLUMN && f < cols_ ? f : 0;
       columns_.at(Columns::kStep, f) = q.scale[k];
       columns_.at(Columns::kInverse, f) = 1.f / q.scale[k];

@@ -19,7 +19,7 @@ inline void quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
 class QuantizerThresholds {
  public:
   QuantizerThresholds(const QlrQuantizer& q, const Affines& affines, int64_t cols)
-      : any_(thresholds_suit(q, affines)), values_(any_ ? kCodes * round_up(cols) : 0) {
+      : any_(affines.fast() && thresholds_suit(q)), values_(any_ ? kCodes * round_up(cols) : 0) {
     if (!any_) return;
     std::fill_n(values_.data(), kCodes * round_up(cols), std::nanf(""));
     find_thresholds(q, nullptr, -INFINITY, cols, [&](int64_t f, int n, float threshold) {

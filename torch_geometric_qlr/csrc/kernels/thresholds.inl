@@ -83,9 +83,8 @@ class ThresholdSearch {
   int64_t low_[F::W], high_[F::W];  // falls short, suffices
 };
 
-// `affines` are those of the quantizer.
-inline bool thresholds_suit(const QlrQuantizer& q, const Affines& affines) {
-  return q.bits <= 2 && q.axis != QLR_PER_ROW && affines.fast();
+inline bool thresholds_suit(const QlrQuantizer& q) {
+  return q.bits <= 2 && q.axis != QLR_PER_ROW;
 }
 
 // put(f, n, threshold) for every column f and code n, from 1 on. `bias` may be null.

@@ -7,13 +7,14 @@
 // The digits of up to kBlockEdges weights: of four edges the lowest, the middle ones, the highest, and
 // four bytes of zeros. Digits past the last edge are zero.
 struct DigitRow {
-  int32_t sum[3];  // of each kind
-  float unit;      // value of the lowest
+  __m128i lanes;  // the sums of each kind, and the bits of the float that the lowest count in
 
   // Digits of at most 127 reach 127 * (2^16 + 2^8 + 1) = 8355711. A power of two below it makes
   // sums with equal weights exact.
   static constexpr float kTop = 4194304.f;
 
+  // EXACT: writes whole groups of four edges and no more, as others may lie behind them.
+  template <bool EXACT>
   static DigitRow split(const float* weight, int count, int32_t* digits) {
     __m512 few = F::load_partial(weight, count);
     __m512i top = magnitude(few);
@@ -28,21 +29,23 @@ struct DigitRow {
     for (int i = 0; i < count; i += 16) {
       if (i > 0) few = F::load_partial(weight + i, count - i);
       const __m512i four = bytes(_mm512_cvtps_epi32(_mm512_mul_ps(few, inverse)));
-      if (count - i >= 13) _mm512_storeu_si512(digits + i, four);
-      else _mm512_mask_storeu_epi32(digits + i, groups(count - i), four);  // and no more
+      if constexpr (EXACT) _mm512_mask_storeu_epi32(digits + i, groups(count - i), four);
+      else _mm512_storeu_si512(digits + i, four);  // a masked store would keep loads waiting
       total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), four);
     }
     const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(total),
                                           _mm512_extracti64x4_epi64(total, 1));
-    DigitRow row;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(&row),
-                     _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
-    row.unit = finite ? (counts ? largest * (1.f / kTop) : 0.f) : std::nanf("");
-    return row;
+    const __m128i sums =
+        _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const float unit = finite ? (counts ? largest * (1.f / kTop) : 0.f) : std::nanf("");
+    return {_mm_insert_epi32(sums, _mm_cvtsi128_si32(_mm_castps_si128(_mm_set_ss(unit))), 3)};
   }
+  float unit() const { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_shuffle_epi32(lanes, 0xff))); }
   // The sum of the weights.
   float weight() const {
-    return static_cast<float>((65536. * sum[2] + 256. * sum[1] + sum[0]) * unit);
+    const double count = 65536. * _mm_extract_epi32(lanes, 2) + 256. * _mm_extract_epi32(lanes, 1) +
+                         _mm_cvtsi128_si32(lanes);
+    return static_cast<float>(count * unit());
   }
 
  private:
@@ -52,7 +55,7 @@ struct DigitRow {
   }
   // The lanes of whole groups of four edges.
   static __mmask16 groups(int left) {
-    return static_cast<__mmask16>((1u << ((left + 3) & ~3)) - 1);
+    return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << ((left + 3) & ~3)) - 1);
   }
   // With 0x80 added to every digit they are the bytes of one non-negative number.
   static __m512i bytes(__m512i lanes) {
@@ -63,7 +66,6 @@ struct DigitRow {
     return _mm512_xor_si512(_mm512_shuffle_epi8(biased, by_digit), sign);
   }
 };
-static_assert(sizeof(DigitRow) == 16, "a vector of four");
 
 // The digits of a graph: a DigitRow of every row, then groups of four edges. Those of row i begin at
 // group rowptr[i] / 4 + i, which leaves room for every row. Rows of more than kBlockEdges have none.
@@ -78,9 +80,9 @@ inline int32_t edge_digits(const QlrGraph& graph, int32_t* digits, int threads) 
       const int64_t begin = graph.rowptr[i], count = graph.rowptr[i + 1] - begin;
       if (count > kBlockEdges) continue;
       const DigitRow row =
-          DigitRow::split(graph.edge_weight + begin, static_cast<int>(count),
+          DigitRow::split<true>(graph.edge_weight + begin, static_cast<int>(count),
                           const_cast<int32_t*>(row_digits(graph, digits, i)));
-      std::memcpy(digits + 4 * i, &row, sizeof(row));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + 4 * i), row.lanes);
     }
   });
   return QLR_OK;
@@ -100,7 +102,7 @@ struct Digits {
   float unit[8 / B];
 
   void fill(WeightBlock& block, int count, int32_t center) {
-    const DigitRow row = DigitRow::split(block.value, count, own_);
+    const DigitRow row = DigitRow::split<false>(block.value, count, own_);
     set(row, own_, center);
     if (!block.has_zeros) block.rest = row.weight();  // what is multiplied by, digit for digit
   }
@@ -110,8 +112,7 @@ struct Digits {
     prefetch_line(graph.digits + 4 * ahead);
     prefetch_line(row_digits(graph, graph.digits, ahead));
     prefetch_line(row_digits(graph, graph.digits, ahead) + 16);
-    DigitRow row;
-    std::memcpy(&row, graph.digits + 4 * i, sizeof(row));
+    const DigitRow row{_mm_loadu_si128(reinterpret_cast<const __m128i*>(graph.digits + 4 * i))};
     set(row, row_digits(graph, graph.digits, i), center);
     return row;
   }
@@ -119,11 +120,11 @@ struct Digits {
  private:
   void set(const DigitRow& row, const int32_t* digits, int32_t center) {
     group = digits;
-    const __m128i taken = _mm_mullo_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(&row)), _mm_set1_epi32(-center));
+    const __m128i taken = _mm_mullo_epi32(row.lanes, _mm_set1_epi32(-center));
+    const float of_first = row.unit();
     for (int k = 0; k < 8 / B; ++k) {
       _mm_store_si128(reinterpret_cast<__m128i*>(start[k]), _mm_slli_epi32(taken, B * k));
-      unit[k] = row.unit / static_cast<float>(1 << (B * k));
+      unit[k] = of_first / static_cast<float>(1 << (B * k));
     }
   }
   alignas(64) int32_t own_[kBlockEdges + 16];
@@ -228,7 +229,7 @@ struct WeightedPass {
     Sums sums = begin(std::make_integer_sequence<int, PIECES * kSums * kDigits>());
     const uint8_t* const data = rows.data + offset;
     const int32_t *col = rows.col + e, *group = digits.group;
-    const bool inside = asks && e + count + kPrefetch <= rows.edges;
+    const bool inside = asks && e + count + 3 + kPrefetch <= rows.edges;  // whole groups of four
     if (asks && !inside) ask_in_bounds(e, count);
     for (; count > 0; count -= 4, col += 4, group += 4) {
       const uint8_t* p[4];
