@@ -8,6 +8,7 @@ The graph is generated, see `_graphs.py`; features are random, which changes no 
 
 - `gcn`: a two-layer GCN as `torch_geometric.nn.GCN` builds it.
 - `appnp`: K steps of personalised PageRank on class scores.
+- `smp`: K steps of smoothness-aware propagation, whose float peers are this package's layer.
 
 Float peers, with the normalisation cached or taken out of the time: the model on a `torch.sparse`
 CSR matrix ("adj_t"), on a `torch_sparse.SparseTensor`, on a plain edge_index with `--plain`, and
@@ -38,6 +39,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 import torch_geometric_qlr as qlr
 from _graphs import SHAPES, generate
 from _timing import environment, interleave, markdown, paired_ratio
+from torch_geometric_qlr.nn import SMP
 from torch_geometric_qlr.ops import backend_info
 from torch_geometric_qlr.sparse import csr_graph
 from torch_geometric_qlr.transforms.convert import convert
@@ -157,13 +159,23 @@ def appnp(graph: Graph, args: argparse.Namespace) -> Candidates:
     return out
 
 
+def smp(graph: Graph, args: argparse.Namespace) -> Candidates:
+    x, steps = torch.randn(graph.num_nodes, CLASSES), args.steps
+    out = pyg_peers(graph, SMP(steps).eval(), SMP(steps, normalize=False).eval(), x, args)
+    for width in args.bits:
+        packed = calibrated(SMP(steps), width, x, graph)
+        out[f"INT{width}, float x"] = lambda m=packed: m(x, graph.edge_index)
+    return out
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--graph", choices=sorted(SHAPES), default="arxiv")
-    parser.add_argument("--models", nargs="+", choices=["gcn", "appnp"], default=["gcn", "appnp"])
+    kinds = ["gcn", "appnp", "smp"]
+    parser.add_argument("--models", nargs="+", choices=kinds, default=kinds[:2])
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 2])
-    parser.add_argument("--steps", type=int, default=10, help="of appnp")
+    parser.add_argument("--steps", type=int, default=10, help="of appnp and smp")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
@@ -190,8 +202,8 @@ def main() -> None:
             candidates = gcn(graph, features, args)
             title = f"GCN {features}-{HIDDEN}-{CLASSES}"
         else:
-            candidates = appnp(graph, args)
-            title = f"APPNP K={args.steps}, {CLASSES} classes"
+            candidates = (appnp if name == "appnp" else smp)(graph, args)
+            title = f"{name.upper()} K={args.steps}, {CLASSES} classes"
         times = interleave(candidates, args.rounds)
         fastest = min((n for n in times if n in PYG), key=lambda n: statistics.median(times[n]))
         peers = list(dict.fromkeys([fastest, *(n for n in times if n in (*PYG, *BY_HAND))]))

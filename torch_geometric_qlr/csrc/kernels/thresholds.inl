@@ -68,6 +68,7 @@ class ThresholdSearch {
     const F::vf y = F::max(F::set1(floor_), F::add(F::load(value), F::load(bias_)));
     F::store_u8(code, F::to_int(coder_.template code<false>(y, affine)));
     for (int i = 0; i < F::W; ++i) {
+      if (high_[i] - low_[i] < 2) continue;  // found, and what lies below may be no number
       if (code[i] >= wanted_[i]) high_[i] = std::min(high_[i], trial[i]);
       else low_[i] = std::max(low_[i], trial[i]);
     }
