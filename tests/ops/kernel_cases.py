@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from hypothesis import strategies as st
@@ -70,6 +74,21 @@ def problem(
     col = torch.randint(sources, (int(rowptr[-1]),), generator=rng, dtype=torch.int32)
     codes = torch.randint(2**bits, (sources, cols), generator=rng, dtype=torch.uint8)
     return Problem(rowptr, col, codes, bits, *parameters(sources, cols, axis, bits, rng))
+
+
+@contextmanager
+def nearest_tie() -> Iterator[list[float]]:
+    """How near to the middle between two codes each quantization of the reference came."""
+    distances: list[float] = []
+    quantize = reference.quantize
+
+    def recording(x: Tensor, scale: Tensor, zero: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        quotient = x.double() / scale.double() + zero.double()
+        distances.append(float(((quotient - quotient.floor()) - 0.5).abs().min()))
+        return quantize(x, scale, zero, *args, **kwargs)
+
+    with patch.object(reference, "quantize", recording):
+        yield distances
 
 
 def assert_float32_close(ours: Tensor, truth: Tensor, magnitude: Tensor | None = None) -> None:

@@ -33,12 +33,7 @@ struct Dot : avx512::Dot {
   static constexpr int64_t kInputs = 64;
 };
 
-#include "kernels/codes.inl"
-#include "kernels/thresholds.inl"
-#include "kernels/columns.inl"
-#include "kernels/quick_codes.inl"
 #include "kernels/epilogue.inl"
-#include "kernels/panels.inl"
 #include "kernels/products_amx.inl"
 #include "kernels/linear.inl"
 

@@ -26,10 +26,6 @@ namespace qlr {
 namespace avx512 {
 namespace {
 
-#include "kernels/codes.inl"
-#include "kernels/thresholds.inl"
-#include "kernels/columns.inl"
-#include "kernels/quick_codes.inl"
 #include "kernels/epilogue.inl"
 #include "kernels/quantize.inl"
 #include "kernels/weights.inl"
@@ -39,7 +35,6 @@ namespace {
 #include "kernels/smp.inl"
 #include "kernels/extremum.inl"
 #include "kernels/gather_ops.inl"
-#include "kernels/panels.inl"
 #include "kernels/products.inl"
 #include "kernels/linear.inl"
 

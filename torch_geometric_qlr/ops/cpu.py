@@ -157,10 +157,10 @@ def _packed_propagate(
             f"packed_propagate: {rows} rows are sent to {graph.rows} nodes; hops that follow each "
             f"other need a square adjacency"
         )
-    if step_scale.numel() > 1:
-        _prepare(args, graph, isa)
     term: dict[str, Any] = {"addend": addend, "addend_scale": addend_scale}
     steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
+    if steps:
+        _prepare(args, graph, isa)
     # Between hops: as it is quantized, and as the next hop reads it.
     next_scale, next_zero = affine_params(step_scale, step_zero_point, step_bits, step_truncate)
     scale_at, zero_at = args.address(next_scale * factor), args.address(next_zero)

@@ -29,15 +29,6 @@ struct Affine {
   F::vf zero;
 };
 
-// The same for columns, padded to whole vectors.
-struct AffineColumns {
-  const float *scale, *inverse, *zero;
-
-  Affine at(int64_t f) const {
-    return {{F::load(scale + f), F::load(inverse + f)}, F::load(zero + f)};
-  }
-};
-
 // Whether all `count` scales suit a Divisor, and no zero point brings back what lies beyond its limits.
 inline bool divides_fast(const QlrQuantizer& q, int64_t count) {
   bool fast = F::kFused;
@@ -62,16 +53,17 @@ class Affines {
     }
   }
   bool fast() const { return fast_; }
-  AffineColumns columns() const {
-    const float* p = values_.data();
-    return {p, p + padded_, p + 2 * padded_};
-  }
   // Of a row, where rows decide.
   Affine row(int64_t i) const {
     if (!by_row_) return Affine{};
     return {{F::set1(q_.scale[i]), F::set1(1.f / q_.scale[i])}, F::set1(q_.zero[i])};
   }
-  Affine at(const Affine& row, int64_t f) const { return by_row_ ? row : columns().at(f); }
+  // Of the columns from f on, given that of their row.
+  Affine at(const Affine& row, int64_t f) const {
+    if (by_row_) return row;
+    const float* p = values_.data() + f;
+    return {{F::load(p), F::load(p + padded_)}, F::load(p + 2 * padded_)};
+  }
 
  private:
   const QlrQuantizer& q_;

@@ -1,6 +1,11 @@
 // A row of sums to a row of the result: affine map, bias, addend, relu, and then either floats or
 // codes, which are quantized and packed here so that they never exist as floats in memory.
 
+#include "codes.inl"
+#include "columns.inl"
+#include "quick_codes.inl"
+#include "thresholds.inl"
+
 // The sums of one row, as the epilogue reads them: at(f) is sum of weight times (code - center), from
 // which the residuals of the columns times `rest` are still to be taken; what multiplies the
 // difference, besides the scales of the columns, is `factor`.

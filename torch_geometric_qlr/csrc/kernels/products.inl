@@ -1,4 +1,7 @@
 // Rows of unsigned bytes times panels of signed bytes with vectors, kBlockRows at a time.
+
+#include "panels.inl"
+
 struct Products {
   static constexpr int kBlockRows = 6;
 

@@ -1,6 +1,8 @@
 // The same with the tiles of AMX: 16 rows of 64 bytes each, whose products take one instruction per 16
 // rows, 16 outputs and 64 inputs. A panel is a column of tiles as it stands.
 
+#include "panels.inl"
+
 // The shapes of all eight tiles; tiles are there for a thread from the first object on to the last.
 struct Products {
   static constexpr int kBlockRows = 32;

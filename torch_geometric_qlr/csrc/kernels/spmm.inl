@@ -64,19 +64,23 @@ class PackedSpmm {
     block.e = e;
     block.count = static_cast<int>(std::min<int64_t>(kBlockEdges, graph_.rowptr[row + 1] - e));
     if constexpr (Digits<B>::kLasting) {
-      const int64_t degree = graph_.rowptr[row + 1] - graph_.rowptr[row];
-      if (has_digits_ && degree <= kBlockEdges) {
-        const auto digits = block.digits.read(graph_, row, emitter_.center());
-        if (emitter_.has_residual()) block.weights.rest = digits.weight();
-        return;
-      }
+      // What is left for the residuals is the sum of what is multiplied by, digit for digit.
+      const bool wants_sum = emitter_.has_residual() && weights_.zero == nullptr;
+      const bool whole = has_digits_ && graph_.rowptr[row + 1] - graph_.rowptr[row] <= kBlockEdges;
+      if (!whole) weigh(block, false);
+      const auto digits = whole ? block.digits.read(graph_, row, emitter_.center())
+                                : block.digits.fill(block.weights, block.count, emitter_.center());
+      if (wants_sum) block.weights.rest = digits.weight();
+    } else {
+      weigh(block, emitter_.has_residual());
+      block.digits.fill(block.weights, block.count, emitter_.center());
     }
+  }
+  void weigh(Block& block, bool wants_sum) const {
     if (graph_.edge_weight != nullptr)
       for (int i = 0; i < block.count; i += 16)
-        prefetch_line(graph_.edge_weight + e + i + kWeightsAhead);
-    const bool wants_sum = emitter_.has_residual() && !Digits<B>::kLasting;  // digits have their own
-    block.weights.fill(weights_, graph_.col, e, block.count, wants_sum);
-    block.digits.fill(block.weights, block.count, emitter_.center());
+        prefetch_line(graph_.edge_weight + block.e + i + kWeightsAhead);
+    block.weights.fill(weights_, graph_.col, block.e, block.count, wants_sum);
   }
   static constexpr int64_t kWeightsAhead = 256;  // a kilobyte
   // Digits wait for weights, and sums for digits: so they are made a block ahead.

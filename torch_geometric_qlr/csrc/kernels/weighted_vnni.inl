@@ -69,8 +69,8 @@ struct DigitRow {
 
 // The digits of a graph: a DigitRow of every row, then groups of four edges. Those of row i begin at
 // group rowptr[i] / 4 + i, which leaves room for every row. Rows of more than kBlockEdges have none.
-inline const int32_t* row_digits(const QlrGraph& graph, const int32_t* digits, int64_t i) {
-  return digits + 4 * (graph.rows + graph.rowptr[i] / 4 + i);
+inline int64_t first_digits(const QlrGraph& graph, int64_t i) {
+  return 4 * (graph.rows + graph.rowptr[i] / 4 + i);
 }
 
 inline int32_t edge_digits(const QlrGraph& graph, int32_t* digits, int threads) {
@@ -81,7 +81,7 @@ inline int32_t edge_digits(const QlrGraph& graph, int32_t* digits, int threads) 
       if (count > kBlockEdges) continue;
       const DigitRow row =
           DigitRow::split<true>(graph.edge_weight + begin, static_cast<int>(count),
-                          const_cast<int32_t*>(row_digits(graph, digits, i)));
+                          digits + first_digits(graph, i));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + 4 * i), row.lanes);
     }
   });
@@ -101,19 +101,19 @@ struct Digits {
   alignas(16) int32_t start[8 / B][4];
   float unit[8 / B];
 
-  void fill(WeightBlock& block, int count, int32_t center) {
+  DigitRow fill(const WeightBlock& block, int count, int32_t center) {
     const DigitRow row = DigitRow::split<false>(block.value, count, own_);
     set(row, own_, center);
-    if (!block.has_zeros) block.rest = row.weight();  // what is multiplied by, digit for digit
+    return row;
   }
   // Those of a whole row.
   DigitRow read(const QlrGraph& graph, int64_t i, int32_t center) {
     const int64_t ahead = std::min(i + kRowsAhead, graph.rows - 1);
     prefetch_line(graph.digits + 4 * ahead);
-    prefetch_line(row_digits(graph, graph.digits, ahead));
-    prefetch_line(row_digits(graph, graph.digits, ahead) + 16);
+    prefetch_line(graph.digits + first_digits(graph, ahead));
+    prefetch_line(graph.digits + first_digits(graph, ahead) + 16);
     const DigitRow row{_mm_loadu_si128(reinterpret_cast<const __m128i*>(graph.digits + 4 * i))};
-    set(row, row_digits(graph, graph.digits, i), center);
+    set(row, graph.digits + first_digits(graph, i), center);
     return row;
   }
 

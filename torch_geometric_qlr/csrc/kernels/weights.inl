@@ -15,13 +15,11 @@ class WeightBlock {
   // What FloatSums need: with a zero point per source row the sum of value times (zero - center),
   // else the sum of the values, where it is asked for.
   float rest = 0.f;
-  bool has_zeros = false;  // whether there are zero points per source row
 
   void fill(const WeightSource& from, const int32_t* col, int64_t e, int count, bool wants_sum) {
-    has_zeros = from.zero != nullptr;
     if (from.source == nullptr && from.zero == nullptr) value = from.edge + e;
     else multiply(from, col, e, count);
-    if (wants_sum && !has_zeros) add_up(count);
+    if (wants_sum && from.zero == nullptr) add_up(count);
   }
 
  private:
