@@ -20,7 +20,7 @@ from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.packed import PackedLayer, pack_layers
-from torch_geometric_qlr.nn.packed.weights import PackedWeight
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.propagation.smooth import (
     SmoothMessagePassing,
     SmoothOptions,
@@ -33,6 +33,7 @@ from torch_geometric_qlr.nn.rewrite import (
     quantizer_path,
     reclass,
 )
+from torch_geometric_qlr.nn.state import LayerState, float_class, state_of
 from torch_geometric_qlr.ops import storage_bits
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
@@ -69,8 +70,8 @@ def _layer(layer: Any) -> dict[str, Any]:
     return {
         "class": _float_class(layer),
         "family": next(n for n, mixin in FAMILIES.items() if isinstance(layer, mixin)),
-        "weights": list(layer.weight_names),
-        "quantizers": {key: _quantizer(found) for key, found in layer.quantizers.items()},
+        "weights": list(type(layer)._qlr_made.weight_names),
+        "quantizers": {key: _quantizer(found) for key, found in state_of(layer).items()},
     }
 
 
@@ -91,17 +92,17 @@ def _quantizer(found: nn.Module) -> Any:
 def _smooth(layer: Any) -> dict[str, Any]:
     return {
         "class": _float_class(layer),
-        "source": layer._smooth_source,
-        "options": dataclasses.asdict(layer.smooth_options),
-        "note": layer.smoothing_note,
+        "source": layer._qlr_smooth.source,
+        "options": dataclasses.asdict(layer._qlr_smooth.options),
+        "note": layer._qlr_smooth.note,
     }
 
 
 def _float_class(layer: nn.Module) -> str:
     """The name of a layer's class before it was quantized and smoothed."""
-    cls: Any = getattr(type(layer), "float_class", type(layer))
-    while hasattr(cls, "wrapped_class"):
-        cls = cls.wrapped_class
+    cls: Any = float_class(layer)
+    while hasattr(cls, "_qlr_wrapped"):
+        cls = cls._qlr_wrapped
     return str(cls.__name__)
 
 
@@ -152,7 +153,8 @@ def _quantize(name: str, layer: Any, entry: Mapping[str, Any], model: nn.Module)
         for key, found in entry["quantizers"].items()
         if not _is_packed(found)
     }
-    own = placed(nn.ModuleDict(quantizers), layer, model)
+    own = placed(LayerState(quantizers), layer, model)
+    own.path = path
     reclass(layer, own, FAMILIES[entry["family"]], tuple(entry["weights"]))
 
 
@@ -172,17 +174,18 @@ def _build(found: Any, layer: str, key: str, hop: int | None = None) -> nn.Modul
 
 def _hold_codes(name: str, layer: Any, quantizers: Mapping[str, Any]) -> None:
     """Puts weights of codes in place of float weights, in the order of the description."""
+    state = state_of(layer)
     for key, found in _packed_weights(quantizers).items():
         device = layer._parameters[key].device
-        layer.quantizers[key] = PackedWeight.empty(
+        state[key] = PackedWeight.empty(
             found["bits"],
             tuple(found["matrix"]),
             torch.Size(found["shape"]),
-            path=quantizer_path(name or type(layer).float_class.__name__, key),
+            path=quantizer_path(name or float_class(layer).__name__, key),
         ).to(device)
-    ordered = {key: layer.quantizers[key] for key in quantizers}
-    layer.quantizers.clear()
-    layer.quantizers.update(ordered)
+    ordered = {key: state[key] for key in quantizers}
+    state.clear()
+    state.update(ordered)
 
 
 def _is_packed(found: Any) -> bool:

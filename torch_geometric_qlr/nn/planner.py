@@ -20,6 +20,7 @@ from torch_geometric_qlr.nn.checks import check_model, check_modules
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
 from torch_geometric_qlr.nn.registry import find_by_name, find_spec
+from torch_geometric_qlr.nn.state import STATE
 from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
 from torch_geometric_qlr.overrides import check_all_matched, match_override
 
@@ -226,9 +227,9 @@ def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | 
     if not site.points:
         return None, "; ".join(notes)
     site.groups = {p: _num_groups(site, p, q) for p, q in site.points.items()}
-    if hasattr(module, "quantizers"):
+    if hasattr(module, STATE):
         raise UnsupportedLayerError(
-            f"{name or type(module).__name__}: it has an attribute 'quantizers' of its own, where "
+            f"{name or type(module).__name__}: it has an attribute {STATE!r} of its own, where "
             f"the quantizers would go. Rename that attribute."
         )
     return site, "; ".join(notes)

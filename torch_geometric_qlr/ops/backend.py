@@ -11,7 +11,7 @@ from typing import Any
 from torch_geometric_qlr.errors import BackendError
 from torch_geometric_qlr.ops.library import library_path, load_library
 
-__all__ = ["BACKENDS", "backend_info", "cpu_isa", "use_backend"]
+__all__ = ["BACKENDS", "backend_info", "computes_packed", "cpu_isa", "use_backend"]
 
 # The numbers of `QlrIsa` in csrc/qlr.h.
 _ISA = {"portable": 0, "avx2": 1, "avx512": 2, "amx": 3}
@@ -89,6 +89,18 @@ def cpu_isa() -> int | None:
             )
         return None
     return _ISA.get(name, max(_ISA.values()))
+
+
+def computes_packed() -> bool:
+    r"""Whether packed operations on a CPU are worth asking for: there are kernels, or the reference
+    was chosen by name.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     computes_packed()
+        True
+    """
+    return _wanted() == "reference" or load_library()[0] is not None
 
 
 def backend_info() -> dict[str, Any]:

@@ -386,3 +386,28 @@ class LearnedRangeQuant(nn.Module):
         c = self.config
         truncation = f", truncation={c.truncation!r}" if c.truncates else ""
         return f"bits={c.bits}, granularity={c.granularity!r}{truncation}"
+
+    # TEMPORARY
+    @property
+    def is_static(self) -> bool:
+        return self.config.statistics == "running"
+
+    is_fixed = True
+
+    def output(self) -> Any:
+        from torch_geometric_qlr.tensor import OutputQuantizer
+        if not self.is_static:
+            return None
+        scale, zero_point, skew = self.code_params(self.gamma)
+        return OutputQuantizer(scale, zero_point, self.bits, self.config.truncates, skew)
+
+    def pack(self, x: Tensor) -> Any:
+        from torch_geometric_qlr.tensor import PackedTensor
+        if x.numel() > 0:
+            self._observe(x.detach())
+            scale, zero_point, skew = self.code_params(x)
+        else:
+            (scale, zero_point), skew = self._empty_params(x), None
+        return PackedTensor.from_float(
+            x.detach(), scale, zero_point, self.bits, truncate=self.config.truncates, skew=skew, check=False
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import TypeVar
@@ -16,7 +15,9 @@ from torch_geometric_qlr.errors import (
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.nn import QuantLayer
+from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.packed import Conversion, PackedLayer, pack_layers
+from torch_geometric_qlr.nn.state import state_of
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -25,7 +26,7 @@ __all__ = ["Convert", "conversion", "convert", "convert_"]
 M = TypeVar("M", bound=nn.Module)
 
 
-def convert(model: M, backend: str = "auto") -> M:
+def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     r"""A copy of a quantized model that computes on packed integer codes, for inference.
 
     It gives what ``model.eval()`` gives, with weights at their own width in memory and in the
@@ -74,10 +75,10 @@ def convert(model: M, backend: str = "auto") -> M:
         packed: 4 of 4 layers
     """
     _check(model, backend)
-    return convert_(copy.deepcopy(model), backend)
+    return convert_(copy_of(model), backend, fuse=fuse)
 
 
-def convert_(model: M, backend: str = "auto") -> M:
+def convert_(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     r"""Converts a quantized model in place and returns it, see :func:`convert`.
 
     Example:
@@ -88,7 +89,7 @@ def convert_(model: M, backend: str = "auto") -> M:
         (True, 'PackedLinear')
     """
     _check(model, backend)
-    done = pack_layers(model, backend)
+    done = pack_layers(model, backend, fuse=fuse)
     told = [f"{e.name or e.layer} ({e.note})" for e in done.entries if e.note]
     if told:
         shown = "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
@@ -124,7 +125,7 @@ def _check(model: nn.Module, backend: str) -> None:
         )
     with use_backend(backend):
         pass
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and m.quantizers}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and state_of(m)}
     for name, layer in layers.items():
         if isinstance(layer, PackedLayer):
             raise AlreadyQuantizedError(
@@ -144,8 +145,8 @@ def _check_calibrated(layers: dict[str, QuantLayer]) -> None:
     ranges = [
         q
         for layer in layers.values()
-        for key, found in layer.quantizers.items()
-        if key not in layer.weight_names
+        for key, found in state_of(layer).items()
+        if key not in type(layer)._qlr_made.weight_names
         for q in found.modules()
         if isinstance(q, LearnedRangeQuant)
     ]

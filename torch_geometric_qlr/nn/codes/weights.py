@@ -12,7 +12,7 @@ from torch_geometric_qlr.errors import CheckpointError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["PackedWeight", "PackedWeightAccess"]
+__all__ = ["PackedWeight"]
 
 
 class PackedWeight(nn.Module):
@@ -48,7 +48,7 @@ class PackedWeight(nn.Module):
             quantizer (LearnedRangeQuant): The weight's quantizer.
             weight (torch.Tensor): The float weight.
         """
-        quantizer(weight)  # a weight that has not been used yet starts its range now
+        cls.start(quantizer, weight)
         matrix = quantizer.groups.matrix(weight)
         scale, zero_point, skew = quantizer.code_params(matrix)
         if matrix.dim() != 2:
@@ -62,6 +62,13 @@ class PackedWeight(nn.Module):
             skew=skew,
         )
         return cls(packed, weight.shape, quantizer.path)
+
+    @staticmethod
+    @torch.no_grad()
+    def start(quantizer: LearnedRangeQuant, weight: Tensor) -> None:
+        """Starts the range of a weight that has not been used yet."""
+        if not bool(quantizer.calibrated):
+            quantizer(weight)
 
     @classmethod
     def empty(
@@ -145,26 +152,3 @@ class PackedWeight(nn.Module):
 
     def extra_repr(self) -> str:
         return f"shape={list(self.shape)}, bits={self.bits}"
-
-
-class PackedWeightAccess:
-    """Reads ``layer.weight`` of a converted layer: unpacked on demand, once per forward."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, layer: Any, owner: type) -> Any:
-        if layer is None:
-            return self
-        packed = layer.quantizers._modules.get(self.name)
-        if not isinstance(packed, PackedWeight):
-            return layer._parameters.get(self.name)
-        weights = layer.__dict__.get("_quantized_weights")
-        if weights is None:
-            return packed.dequantize()
-        if self.name not in weights:
-            weights[self.name] = packed.dequantize()
-        return weights[self.name]
-
-    def __set__(self, layer: Any, value: Any) -> None:
-        raise TypeError(f"the weight {self.name!r} of a converted layer is packed; it is read only")
