@@ -21,10 +21,12 @@ from torch_geometric_qlr.transforms import (
     conversion,
     convert,
     convert_,
+    pack_features,
     plan,
     quant_parameters,
     quantize,
     quantize_,
+    report,
     weight_parameters,
 )
 
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "metrics",
     "nn",
+    "pack_features",
     "plan",
     "quant_parameters",
     "quantize",
@@ -45,6 +48,7 @@ __all__ = [
     "quantizers",
     "register_conv",
     "register_linear",
+    "report",
     "save",
     "tensor",
     "transforms",

@@ -104,7 +104,8 @@ class LayerState(nn.ModuleDict):
         """The call that is running in this thread."""
         if torch.compiler.is_compiling():
             return self._traced
-        return _CALLS.running.get(self)
+        # A call that is compiled in parts runs some of them here.
+        return _CALLS.running.get(self, self._traced)
 
     def begin(self, arguments: Any = None) -> Call | None:
         """Starts a call, and returns the one around it for :meth:`end`."""
@@ -117,7 +118,7 @@ class LayerState(nn.ModuleDict):
 
     def end(self, outer: Call | None) -> None:
         """Ends the call."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self not in _CALLS.running:
             self._traced = outer
         elif outer is None:
             del _CALLS.running[self]

@@ -21,7 +21,7 @@ from torch_geometric_qlr.nn.state import state_of
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
-__all__ = ["Convert", "conversion", "convert", "convert_"]
+__all__ = ["Convert", "conversion", "convert", "convert_", "report"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,7 +33,7 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     ``state_dict``. Linears multiply codes, convs gather packed source rows along a CSR that is
     built once per adjacency object, and where ranges are static a result is written as the codes
     that the next layer reads. A layer that has no packed form computes as before with unpacked
-    weights; a warning names it, and :func:`conversion` lists all layers.
+    weights; a warning names it, and :func:`report` lists all layers.
 
     For the same input a quantizer gives the same codes, and layers agree to float32 rounding. Where
     a float result is quantized *again* and lies within a rounding error of the middle between two
@@ -49,6 +49,8 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         backend (str): Who computes packed operations: :obj:`"auto"`, :obj:`"cpu"`,
             :obj:`"reference"`, see :func:`torch_geometric_qlr.ops.use_backend`.
             (default: :obj:`"auto"`)
+        fuse (bool): Whether a result that was seen to be read by one quantizer only, when the model
+            first ran, is never written as floats. The answers are the same. (default: :obj:`True`)
 
     Raises:
         NothingToQuantizeError: If the model is not quantized.
@@ -66,7 +68,7 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         >>> packed = qlr.convert(model)
         >>> torch.allclose(packed(x, edge_index), out, atol=1e-5)
         True
-        >>> print(qlr.conversion(packed))
+        >>> print(qlr.report(packed))
         module       layer          runs as         weight bits  weight bytes  note
         convs.0      PackedGCNConv  packed sum      -            -
         convs.0.lin  PackedLinear   packed product  4            512 -> 384
@@ -95,13 +97,13 @@ def convert_(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         shown = "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
         warnings.warn(
             f"{len(told)} of {len(done.entries)} converted layers compute in floating point, are "
-            f"slow or have parts without a range: {shown}. See qlr.conversion(model).",
+            f"slow or have parts without a range: {shown}. See qlr.report(model).",
             stacklevel=2,
         )
     return model
 
 
-def conversion(model: nn.Module) -> Conversion:
+def report(model: nn.Module) -> Conversion:
     r"""What computes each layer of a converted model, and why not packed. Prints as a table.
 
     Args:
@@ -116,6 +118,10 @@ def conversion(model: nn.Module) -> Conversion:
             f"{type(model).__name__} has no converted layer. Call qlr.convert(model) first."
         )
     return done
+
+
+#: The name of :func:`report` in release 0.1; it goes with 1.0.
+conversion = report
 
 
 def _check(model: nn.Module, backend: str) -> None:

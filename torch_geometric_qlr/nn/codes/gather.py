@@ -91,6 +91,8 @@ def gather(layer: Any, edge_index: Any, size: Any, kwargs: dict[str, Any]) -> Te
 def _fits(layer: Any, choice: KernelChoice, source: Any, adj: Any, kwargs: dict[str, Any]) -> bool:
     """Whether this call is what the kernel was chosen for; says once if not."""
     reason = why_not_now(layer)
+    if not reason and choice.unless and kwargs.get(choice.unless) is not None:
+        reason = f"{choice.unless} is given"
     if not reason and not (has_codes(layer, source) and source.dim() in (2, 3)):
         reason = f"the source {choice.source!r} is no float32 tensor of 2 or 3 dimensions"
     if not reason and choice.weight and not choice.is_optional:

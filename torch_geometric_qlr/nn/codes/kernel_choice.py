@@ -32,6 +32,7 @@ class KernelChoice:
         reduce (str): :obj:`"sum"`, :obj:`"mean"`, :obj:`"max"` or :obj:`"min"`.
         reason (str): Why there is no kernel.
         is_optional (bool): Whether :obj:`weight` may be :obj:`None`.
+        unless (str): Argument of :obj:`propagate` with which the messages are something else.
     """
 
     kernel: str = ""
@@ -40,6 +41,7 @@ class KernelChoice:
     reduce: str = "sum"
     reason: str = ""
     is_optional: bool = True
+    unless: str = ""
 
 
 _REDUCE: Mapping[type, str] = {
@@ -56,6 +58,12 @@ _COEFFICIENTS: Mapping[Callable[..., Any], str] = {
     convs.HANConv.message: "x",
     convs.HGTConv.message: "v",
     convs.TransformerConv.message: "value",
+}
+
+
+# Layers whose `message` is a copy unless an argument is given, for which it reads a weight.
+_COPIES: Mapping[Callable[..., Any], tuple[str, str]] = {
+    convs.RGCNConv.message: ("x", "edge_type_ptr"),
 }
 
 
@@ -78,6 +86,9 @@ def choose_kernel(layer: Any) -> KernelChoice:
         if getattr(layer, "lin_edge", None) is not None:
             return KernelChoice(reason="its messages add edge features")
         return KernelChoice("coefficients", source)
+    if cls.message in _COPIES:
+        source, unless = _COPIES[cls.message]
+        return KernelChoice("spmm", source, reduce=reduce, unless=unless)
     if len(sources) > 1:
         return KernelChoice(reason=f"its messages combine {' and '.join(sources)}")
     (source,) = sources

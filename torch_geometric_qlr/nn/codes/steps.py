@@ -142,9 +142,11 @@ def with_step(stage: Stage, epilogue: Epilogue, step: Step) -> Epilogue | None:
         if not stage.adds or e.addend is not None or e.bias is not None or e.relu:
             return None
         return e._replace(addend=_TO_COME)
-    if not stage.stretches or e != Epilogue():
+    if not stage.stretches or e.column is not None or e.addend is not None or e.relu:
         return None
     column, shift = _column_and_shift(step)
+    if e.bias is not None:
+        shift = torch.addcmul(shift, column, e.bias)
     return e._replace(column=column, bias=shift)
 
 

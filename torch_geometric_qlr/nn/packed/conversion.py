@@ -50,7 +50,7 @@ class ConversionEntry:
 
 @dataclass(frozen=True)
 class Conversion:
-    r"""The result of :func:`torch_geometric_qlr.conversion`: prints as a table.
+    r"""The result of :func:`torch_geometric_qlr.report`: prints as a table.
 
     Args:
         model (str): Class of the model.

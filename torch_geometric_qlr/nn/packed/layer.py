@@ -21,7 +21,7 @@ class PackedLayer(QuantLayer):
     r"""Mixin of all converted layers.
 
     A layer that cannot compute on codes computes as the quantized layer does, with the weights
-    unpacked for the call; :func:`torch_geometric_qlr.conversion` says why.
+    unpacked for the call; :func:`torch_geometric_qlr.report` says why.
     """
 
     _qlr_prefix: ClassVar[str] = "Packed"

@@ -69,8 +69,11 @@ def _build(name: str, layer: Any) -> _Site:
         weight = layer._parameters.get(key)
         if key in state and isinstance(weight, Tensor):
             _check_dtype(f"{name}.{key}" if name else key, weight)
-            found = state[key]  # the codes may come from a file
-            weights[key] = found if isinstance(found, PackedWeight) else _packed(layer, key, weight)
+            found = state[key]
+            if isinstance(found, PackedWeight):  # its codes come from a file
+                weights[key] = found
+            elif bool(weight.isfinite().all()):  # what is not a number stays one
+                weights[key] = _packed(layer, key, weight)
     return _Site(layer, _mixin(layer), weights)
 
 
