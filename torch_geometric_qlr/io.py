@@ -31,8 +31,8 @@ from torch_geometric_qlr.errors import (
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
-from torch_geometric_qlr.nn.description import describe, rebuild
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.nn.description import describe, rebuild
 from torch_geometric_qlr.ops import use_backend
 
 __all__ = ["load", "save"]

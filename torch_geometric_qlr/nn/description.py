@@ -18,9 +18,9 @@ from torch import nn
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.packed import PackedLayer, pack_layers
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.propagation.smooth import (
     SmoothMessagePassing,
     SmoothOptions,

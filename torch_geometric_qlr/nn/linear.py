@@ -12,8 +12,8 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.nn.codes.chains import plain
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes, has_codes
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.codes.product import product, why_no_product
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.registry import find_by_name
 from torch_geometric_qlr.nn.sparse_linear import sparse_linear

@@ -396,6 +396,7 @@ class LearnedRangeQuant(nn.Module):
 
     def output(self) -> Any:
         from torch_geometric_qlr.tensor import OutputQuantizer
+
         if not self.is_static:
             return None
         scale, zero_point, skew = self.code_params(self.gamma)
@@ -403,11 +404,18 @@ class LearnedRangeQuant(nn.Module):
 
     def pack(self, x: Tensor) -> Any:
         from torch_geometric_qlr.tensor import PackedTensor
+
         if x.numel() > 0:
             self._observe(x.detach())
             scale, zero_point, skew = self.code_params(x)
         else:
             (scale, zero_point), skew = self._empty_params(x), None
         return PackedTensor.from_float(
-            x.detach(), scale, zero_point, self.bits, truncate=self.config.truncates, skew=skew, check=False
+            x.detach(),
+            scale,
+            zero_point,
+            self.bits,
+            truncate=self.config.truncates,
+            skew=skew,
+            check=False,
         )

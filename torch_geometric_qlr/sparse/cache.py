@@ -110,7 +110,9 @@ class Entry:
         self.result, self.made_from = result, made_from
         tensors = list(parts_of(result))
         self.state = Fingerprint(tensors) if can_remember(tensors) else None
-        self.nbytes = sum(t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided)
+        self.nbytes = sum(
+            t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided
+        )
 
     def is_unchanged(self) -> bool:
         """Whether nobody has written into the result since."""

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.quantizers import build_quantizer
 from torch_geometric_qlr.tensor import linear
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -66,7 +66,8 @@ class _Scope:
     def __init__(self, chains: Chains, fuse: bool, recorder: Recorder | None) -> None:
         self.chains, self.fuse, self.recorder = chains, fuse, recorder
         self.counts: dict[Any, int] = {}
-        self.promises: list[weakref.ref[Promise]] = []
+        #: A promise itself cannot become an ordinary tensor while something refers to it weakly.
+        self.started: list[weakref.ref[Chain]] = []
         self.knows_all = True
 
     def key(self, owner: Any) -> Key:
@@ -80,37 +81,38 @@ class _Scope:
         if self.recorder is not None:
             if sys.exc_info()[0] is None:
                 found = self.recorder.finish()
-                chains.plans = {**{k: p for k, p in found.items()}, **chains.plans}
+                chains.plans = {**found, **chains.plans}
                 chains.recordings += 1
                 chains.is_complete = True
             else:
                 self.recorder.finish()
         elif not self.knows_all:
             chains.is_complete = False
-        for ref in self.promises:
-            kept = ref()
-            if kept is not None:
-                realised(kept)
-        self._explain_failure()
+        left = [chain for ref in self.started if (chain := ref()) is not None]
+        if left:
+            self._explain_failure(left)
+            for chain in left:
+                realised(list(_promises_of(chain)))  # whoever keeps one has a tensor from now on
         return out
 
-    def _explain_failure(self) -> None:
-        """What reads memory past torch's dispatcher cannot be given floats; says what can be done."""
+    def _explain_failure(self, left: list[Chain]) -> None:
+        """Who reads memory past torch's functions cannot be given floats; says what can be done."""
         error = sys.exc_info()[1]
-        if isinstance(error, RuntimeError) and "data pointer" in str(error) and self.promises:
-            layers = {chain.stage.owner.path for chain in self._waiting()}
+        if isinstance(error, RuntimeError) and "data pointer" in str(error):
             self.chains.fuse = False
+            layers = sorted({chain.stage.owner.path for chain in left})
             error.args = (
                 f"{error.args[0]}\n\nThe model read the memory of a result that it did not read "
-                f"when it first ran (of one of {', '.join(sorted(layers))}). From the next call on "
-                f"every result is computed at once, as after qlr.convert(model, fuse=False).",
+                f"when it first ran (of {' or '.join(layers)}). From the next call on every result "
+                f"is computed at once, as after qlr.convert(model, fuse=False).",
             )
 
-    def _waiting(self) -> Iterator[Chain]:
-        for ref in self.promises:
-            kept = ref()
-            if kept is not None and isinstance(kept._qlr_promise, Chain):
-                yield kept._qlr_promise
+
+def _promises_of(chain: Chain) -> Iterator[Promise]:
+    """The promises that are left of a chain after the call: hardly ever any."""
+    for holder in gc.get_referrers(chain):
+        owners = gc.get_referrers(holder) if isinstance(holder, dict) else [holder]
+        yield from (x for x in owners if isinstance(x, Promise) and x._qlr_promise is chain)
 
 
 def _has_foreign_hooks(model: nn.Module) -> bool:
@@ -164,9 +166,9 @@ def handed_out(stage: Stage) -> Tensor:
     def leave() -> None:
         scope.chains.plans[key] = None
 
-    out = Promise(Chain(plan, stage, epilogues, leave), stage.shape, stage.device)
-    scope.promises.append(weakref.ref(out))
-    return out
+    chain = Chain(plan, stage, epilogues, leave)
+    scope.started.append(weakref.ref(chain))
+    return Promise(chain, stage.shape, stage.device)
 
 
 def codes_of(x: Any, quantizer: Any) -> PackedTensor:

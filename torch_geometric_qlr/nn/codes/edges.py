@@ -19,9 +19,9 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.running import running_model
 from torch_geometric_qlr.nn.state import float_class, state_of, where_is
-from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import (
     Adjacency,
     CSRGraph,
@@ -61,9 +61,7 @@ def _gcn(layer: Any, arguments: dict[str, Any], edges: Any, weight: Any) -> Any:
 
 def _gcn_without_loops(layer: Any, arguments: dict[str, Any], edges: Any, weight: Any) -> Any:
     x = arguments["x"]
-    return gcn_norm(
-        edges, weight, x.size(layer.node_dim), False, False, layer.flow, x.dtype
-    )
+    return gcn_norm(edges, weight, x.size(layer.node_dim), False, False, layer.flow, x.dtype)
 
 
 def _attention_loops(layer: Any, arguments: dict[str, Any], edges: Any, attr: Any) -> Any:
@@ -145,12 +143,18 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
     """
     row = _PREPARATIONS.get(float_class(layer).forward)
     edges = arguments.get("edge_index")
-    if row is None or (row.flag and not getattr(layer, row.flag)) or getattr(layer, "cached", False):
+    if (
+        row is None
+        or (row.flag and not getattr(layer, row.flag))
+        or getattr(layer, "cached", False)
+    ):
         return None
     if not isinstance(edges, Tensor) and not (is_matrix(edges) and row.extra == "edge_weight"):
         return None
     x = arguments["x"]
-    nodes = tuple(v.shape[:-1] for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None)
+    nodes = tuple(
+        v.shape[:-1] for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None
+    )
     options = tuple(repr(getattr(layer, name, None)) for name in row.options)
     key = (row.prepare.__name__, nodes, options, repr(arguments.get("size")))
     extra = arguments.get(row.extra)

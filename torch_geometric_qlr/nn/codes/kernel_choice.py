@@ -167,7 +167,9 @@ def is_pure(message: Any) -> bool:
         return False
     own = code.co_varnames[0]
     for instruction in dis.get_instructions(code):
-        values = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+        values = (
+            instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+        )
         if instruction.opname.startswith("LOAD_FAST") and own in values:
             return False
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):

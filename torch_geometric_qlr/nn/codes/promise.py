@@ -18,8 +18,21 @@ from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
-from torch_geometric_qlr.nn.codes.steps import IN_PLACE, Step, recognise, with_step
+from torch_geometric_qlr.nn.codes.steps import (
+    HARMLESS,
+    IN_PLACE,
+    Step,
+    function_name,
+    recognise,
+    with_step,
+)
 from torch_geometric_qlr.tensor import PackedTensor
+
+#: Functions that ask about a tensor, or of which the dispatcher sees all that they do.
+_NEEDS_NO_FLOATS = HARMLESS | {
+    *("relu", "relu_", "add", "add_", "__add__", "__radd__", "__iadd__", "batch_norm", "dropout"),
+    *("view", "reshape", "flatten", "contiguous", "detach", "float", "to", "cpu"),
+}
 
 __all__ = ["Chain", "ChainPlan", "Promise", "promised_codes", "realised"]
 
@@ -52,9 +65,9 @@ class ChainPlan:
             self._epilogues, self._versions = made, versions
         return self._epilogues
 
-    def versions(self) -> tuple[int, ...]:
-        """Changes with every change in place of an operand."""
-        return tuple(_version(t) for step in self.steps for t in step.operands)
+    def versions(self, end: int | None = None) -> tuple[int, ...]:
+        """Changes with every change in place of an operand of the first steps."""
+        return tuple(_version(t) for step in self.steps[:end] for t in step.operands)
 
 
 def _version(t: Tensor) -> int:
@@ -123,7 +136,8 @@ class Chain:
     def _check_unchanged(self, position: int) -> None:
         """A sum that was taken keeps its value; it cannot be taken again if operands changed."""
         needs_addend = self.plan.addend_at is not None and position > self.plan.addend_at
-        same = self.versions == self.plan.versions()
+        now = self.plan.versions(position)
+        same = self.versions[: len(now)] == now
         if needs_addend:
             assert self._addend is not None
             same = same and _version(self._addend) == self._addend_version != -1
@@ -147,9 +161,18 @@ class Promise(Tensor):
         out._qlr_promise, out._position = made_of, at
         return out
 
-    # Everything is decided below autograd, where views and in-place operations are explicit.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function_name(func) not in _NEEDS_NO_FLOATS:
+            # It may read the memory: from here on these are ordinary tensors.
+            args, kwargs = realised(args), realised(kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
 
+    # What is next on the way is seen below autograd, where the same operation has one name.
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -158,8 +181,8 @@ class Promise(Tensor):
         followed = None if kwargs else _followed(func, args)
         if followed is not None:
             return followed
-        plain = realised(args)
-        out = func(*plain, **realised(kwargs))
+        plain = _floats_of(args)
+        out = func(*plain, **_floats_of(kwargs))
         originals = {id(p): a for p, a in zip(plain, args, strict=True)}
         return originals.get(id(out), out)
 
@@ -187,7 +210,7 @@ def _followed(func: Any, args: tuple[Any, ...]) -> Any:
             continue
         if chain.versions != chain.plan.versions():
             continue  # an operand was changed between the layer and the operation
-        if step.kind == "addend" and not _takes(chain, realised(args[1] if x is args[0] else args[0])):
+        if step.kind == "addend" and not _takes(chain, _floats_of(_other(args, x))):
             continue
         if func in IN_PLACE:
             x._position += 1
@@ -208,22 +231,50 @@ def _takes(chain: Chain, addend: Tensor) -> bool:
     return True
 
 
+def _other(args: tuple[Any, ...], x: Tensor) -> Any:
+    return args[1] if x is args[0] else args[0]
+
+
 def realised(value: Any) -> Any:
-    """Plain tensors in place of promises, in any nesting of tuples, lists and dicts."""
+    """The same with ordinary tensors for promises, in any nesting of tuples, lists and dicts.
+    Whoever holds a promise holds an ordinary tensor afterwards."""
+    return _replaced(value, _become_plain)
+
+
+def _floats_of(value: Any) -> Any:
+    return _replaced(value, _floats)
+
+
+def _replaced(value: Any, function: Callable[[Promise], Tensor]) -> Any:
     if isinstance(value, Promise):
-        made_of = value._qlr_promise
-        if isinstance(made_of, Chain):
-            return made_of.value(value._position, value.shape)
-        if isinstance(made_of, PackedTensor):
-            # From here on somebody may write into them.
-            made_of = value._qlr_promise = made_of.dequantize()
-        return made_of.view(value.shape)
+        return function(value)
     if isinstance(value, dict):
-        return type(value)({k: realised(v) for k, v in value.items()}) if value else value
+        made = {k: _replaced(v, function) for k, v in value.items()}
+        return type(value)(made) if value else value
     if isinstance(value, (tuple, list)):
-        items = [realised(v) for v in value]
+        items = [_replaced(v, function) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def _floats(x: Promise) -> Tensor:
+    made_of = x._qlr_promise
+    if isinstance(made_of, Chain):
+        return made_of.value(x._position, x.shape)
+    if isinstance(made_of, PackedTensor):
+        # From here on somebody may write into them.
+        made_of = x._qlr_promise = made_of.dequantize()
+    floats: Tensor = made_of.view(x.shape)
+    return floats
+
+
+def _become_plain(x: Promise) -> Tensor:
+    floats = _floats(x)
+    try:
+        torch.utils.swap_tensors(x, floats)
+    except RuntimeError:  # something of C++ or a weak reference holds on to it
+        return floats
+    return x
 
 
 def promised_codes(x: Promise, quantizer: Any) -> PackedTensor | None:

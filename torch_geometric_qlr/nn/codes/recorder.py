@@ -19,19 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_geometric_qlr.nn.codes.promise import ChainPlan
 from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
-from torch_geometric_qlr.nn.codes.steps import IN_PLACE, Step, recognise, with_step
+from torch_geometric_qlr.nn.codes.steps import (
+    HARMLESS,
+    IN_PLACE,
+    Step,
+    function_name,
+    recognise,
+    with_step,
+)
 
 __all__ = ["Recorder", "Watched"]
-
-#: What only asks about a tensor and never reads its values, by the name of the function or property.
-_HARMLESS = {
-    *("shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad_fn", "is_leaf", "names"),
-    *("is_cuda", "is_cpu", "is_sparse", "is_sparse_csr", "is_quantized", "is_mps", "is_meta"),
-    *("is_nested", "itemsize", "nbytes", "dim", "size", "numel", "nelement", "stride", "ndimension"),
-    *("storage_offset", "element_size", "is_floating_point", "is_complex", "is_contiguous"),
-    *("is_signed", "is_inference", "get_device", "__len__", "__hash__", "type", "has_names"),
-}
-
 
 class _Place:
     """Where a watched tensor stands: how many steps behind which result."""
@@ -128,12 +125,13 @@ class Watched(Tensor):
         watched = list(_all_watched((args, kwargs)))
         with torch._C.DisableTorchFunctionSubclass(), _Operations(watched) as operations:
             out = func(*args, **kwargs)
-        name = _name(func)
+        name = function_name(func)
         for x in watched:
             place = x._qlr_place
-            if place is None or id(x) in operations.seen or name in _HARMLESS:
+            if place is None or id(x) in operations.seen or name in HARMLESS:
                 continue
-            returns_itself = out is x and not name.endswith("_")  # contiguous(), to(), dropout in eval
+            # As contiguous(), to(), and dropout in evaluation do.
+            returns_itself = out is x and not name.endswith("_")
             if not returns_itself:
                 place.result.is_open = True
         return operations.watch(out)
@@ -218,11 +216,3 @@ def _all_watched(value: Any) -> Iterator[Watched]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _all_watched(item)
-
-
-def _name(func: Any) -> str:
-    """The name of a function, or of the property whose getter it is."""
-    owner = getattr(func, "__self__", None)
-    if getattr(func, "__name__", "") == "__get__" and owner is not None:
-        return str(getattr(owner, "__name__", ""))
-    return str(getattr(func, "__name__", ""))

@@ -10,12 +10,23 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
 
-__all__ = ["IN_PLACE", "Step", "recognise", "with_step"]
+__all__ = ["HARMLESS", "IN_PLACE", "Step", "function_name", "recognise", "with_step"]
 
 aten = torch.ops.aten
 
 #: Those that write into their first argument and return it.
 IN_PLACE = {aten.relu_.default, aten.add_.Tensor}
+
+
+#: Functions and properties that ask about a tensor and never read its values.
+HARMLESS = {
+    *("__hash__", "__len__", "device", "dim", "dtype", "element_size", "get_device", "grad_fn"),
+    *("has_names", "is_complex", "is_contiguous", "is_cpu", "is_cuda", "is_floating_point"),
+    *("is_inference", "is_leaf", "is_meta", "is_mps", "is_nested", "is_quantized", "is_signed"),
+    *("is_sparse", "is_sparse_csr", "itemsize", "layout", "names", "nbytes", "ndim"),
+    *("ndimension", "nelement", "numel", "requires_grad", "shape", "size", "storage_offset"),
+    *("stride", "type"),
+}
 
 
 class Step(NamedTuple):
@@ -165,3 +176,11 @@ def _column_and_shift(step: Step) -> tuple[Tensor, Tensor]:
         column = torch.rsqrt(variance + eps)
         column = column if weight is None else column * weight
         return column, -mean * column if bias is None else bias - mean * column
+
+
+def function_name(func: Any) -> str:
+    """The name of a function, or of the property whose getter it is."""
+    owner = getattr(func, "__self__", None)
+    if getattr(func, "__name__", "") == "__get__" and owner is not None:
+        return str(getattr(owner, "__name__", ""))
+    return str(getattr(func, "__name__", ""))
