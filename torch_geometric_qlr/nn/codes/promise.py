@@ -183,6 +183,9 @@ class Promise(Tensor):
             return followed
         plain = _floats_of(args)
         out = func(*plain, **_floats_of(kwargs))
+        if func.overloadpacket is torch.ops.aten.set_ and isinstance(args[0], Promise):
+            # The one change of a tensor itself that is not seen as a function before.
+            args[0]._qlr_promise = plain[0]
         originals = {id(p): a for p, a in zip(plain, args, strict=True)}
         return originals.get(id(out), out)
 
