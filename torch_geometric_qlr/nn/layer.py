@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.nn.checkpoint import differences, save_description
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import LearnedRangeQuant, RangeQuantizer
 
 __all__ = ["QuantLayer", "is_quantizable", "layer_path", "quant_class"]
 
@@ -64,7 +64,7 @@ class _QuantizedWeight:
 
 def layer_path(layer: QuantLayer) -> str:
     """Where a layer sat in the model when it was quantized, for error messages."""
-    quantizers = (q for q in layer.quantizers.modules() if isinstance(q, LearnedRangeQuant))
+    quantizers = (q for q in layer.quantizers.modules() if isinstance(q, RangeQuantizer))
     return next((q.path.rpartition(".")[0] for q in quantizers), type(layer).__name__)
 
 

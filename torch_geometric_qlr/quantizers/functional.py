@@ -9,6 +9,7 @@ from torch import Tensor
 
 import torch_geometric_qlr.ops  # noqa: F401  (registers the op)
 from torch_geometric_qlr.ops import gradients
+from torch_geometric_qlr.quantizers.torch_state import follows_tangents, is_transformed
 
 __all__ = ["fake_quantize", "scale_gradient", "floor"]
 
@@ -50,9 +51,9 @@ def fake_quantize(
         >>> x.grad, scale.grad
         (tensor([1., 0.]), tensor(2.6000))
     """
-    # A compiler differentiates the op itself; it takes no function with rules of its own.
-    compiling = torch.compiler.is_compiling()
-    apply = torch.ops.qlr.fake_quantize if compiling else _FakeQuantize.apply
+    # The op has a backward of its own, which is all that autograd and compilers ask for.
+    extended = is_transformed() or follows_tangents()
+    apply = _FakeQuantize.apply if extended else torch.ops.qlr.fake_quantize
     value: Tensor = apply(x, scale, zero_point, bits, truncate, skew)[0]
     return value
 

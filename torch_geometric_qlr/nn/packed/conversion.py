@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.packed.weights import PackedWeight
+from torch_geometric_qlr.quantizers import FrozenRange
 
 __all__ = ["Conversion", "ConversionEntry"]
 

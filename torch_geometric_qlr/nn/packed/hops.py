@@ -19,9 +19,9 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from torch_geometric_qlr.nn.packed.deferred import Deferred, Epilogue, Stage, stage_of
 from torch_geometric_qlr.nn.packed.edges import remembered
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.packed.scope import backend_scope, defer
 from torch_geometric_qlr.nn.propagation import SMP
+from torch_geometric_qlr.quantizers import FrozenRange
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
 from torch_geometric_qlr.tensor.functional import Steps

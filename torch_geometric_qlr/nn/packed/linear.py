@@ -12,9 +12,9 @@ from torch_geometric.utils import is_torch_sparse_tensor
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.packed.deferred import Epilogue, Stage, stage_of
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.packed.scope import backend_scope, defer
 from torch_geometric_qlr.nn.packed.weights import PackedWeight
+from torch_geometric_qlr.quantizers import FrozenRange
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
 

@@ -17,9 +17,9 @@ from torch_geometric_qlr.nn.packed.edges import graph_of, remembering
 from torch_geometric_qlr.nn.packed.hops import all_hops
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.packed.linear import scaled
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.packed.routes import Route
 from torch_geometric_qlr.nn.packed.scope import backend_scope, defer, is_deferring
+from torch_geometric_qlr.quantizers import FrozenRange
 from torch_geometric_qlr.sparse import CSRGraph, is_matrix
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed

@@ -19,11 +19,10 @@ from torch_geometric_qlr.nn.packed.linear import (
     why_no_product,
 )
 from torch_geometric_qlr.nn.packed.message_passing import PackedMessagePassing
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.packed.routes import Route, find_route
 from torch_geometric_qlr.nn.packed.scope import open_scope_around
 from torch_geometric_qlr.nn.packed.weights import PackedWeight
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import freeze_ranges
 
 __all__ = ["pack_layers"]
 
@@ -105,9 +104,7 @@ def _become(name: str, site: _Site, backend: str) -> None:
     for key, weight in site.weights.items():
         layer.quantizers[key] = weight
         del layer._parameters[key]
-    for quantizer in layer.quantizers.modules():
-        if isinstance(quantizer, LearnedRangeQuant):
-            FrozenRange.freeze(quantizer)
+    freeze_ranges(layer.quantizers)
     # Features that a layer cached were propagated with other weights or in another way.
     for key in [n for n in layer.__dict__ if n.startswith("_cached_")]:
         setattr(layer, key, None)
