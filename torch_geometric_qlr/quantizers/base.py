@@ -231,8 +231,11 @@ class RangeQuantizer(nn.Module):
 
         Args:
             x (torch.Tensor): A tensor of two dimensions or more. Row :math:`r` of the codes is
-                :obj:`x.reshape(-1, x.size(-1))[r]`; of a weight with ranges per channel of its
-                first dimension, :obj:`x.reshape(x.size(0), -1)[r]`.
+                :obj:`x.reshape(-1, x.size(-1))[r]`, with a range of its own per node; of a weight
+                with ranges per channel of its first dimension :obj:`x.reshape(x.size(0), -1)[r]`.
+
+        Raises:
+            InputError: If it holds what no code stands for.
 
         Example:
             >>> from torch_geometric_qlr.quantizers import LearnedRangeQuant
@@ -248,9 +251,12 @@ class RangeQuantizer(nn.Module):
         else:  # a part of the model that no data reaches may well get none here, too
             (scale, zero_point), skew = self._empty_params(rows), None
         truncate = self.config.truncates
-        return PackedTensor.from_float(
-            rows, scale, zero_point, self.bits, truncate=truncate, skew=skew, check=False
-        )
+        try:
+            return PackedTensor.from_float(
+                rows, scale, zero_point, self.bits, truncate=truncate, skew=skew, check=False
+            )
+        except InputError as error:
+            raise InputError(f"{self._name}: {error}") from None
 
     def output(self) -> OutputQuantizer | None:
         """For a kernel that quantizes its own result; :obj:`None` if the range needs the data."""

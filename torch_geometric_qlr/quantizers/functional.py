@@ -95,7 +95,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.save_for_forward(inputs[0], inputs[1], *output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, mask: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, mask: Tensor | None) -> Any:
         return gradients.backward(ctx, grad, mask, reduce=_Gradients.apply)
 
     @staticmethod
@@ -139,7 +139,7 @@ class _Gradients(torch.autograd.Function):
         ctx.axis = inputs[4]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         return gradients.second(ctx, *grads)
 
     @staticmethod

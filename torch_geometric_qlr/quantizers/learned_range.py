@@ -232,7 +232,8 @@ class LearnedRangeQuant(RangeQuantizer):
     def _follow(self, seen: Range) -> None:
         kept, momentum = self._own_range(), self.config.momentum
         if not _may_read(seen.lo):  # nobody has looked, so numbers that are none are left out
-            lo, hi = (torch.where(n.isfinite(), n, k) for n, k in zip(seen[:2], kept, strict=False))
+            lo = torch.where(seen.lo.isfinite(), seen.lo, kept.lo)
+            hi = torch.where(seen.hi.isfinite(), seen.hi, kept.hi)
             seen = Range(lo, hi, seen.skew)
         kept.lo.lerp_(seen.lo, momentum)
         kept.hi.lerp_(seen.hi, momentum)
