@@ -256,7 +256,7 @@ def test_granularities(granularity: str) -> None:
     out.sum().backward()
     found = ranges(model)
     assert found["convs.1.x (source)"].config.granularity == granularity
-    shape = {"tensor": (), "feature": (1, H), "node": ()}[granularity]
+    shape = {"tensor": (), "feature": (H,), "node": ()}[granularity]
     assert found["convs.1.x (source)"].gamma.shape == shape
     heads = qlr.quantize(
         GAT(F, H, 2, C, heads=2), bits=2, granularity="feature", points=("source", "output")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import LearnedRangeQuant, RangeQuantizer
 
 __all__ = ["differences", "report_fresh_ranges", "save_description"]
 
@@ -57,8 +57,8 @@ def report_fresh_ranges(model: nn.Module, incompatible_keys: Any) -> None:
         )
 
 
-def _named(quantizers: nn.ModuleDict) -> Iterator[tuple[str, LearnedRangeQuant]]:
-    return ((n, q) for n, q in quantizers.named_modules() if isinstance(q, LearnedRangeQuant))
+def _named(quantizers: nn.ModuleDict) -> Iterator[tuple[str, RangeQuantizer]]:
+    return ((n, q) for n, q in quantizers.named_modules() if isinstance(q, RangeQuantizer))
 
 
 def _shown(kind: list[Any]) -> str:

@@ -35,7 +35,7 @@ from torch_geometric_qlr.nn.rewrite import (
 )
 from torch_geometric_qlr.nn.state import LayerState, float_class, state_of
 from torch_geometric_qlr.ops import storage_bits
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
+from torch_geometric_qlr.quantizers import RangeQuantizer, build_quantizer
 
 __all__ = ["describe", "rebuild"]
 
@@ -81,7 +81,7 @@ def _quantizer(found: nn.Module) -> Any:
     if isinstance(found, PackedWeight):
         matrix = [len(found.packed), found.num_cols]
         return {"bits": found.bits, "shape": list(found.shape), "matrix": matrix}
-    assert isinstance(found, LearnedRangeQuant)
+    assert isinstance(found, RangeQuantizer)
     return {
         "config": dataclasses.asdict(found.config),
         "groups": found.gamma.numel(),

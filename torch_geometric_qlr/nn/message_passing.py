@@ -14,7 +14,7 @@ from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import plain, with_promise
 from torch_geometric_qlr.nn.codes.edges import ReadyFlag, ready_flag, released, with_ready_edges
 from torch_geometric_qlr.nn.codes.gather import gather
-from torch_geometric_qlr.nn.codes.hops import all_hops, takes_all_hops
+from torch_geometric_qlr.nn.codes.hops import all_hops, is_observing, takes_all_hops
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.pyg import uncompiled_propagate
@@ -70,6 +70,10 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
         bound = _signature(float_class(self).forward).bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+        if takes_all_hops(float_class(self)) and is_observing(self):
+            # Before any training evaluation makes the ranges, and that needs hop after hop.
+            super()._qlr_forward(*args, **kwargs)
+            self._qlr.restart()
         done = all_hops(self, arguments)
         if done is not None:
             return done

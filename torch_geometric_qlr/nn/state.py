@@ -116,6 +116,12 @@ class LayerState(nn.ModuleDict):
         _CALLS.running[self] = Call(arguments)
         return outer
 
+    def restart(self) -> None:
+        """The layer computes once more in the same call."""
+        call = self.call
+        if call is not None:
+            call.hop = 0
+
     def end(self, outer: Call | None) -> None:
         """Ends the call."""
         if torch.compiler.is_compiling() or self not in _CALLS.running:

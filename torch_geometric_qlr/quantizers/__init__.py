@@ -1,5 +1,7 @@
 """From values to codes: learned ranges, bitwise truncation, statistics, as Brevitas quantizers."""
 
+from torch_geometric_qlr.quantizers.base import RangeQuantizer, RangeState
+from torch_geometric_qlr.quantizers.frozen import FrozenRange, freeze_ranges
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.injectors import (
     QLRActPerFeature,
@@ -16,7 +18,10 @@ from torch_geometric_qlr.quantizers.injectors import (
 from torch_geometric_qlr.quantizers.learned_range import LearnedRangeQuant
 
 __all__ = [
+    "FrozenRange",
     "LearnedRangeQuant",
+    "RangeQuantizer",
+    "RangeState",
     "QLRActPerTensor",
     "QLRActPerFeature",
     "QLRActPerNode",
@@ -28,4 +33,5 @@ __all__ = [
     "QLRWeightPerChannelSkewBT",
     "build_quantizer",
     "fake_quantize",
+    "freeze_ranges",
 ]

@@ -173,7 +173,7 @@ def build_quantizer(
     Example:
         >>> from torch_geometric_qlr.config import QuantizerConfig
         >>> build_quantizer(QuantizerConfig(bits=4))
-        LearnedRangeQuant(bits=4, granularity='tensor')
+        LearnedRangeQuant(bits=4, granularity='tensor', range='missing')
     """
     fields: dict[str, Any] = {name: getattr(config, name) for name in config.__dataclass_fields__}
     injector = QLRInjector.let(

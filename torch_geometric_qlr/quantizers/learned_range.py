@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +13,30 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops.reference import affine_params, truncation_step
-from torch_geometric_qlr.quantizers.functional import fake_quantize, floor, scale_gradient
+from torch_geometric_qlr.quantizers.base import (
+    CodeParams,
+    RangeQuantizer,
+    RangeState,
+)
+from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.grid_search import search_multiplier
-from torch_geometric_qlr.quantizers.statistics import Groups, skewness, value_range
-from torch_geometric_qlr.quantizers.stored import entries, with_values
+from torch_geometric_qlr.quantizers.growing import GrowingRange
+from torch_geometric_qlr.quantizers.recomputation import RecentRanges
+from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, fingerprint
+from torch_geometric_qlr.quantizers.torch_state import (
+    is_abstract,
+    is_recomputing,
+    outside_of_transforms,
+    unwrapped,
+)
 
 __all__ = ["LearnedRangeQuant"]
 
-_MIN_MULTIPLIER = 1e-3
-_MIN_SCALE = 1e-20
+_LOGGER = logging.getLogger("torch_geometric_qlr")
+_TOLD: set[str] = set()
+# Several threads may evaluate one model.
+_GROWTH = threading.Lock()
+
 # Sums and means of codes lie on a lattice, and so does the range that is observed on them. At a
 # multiplier of the search's grid a large share of such values would fall exactly between two codes,
 # where the order of a float sum decides which one is next. A factor near one that no ratio of small
@@ -28,7 +44,7 @@ _MIN_SCALE = 1e-20
 _OFF_LATTICE = 1.0 + math.sqrt(2) / 4096
 
 
-class LearnedRangeQuant(nn.Module):
+class LearnedRangeQuant(RangeQuantizer):
     r"""Quantization with learnable ranges (QLR) from the `"Low-bit Quantization for Deep Graph
     Neural Networks with Smoothness-aware Message Propagation" <https://arxiv.org/abs/2308.14949>`_
     paper.
@@ -50,6 +66,24 @@ class LearnedRangeQuant(nn.Module):
     :mod:`torch_geometric_qlr.quantizers`. The arithmetic and all of its state are float32 whatever
     the dtype of the model; the result has the dtype of the input.
 
+    **Where a range comes from.** Training batches move running statistics, and the first one starts
+    the multiplier. Before any training, evaluation batches count, each of them: the range is the
+    union of theirs, as :class:`~torch_geometric_qlr.quantizers.growing.GrowingRange` says, whatever
+    their order, and a batch that has been counted changes nothing. Training goes on from there.
+    After a training batch, a load or :meth:`fix` evaluation moves nothing. :attr:`range_state` and
+    the printed module say which it is.
+
+    **What observes nothing.** A forward that autograd computes again in its backward pass
+    (checkpointing, invertible layers): it is given the range of the first time, found by the data
+    among the last 32 training batches of the quantizer; of batches that are equal the latest
+    counts. Forwards under :func:`torch.func.vmap`, and with tensors without values (meta, fake).
+    Compiled code counts the first evaluation batch only.
+
+    The multipliers are parameters, one per group and thus vectors: an initializer for matrices
+    leaves them alone. One that draws *all* parameters ruins them;
+    :func:`torch_geometric_qlr.quant_parameters` lists them, and :meth:`reset_parameters` starts
+    anew.
+
     Args:
         config (QuantizerConfig): Width, truncation, granularity, statistics.
         num_groups (int): Ranges with a multiplier of their own: output channels or features. Not
@@ -66,7 +100,8 @@ class LearnedRangeQuant(nn.Module):
     Raises:
         InputError: If the input is not floating point, or holds NaN or Inf while the range is
             observed on a CPU. On other devices such a batch leaves the range as it is, since
-            looking would stall the device.
+            looking would stall the device. With a fixed range in eval, what is not a number stays
+            none; where a row or channel brings its own range, all of it.
 
     Example:
         >>> quantizer = LearnedRangeQuant(QuantizerConfig(bits=2, search=False))
@@ -76,11 +111,6 @@ class LearnedRangeQuant(nn.Module):
     """
 
     gamma: nn.Parameter
-    lo: Tensor
-    hi: Tensor
-    skew: Tensor
-    calibrated: Tensor
-    _bit_width: Tensor
 
     def __init__(
         self,
@@ -89,223 +119,153 @@ class LearnedRangeQuant(nn.Module):
         channel_dim: int = 0,
         int_quant: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.groups = Groups(config.granularity, channel_dim)
-        #: Where this quantizer sits, ``"convs.0.source"`` say, for error messages.
-        self.path = ""
-        #: Brevitas sets this to look at statistics without quantizing.
-        self.observer_only = False
+        super().__init__(config, Groups(config.granularity, channel_dim))
         #: Whether the last strict load was of a float checkpoint, without ranges.
         self.loaded_fresh = False
         self.int_quant = int_quant
-        per_node = config.granularity == "node"
-        shape = () if per_node else self.groups.shape(num_groups)
+        one_for_all = config.granularity in ("tensor", "node")
+        shape = () if one_for_all else (num_groups,)
         self.gamma = nn.Parameter(torch.ones(shape))
-        if config.statistics == "running":
+        if self.is_static:
             self.register_buffer("lo", torch.zeros(shape))
             self.register_buffer("hi", torch.zeros(shape))
             if self._follows_skewness:
                 self.register_buffer("skew", torch.zeros(()))
-        self.register_buffer("calibrated", torch.tensor(False))
-        self._ready = False
-        self.register_buffer("_bit_width", torch.tensor(float(config.bits)), persistent=False)
-
-    # What the codes are ###########################################################################
-
-    @property
-    def bits(self) -> int:
-        """Width of a code."""
-        return self.config.bits
+        # A number, not a bool, so that averages of models can hold it.
+        self.register_buffer("calibrated", torch.tensor(RangeState.MISSING))
+        self._state = RangeState.MISSING
+        self._growing: GrowingRange | None = None
+        self._recent = RecentRanges()
 
     @property
-    def _follows_skewness(self) -> bool:
-        return self.config.truncates and self.config.truncation == "bt*"
+    def range_state(self) -> int:
+        """How the range came about, see :class:`RangeState`."""
+        # The Python number spares the device a stall per step. The buffer is asked only until it
+        # says that the range is fixed, because copies (EMA, DDP) arrive through it.
+        if self._state != RangeState.FIXED and not torch.compiler.is_compiling():
+            state = unwrapped(self.calibrated)
+            if state is None:  # a batch of models
+                return RangeState.FIXED
+            if not is_abstract(state):
+                self._state = int(state)
+        return self._state
 
-    def code_params(
-        self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        r"""The :math:`(s, z, k)` with which :func:`torch_geometric_qlr.ops.quantize` makes codes.
+    def fix(self) -> None:
+        r"""Declares a range that is made of evaluation batches final: no further one counts."""
+        if self.range_state == RangeState.GROWING:
+            self._set_state(RangeState.FIXED)
 
-        Args:
-            x (torch.Tensor): The tensor, as a matrix; only looked at where the range is taken from
-                it (weights, rows).
-            exact_zero (bool): Make 0 a level, as a sparse tensor needs. (default: :obj:`False`)
-            skew (torch.Tensor, optional): Skewness of the tensor, where the matrix does not show
-                it. (default: that of :obj:`x`)
-        """
-        lo, hi, skew = self._observed(x, skew)
-        scale0 = ((hi - lo) / (2**self.config.code_bits - 1)).clamp_min(_MIN_SCALE)
-        zero_point = -lo / scale0
-        if self.config.truncates and (self.config.zero_aligned or exact_zero):
-            step = truncation_step(self.bits)
-            zero_point = torch.round(zero_point / step) * step
-        elif self.config.code_bits > 1 or exact_zero:
-            zero_point = torch.round(zero_point)
-        gamma: Tensor = self.gamma
-        if self.config.gradient_scaling:
-            gamma = scale_gradient(gamma, self._lsq_factor(x))
-        return floor(gamma, _MIN_MULTIPLIER) * scale0, zero_point, self._shift(skew)
-
-    def _lsq_factor(self, x: Tensor) -> float:
-        per_group = max(1, x.numel() // max(1, self.gamma.numel()))
-        return 1.0 / math.sqrt(per_group * (2**self.bits - 1))
-
-    def _shift(self, skew: Tensor | None) -> Tensor | None:
-        if skew is None:
-            return None
-        shift = skew * truncation_step(self.bits) if self.config.skewness_unit == "step" else skew
-        return torch.round(shift) if self.config.skewness_rounding else shift
-
-    def _observed(self, x: Tensor, skew: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        if self.config.statistics == "running":
-            return self.lo, self.hi, self.skew if self._follows_skewness else None
+    def _set_state(self, state: int) -> None:
         with torch.no_grad():
-            lo, hi = value_range(x.detach(), self.groups.axis)
-            self._check_finite(lo, hi)
-            if self._follows_skewness and skew is None:
-                skew = skewness(x.detach())
-            return lo, hi, skew
+            self._own(self.calibrated).fill_(state)
+        self._state = state
+        if state != RangeState.GROWING:
+            self._growing = None
 
-    # Forward ######################################################################################
+    # Looking at data ##############################################################################
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        r"""Returns values, scale, zero point and bit width, as Brevitas expects."""
-        if not x.is_floating_point():
+    def _params_for(self, batch: Batch, exact_zero: bool = False) -> CodeParams:
+        state, numel = self.range_state, batch.seen.numel()
+        looks = numel > 0 and (self.training or state != RangeState.FIXED)
+        found = self._look(batch, state) if looks else self._range_for(batch)
+        return self._code_params(found, numel, exact_zero)
+
+    def _look(self, batch: Batch, state: int) -> Range:
+        """Observes a batch, and returns the range to quantize it with."""
+        seen = unwrapped(batch.seen)
+        if seen is None or unwrapped(self.gamma) is None:
+            self._check_started(state)
+            return self._range_for(batch)
+        if is_abstract(seen):
+            return self._range_for(batch)
+        if is_recomputing() and state != RangeState.MISSING:
+            return self._range_of_first_time(batch)
+        if seen is batch.seen:
+            own = self._observe(batch, state)
+        else:
+            with outside_of_transforms():
+                own = self._observe(batch._replace(seen=seen), state)
+        return self._kept_range() if self.is_static else own
+
+    def _range_of_first_time(self, batch: Batch) -> Range:
+        before = None
+        if self.is_static and self.training:
+            before = self._recent.find(fingerprint(batch.seen, self._range_of(batch)))
+        return self._range_for(batch) if before is None else before
+
+    def _check_started(self, state: int) -> None:
+        if state == RangeState.MISSING:
             raise InputError(
-                f"{self.path or 'quantizer'}: the input is {x.dtype}; quantization starts from "
-                f"floating point values. Cast it: x.float()."
+                f"{self._name} has no range yet, and a forward under torch.func.vmap cannot make "
+                f"one. Run the model once on one sample first."
             )
-        matrix = self.groups.matrix(x)
-        self._check_groups(matrix)
-        if x.numel() > 0:  # an empty graph has nothing to observe and nothing to round
-            self._observe(matrix.detach())
-        elif self.config.statistics == "current":
-            return x, *self._empty_params(matrix), self._bit_width
-        scale, zero_point, skew = self.code_params(matrix)
-        value = x
-        if not self.observer_only:
-            value = fake_quantize(
-                matrix, scale, zero_point, self.bits, truncate=self.config.truncates, skew=skew
-            ).view_as(x)
-        return (
-            value,
-            *affine_params(scale, zero_point, self.bits, self.config.truncates),
-            self._bit_width,
-        )
-
-    def quantize_sparse(self, x: Tensor) -> Tensor:
-        r"""Quantizes the stored values of a :obj:`torch.sparse` matrix; its zeros stay zero.
-
-        For that the zero point is a level, as with :obj:`zero_aligned`. Where nothing is negative,
-        as in bags of words, it is one anyway.
-
-        Args:
-            x (torch.Tensor): A matrix in COO, CSR or CSC layout.
-
-        Raises:
-            InputError: If ranges are per feature, for which the pattern has no order.
-        """
-        x = x.coalesce() if x.layout == torch.sparse_coo else x
-        return with_values(x, self.quantize_stored(x))
-
-    def quantize_stored(self, x: Tensor) -> Tensor:
-        r"""What :meth:`quantize_sparse` stores, as a vector.
-
-        Args:
-            x (torch.Tensor): A matrix in coalesced COO, CSR or CSC layout.
-
-        Raises:
-            InputError: If ranges are per feature, for which the pattern has no order.
-        """
-        if self.config.granularity == "feature":
-            raise InputError(
-                f"{self.path or 'quantizer'}: the input is sparse, which needs one range per "
-                f"tensor or per node. Set granularity={{'input': 'node'}}, or x.to_dense()."
-            )
-        values = x.values()
-        if values.numel() == 0:
-            return values
-        seen, per_node = values.detach(), self.config.granularity == "node"
-        # The zeros that are not stored count, so that the form of the matrix makes no difference.
-        skew = skewness(seen, numel=x.shape.numel()) if self._follows_skewness else None
-        row = entries(x)[0] if per_node else None
-        if row is not None:  # one range per row of the matrix; then each value is its own row
-            zero = values.new_zeros(x.size(0))
-            lo, hi = (zero.scatter_reduce(0, row, seen, reduce) for reduce in ("amin", "amax"))
-            seen = torch.stack([lo, hi], dim=1)
-        self._observe(seen, skew, stored=(values.detach().view(-1, 1), row))
-        scale, zero_point, skew = self.code_params(seen, exact_zero=True, skew=skew)
-        out = fake_quantize(
-            values.view(-1, 1),
-            scale if row is None else scale[row],
-            zero_point if row is None else zero_point[row],
-            self.bits,
-            truncate=self.config.truncates,
-            skew=skew,
-        )
-        return out.view(-1)
-
-    def _empty_params(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = self.groups.shape(x.size(self.groups.axis)) if self.groups.axis != -1 else ()
-        return x.new_ones(shape, dtype=torch.float32), x.new_zeros(shape, dtype=torch.float32)
-
-    # Statistics ###################################################################################
 
     @torch.no_grad()
-    def _observe(
-        self,
-        x: Tensor,
-        skew: Tensor | None = None,
-        stored: tuple[Tensor, Tensor | None] | None = None,
-    ) -> None:
-        started = self._is_started()
-        running = self.config.statistics == "running"
-        if running and (self.training or not started):
-            self._update_statistics(x, skew)
-        if not started:
-            self._start(x, skew, stored)
+    def _observe(self, batch: Batch, state: int) -> Range:
+        """Returns the batch's own range."""
+        seen = self._range_of(batch)
+        self._check_finite(seen.lo, seen.hi)
+        if self.training:
+            self._train_on(batch, seen, state)
+        elif torch.compiler.is_compiling():
+            if state == RangeState.MISSING:
+                self._start(batch, seen)
+                self._set_state(RangeState.GROWING)
+        else:
+            with _GROWTH:
+                self._grow(batch, seen)
+        return seen
 
-    def _is_started(self) -> bool:
-        # The Python flag spares the device a stall per step. The buffer is asked only until it is
-        # set, because copies (EMA, DDP) and checkpoints arrive through it.
-        if not self._ready and not torch.compiler.is_compiling():
-            self._ready = bool(self.calibrated)
-        return self._ready
+    # In training ##################################################################################
 
-    def _update_statistics(self, x: Tensor, skew: Tensor | None) -> None:
-        lo, hi = value_range(x, self.groups.axis)
-        self._check_finite(lo, hi)
-        momentum = torch.where(self.calibrated, self.config.momentum, 1.0)
-        self.lo.lerp_(torch.where(lo.isfinite(), lo, self.lo), momentum)
-        self.hi.lerp_(torch.where(hi.isfinite(), hi, self.hi), momentum)
-        if self._follows_skewness:
-            skew = skewness(x) if skew is None else skew
-            self.skew.lerp_(torch.where(skew.isfinite(), skew, self.skew), momentum)
-
-    def _start(
-        self, x: Tensor, skew: Tensor | None, stored: tuple[Tensor, Tensor | None] | None
-    ) -> None:
-        if self.config.search:
-            scale, zero_point, skew = self.code_params(x, skew=skew)
-            scale = scale / floor(self.gamma, _MIN_MULTIPLIER)
-            axis = self.groups.axis if self.gamma.dim() else -1
-            gamma = search_multiplier(x, scale, zero_point, skew, self.config, axis)
-            # Of a sparse matrix `x` may hold the ranges of the rows only.
-            values, row = (x, None) if stored is None else stored
-            if row is not None:
-                scale, zero_point = scale[row], zero_point[row]
-            self.gamma.copy_(gamma * self._off_lattice(values, scale * gamma, zero_point, skew))
+    def _train_on(self, batch: Batch, seen: Range, state: int) -> None:
+        if state == RangeState.MISSING:
+            self._start(batch, seen)
+        elif self.is_static:
+            self._follow(seen)
+        if state != RangeState.FIXED:
             self._agree()
-        self.calibrated.fill_(True)
-        self._ready = True
+            self._set_state(RangeState.FIXED)
+        if self.is_static and not torch.compiler.is_compiling():
+            self._recent.add(fingerprint(batch.seen, seen), self._own_range().clone())
+
+    def _follow(self, seen: Range) -> None:
+        kept, momentum = self._own_range(), self.config.momentum
+        if not _may_read(seen.lo):  # nobody has looked, so numbers that are none are left out
+            lo = torch.where(seen.lo.isfinite(), seen.lo, kept.lo)
+            hi = torch.where(seen.hi.isfinite(), seen.hi, kept.hi)
+            seen = Range(lo, hi, seen.skew)
+        kept.lo.lerp_(seen.lo, momentum)
+        kept.hi.lerp_(seen.hi, momentum)
+        if kept.skew is not None and seen.skew is not None:
+            kept.skew.lerp_(torch.where(seen.skew.isfinite(), seen.skew, kept.skew), momentum)
+
+    def _start(self, batch: Batch, seen: Range) -> None:
+        """Takes the range and the multiplier of a batch."""
+        if self.config.search:
+            self._own(self.gamma).copy_(self._search(batch, seen).view(self.gamma.shape))
+        if self.is_static:
+            for kept, new in zip(self._own_range(), seen, strict=True):
+                if kept is not None and new is not None:
+                    kept.copy_(torch.where(new.isfinite(), new, 0.0))
+
+    def _search(self, batch: Batch, seen: Range) -> Tensor:
+        """The best multiplier for a batch with its own range."""
+        scale, zero_point, shift = self._grid(seen)
+        axis = self.groups.axis if self.gamma.dim() else -1
+        gamma = search_multiplier(batch.seen, scale, zero_point, shift, self.config, axis)
+        # Of a sparse matrix the ranges of its rows have been seen only.
+        values = batch.seen if batch.stored is None else batch.stored
+        if batch.row is not None:
+            scale, zero_point = scale[batch.row], zero_point[batch.row]
+        return gamma * self._off_lattice(values, scale * gamma, zero_point, shift)
 
     def _off_lattice(
         self, x: Tensor, scale: Tensor, zero_point: Tensor, skew: Tensor | None
     ) -> Tensor | float:
         """The factor that takes what could be sums of codes off the boundaries between codes. Rows
         that their own range represents exactly, as those of bags of words, stay exact."""
-        if self.config.statistics == "running":
+        if self.is_static:
             return _OFF_LATTICE
         if self.config.granularity != "node":  # a weight
             return 1.0
@@ -315,30 +275,79 @@ class LearnedRangeQuant(nn.Module):
         return torch.where(exact, 1.0, _OFF_LATTICE)
 
     def _agree(self) -> None:
-        # Every process searched on its own first batch; they train one and the same multiplier.
-        if (
-            torch.distributed.is_available()
-            and torch.distributed.is_initialized()
-            and self.training
-        ):
-            torch.distributed.broadcast(self.gamma, src=0)
+        # Every process searched on its own batches; they train one and the same multiplier.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(self._own(self.gamma), src=0)
 
-    def _check_groups(self, matrix: Tensor) -> None:
-        groups = self.gamma.numel()
-        if self.gamma.dim() == 2 and matrix.size(self.groups.axis) != groups:
-            raise InputError(
-                f"{self.path or 'quantizer'}: the tensor has {matrix.size(self.groups.axis)} "
-                f"groups of values, this quantizer has ranges for {groups}. Choose granularity "
-                f"'tensor' or 'node' for it."
+    # In evaluation, before any training ###########################################################
+
+    def _grow(self, batch: Batch, seen: Range) -> None:
+        state = self.range_state  # another thread may have been here
+        if state == RangeState.FIXED or not bool((seen.lo.sum() + seen.hi.sum()).isfinite()):
+            return
+        mark = fingerprint(batch.seen, seen)
+        if state == RangeState.MISSING:
+            self._start(batch, seen)
+            self._growing = GrowingRange(seen, self._multiplier(), self.is_static)
+            self._growing.is_new(mark)
+            self._set_state(RangeState.GROWING)
+            self._tell()
+            return
+        growing = self._growing
+        if growing is None:  # a copy through buffers
+            kept = self._own_range().clone() if self.is_static else seen
+            growing = self._growing = GrowingRange(kept, self._multiplier(), self.is_static)
+        elif not torch.equal(growing.gamma.to(self.gamma.device), self._multiplier()):
+            self.fix()  # somebody learns it in eval, as in fine-tuning with fixed statistics
+            return
+        if growing.is_new(mark):
+            gamma = self._search(batch, seen) if self.config.search else self._multiplier()
+            growing.add(seen, gamma)
+            self._take(growing)
+
+    def _take(self, growing: GrowingRange) -> None:
+        """Copies what has changed, and only that: other threads may be reading."""
+        pairs: list[tuple[Tensor | None, Tensor | None]] = []
+        if self.config.search:
+            pairs.append((self.groups.beside(self._own(self.gamma)), growing.gamma))
+        else:
+            growing.gamma = self._multiplier()
+        if self.is_static:
+            pairs += zip(self._own_range(), growing.range, strict=True)
+        for kept, new in pairs:
+            if kept is not None and new is not None and not torch.equal(kept, new):
+                kept.copy_(new)
+
+    def _tell(self) -> None:
+        if self.is_static and "growing" not in _TOLD:
+            _TOLD.add("growing")
+            _LOGGER.info(
+                "%s has a range from an evaluation batch, and so have all quantizers that see "
+                "their first batch in eval: each further evaluation batch counts, until the model "
+                "is trained, converted or loaded, or quantizer.fix() is called. (Said once.)",
+                self._name,
             )
 
+    # Changes reach the tensors themselves, also where a transform follows them.
+
+    @staticmethod
+    def _own(tensor: Tensor) -> Tensor:
+        found = unwrapped(tensor)
+        return tensor if found is None else found
+
+    def _own_range(self) -> Range:
+        skew = self._own(self.skew) if self._follows_skewness else None
+        lo, hi = (self.groups.beside(self._own(t)) for t in (self.lo, self.hi))
+        return Range(lo, hi, skew)
+
+    def _multiplier(self) -> Tensor:
+        return self.groups.beside(self._own(self.gamma)).detach().clone()
+
     def _check_finite(self, lo: Tensor, hi: Tensor) -> None:
-        if lo.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        if not bool(torch.isfinite(lo.sum() + hi.sum())):
+        if _may_read(lo) and not bool(torch.isfinite(lo.sum() + hi.sum())):
             raise InputError(
-                f"{self.path or 'quantizer'}: the tensor to quantize holds NaN or Inf, so it has "
-                f"no range. Look for a diverged loss or a division by zero before this layer; "
+                f"{self._name}: the tensor to quantize holds NaN or Inf, so it has no range. Look "
+                f"for a diverged loss or a division by zero before this layer; "
                 f"torch.nan_to_num(x) replaces such values."
             )
 
@@ -348,16 +357,15 @@ class LearnedRangeQuant(nn.Module):
         r"""Forgets the range and the multiplier; the next batch starts them anew."""
         with torch.no_grad():
             self.gamma.fill_(1.0)
-            self.calibrated.fill_(False)
-        self._ready = False
+            for name in ("lo", "hi", "skew"):
+                if name in self._buffers:
+                    self.get_buffer(name).zero_()
+        self._set_state(RangeState.MISSING)
+        self._recent.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearnedRangeQuant:
-        # Ranges stay in float32 under .half(), .bfloat16() and .double(): codes are defined there.
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            out = fn(tensor)
-            return out if out.dtype == tensor.dtype else tensor.to(out.device)
-
-        super()._apply(keep_dtype, recurse)
+        super()._apply(fn, recurse)
+        self._recent.clear()
         return self
 
     def _load_from_state_dict(
@@ -366,56 +374,21 @@ class LearnedRangeQuant(nn.Module):
         prefix: str,
         local_metadata: dict[str, Any],
         strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        own = [*self._parameters, *(n for n in self._buffers if n != "_bit_width")]
+        own = [*self._parameters, *self._buffers]
         if strict and not any(prefix + name in state_dict for name in own):
             # A float checkpoint: its weights load, and ranges start from the next batch.
             self.reset_parameters()
             self.loaded_fresh = True
             return
         self.loaded_fresh = False
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self._ready = bool(self.calibrated)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args, **kwargs)
+        self._growing, self._state = None, RangeState.MISSING  # as the buffer says
+        self._recent.clear()
 
-    def extra_repr(self) -> str:
-        c = self.config
-        truncation = f", truncation={c.truncation!r}" if c.truncates else ""
-        return f"bits={c.bits}, granularity={c.granularity!r}{truncation}"
 
-    # TEMPORARY
-    @property
-    def is_static(self) -> bool:
-        return self.config.statistics == "running"
-
-    is_fixed = True
-
-    def output(self) -> Any:
-        from torch_geometric_qlr.tensor import OutputQuantizer
-
-        if not self.is_static:
-            return None
-        scale, zero_point, skew = self.code_params(self.gamma)
-        return OutputQuantizer(scale, zero_point, self.bits, self.config.truncates, skew)
-
-    def pack(self, x: Tensor) -> Any:
-        from torch_geometric_qlr.tensor import PackedTensor
-
-        if x.numel() > 0:
-            self._observe(x.detach())
-            scale, zero_point, skew = self.code_params(x)
-        else:
-            (scale, zero_point), skew = self._empty_params(x), None
-        return PackedTensor.from_float(
-            x.detach(),
-            scale,
-            zero_point,
-            self.bits,
-            truncate=self.config.truncates,
-            skew=skew,
-            check=False,
-        )
+def _may_read(x: Tensor) -> bool:
+    """Whether looking at values stalls no device and breaks no graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

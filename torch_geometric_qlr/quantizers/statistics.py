@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["value_range", "skewness", "Groups"]
+__all__ = ["Batch", "Groups", "Range", "fingerprint", "skewness", "value_range"]
+
+# Values of a tensor, along each of its dimensions, by which it is recognised.
+_PROBES = 8
+
+
+class Range(NamedTuple):
+    r"""What codes are made from.
+
+    Args:
+        lo (torch.Tensor): :math:`\alpha`, of shape :math:`()`, :math:`(G, 1)` or :math:`(1, G)`.
+        hi (torch.Tensor): :math:`\beta`, likewise.
+        skew (torch.Tensor, optional): The skewness, for BT*.
+    """
+
+    lo: Tensor
+    hi: Tensor
+    skew: Tensor | None
+
+    def clone(self) -> Range:
+        """The same numbers in memory of their own."""
+        skew = None if self.skew is None else self.skew.clone()
+        return Range(self.lo.clone(), self.hi.clone(), skew)
+
+
+class Batch(NamedTuple):
+    r"""What a quantizer looks at.
+
+    Args:
+        seen (torch.Tensor): What the range is taken from: the matrix; of a sparse one its stored
+            values, or per node the ranges of its rows.
+        skew (torch.Tensor, optional): The skewness, where :obj:`seen` does not show it.
+        stored (torch.Tensor, optional): The stored values of a sparse matrix, as a column.
+        row (torch.Tensor, optional): The row of each of them, if rows have ranges of their own.
+    """
+
+    seen: Tensor
+    skew: Tensor | None = None
+    stored: Tensor | None = None
+    row: Tensor | None = None
 
 
 class Groups:
@@ -35,8 +76,12 @@ class Groups:
         return x.reshape(x.size(0), -1) if self.rows_first else x.reshape(-1, x.size(-1))
 
     def shape(self, num_groups: int) -> tuple[int, ...]:
-        """Shape of a range over that many groups."""
+        """Shape of a range over that many groups, beside the matrix."""
         return () if self.axis == -1 else (num_groups, 1) if self.axis == 0 else (1, num_groups)
+
+    def beside(self, values: Tensor) -> Tensor:
+        """One number per group, or one for all, in the shape in which it meets the matrix."""
+        return values.view(self.shape(values.numel())) if values.dim() else values
 
 
 def value_range(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -53,8 +98,8 @@ def value_range(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """
     if axis == -1:
         lo, hi = x.aminmax()
-    else:
-        lo, hi = x.aminmax(dim=1 - axis, keepdim=True)
+    else:  # apart, which takes a tenth of the time that torch's `aminmax` does along a dimension
+        lo, hi = (reduce(x, dim=1 - axis, keepdim=True) for reduce in (torch.amin, torch.amax))
     return lo.float().clamp_max(0.0), hi.float().clamp_min(0.0)
 
 
@@ -82,3 +127,20 @@ def skewness(x: Tensor, numel: int | None = None) -> Tensor:
     variance = (squared.sum() + zeros * mean.square()) / numel
     third = (squared.mul_(centered).sum() - zeros * mean.pow(3)) / numel
     return torch.where(variance > 0, third / variance.clamp_min(1e-30).pow(1.5), 0.0)
+
+
+def fingerprint(x: Tensor, found: Range) -> Tensor:
+    r"""A vector by which a batch is recognised without keeping it: its range and a few of its
+    values.
+
+    Args:
+        x (torch.Tensor): The batch.
+        found (Range): Its range.
+
+    Example:
+        >>> x = torch.tensor([1.0, -2.0])
+        >>> fingerprint(x, Range(*value_range(x, axis=-1), None))
+        tensor([-2.,  1.,  1., -2.])
+    """
+    probes = x[tuple(slice(None, None, -(-size // _PROBES)) for size in x.shape)]
+    return torch.cat([found.lo.reshape(-1), found.hi.reshape(-1), probes.reshape(-1).float()])

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
-from torch_geometric_qlr.quantizers import build_quantizer
+from torch_geometric_qlr.quantizers import FrozenRange, build_quantizer
 from torch_geometric_qlr.tensor import linear
 
 BITS = st.sampled_from([1, 2, 3, 4, 5, 8])
@@ -35,7 +34,7 @@ def test_codes_are_identical(bits: int, truncation: str | None, per: str, seed: 
     quantizer.eval()
     with torch.no_grad():
         value = quantizer(x)[0]
-    frozen = FrozenRange.freeze(copy.deepcopy(quantizer))
+    frozen = FrozenRange.of(quantizer)
     assert torch.equal(frozen.pack(x).dequantize(), value)
     assert torch.equal(frozen(x)[0], value)
     out = frozen.output()
@@ -44,7 +43,7 @@ def test_codes_are_identical(bits: int, truncation: str | None, per: str, seed: 
         # A kernel that writes codes rounds as the quantizer does.
         eye = PackedWeight.from_quantizer(build_quantizer(QuantizerConfig(bits=1)), torch.eye(7))
         codes = build_quantizer(QuantizerConfig(bits=8))
-        given = FrozenRange.freeze(codes.eval()) if codes(x) else None
+        given = FrozenRange.of(codes.eval()) if codes(x) else None
         assert given is not None
         product = linear(given.pack(x), eye.packed)
         written = linear(given.pack(x), eye.packed, out=out)
@@ -71,7 +70,7 @@ def test_weights_are_identical(bits: int, truncation: str | None, channel_dim: i
 def test_static_parameters_follow_the_module() -> None:
     quantizer = build_quantizer(QuantizerConfig(bits=4))
     quantizer(torch.randn(9, 7))
-    frozen = FrozenRange.freeze(quantizer)
+    frozen = FrozenRange.of(quantizer)
     x = torch.randn(5, 7)
     before = frozen.pack(x)
     state = {k: v.clone() for k, v in frozen.state_dict().items()}
@@ -87,5 +86,5 @@ def test_nothing_to_round(per: str) -> None:
     config = QuantizerConfig(
         bits=4, granularity=per, statistics="current" if per == "node" else "running"
     )
-    frozen = FrozenRange.freeze(build_quantizer(config))
+    frozen = FrozenRange.of(build_quantizer(config))
     assert frozen.pack(torch.zeros(0, 3)).shape == (0, 3)

@@ -24,11 +24,12 @@ from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
 from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
 from torch_geometric_qlr.nn.propagation.smp import SMP
 from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.quantizers import RangeQuantizer, RangeState
 from torch_geometric_qlr.tensor import OutputQuantizer
 from torch_geometric_qlr.tensor import functional as packed
 from torch_geometric_qlr.tensor.functional import Steps
 
-__all__ = ["all_hops", "takes_all_hops"]
+__all__ = ["all_hops", "is_observing", "takes_all_hops"]
 
 
 def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
@@ -51,9 +52,17 @@ def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
     own = state[state.source_keys["x"]]
     own = list(own) if isinstance(own, nn.ModuleList) else [own]
     quantizers = [own[hop % len(own)] for hop in range(per_step * layer.K)]
-    if not all(getattr(q, "is_fixed", True) for q in quantizers):
-        return None  # what is observed needs hop after hop
     return forward(layer, arguments, quantizers)
+
+
+def is_observing(layer: Any) -> bool:
+    r"""Whether the quantizers of the hops are still observing, which needs hop after hop.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    ranges = (q for q in state_of(layer).modules() if isinstance(q, RangeQuantizer))
+    return any(q.range_state != RangeState.FIXED for q in ranges)
 
 
 def takes_all_hops(base: Any) -> bool:
@@ -73,7 +82,7 @@ def _chains(layer: Any, x: Any) -> bool:
 
 def _steps(layer: Any, quantizers: list[Any], like: Tensor) -> Steps | None:
     """How the hops quantize, if all of them do it with one number each that is known before."""
-    outputs = [quantizer.output() for quantizer in quantizers]
+    outputs = [quantizer.output(growing=True) for quantizer in quantizers]
     known = [out for out in outputs if out is not None and out.scale.numel() == 1]
     if len(known) < len(outputs):
         return None

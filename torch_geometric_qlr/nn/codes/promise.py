@@ -109,7 +109,7 @@ class Chain:
         last = self.epilogues[-1]
         if self._addend is not None:
             last = last._replace(addend=self._addend)
-        self.codes = self.stage.run(last, self.plan.quantizer.output())
+        self.codes = self.stage.compute(last, self.plan.quantizer.output())
 
     def _base(self, position: int) -> int:
         """The first position that shares memory with this one."""
@@ -130,7 +130,7 @@ class Chain:
             epilogue = self.epilogues[base]
             if epilogue.addend is not None:
                 epilogue = epilogue._replace(addend=self._addend)
-            self._values[base] = self.stage.run(epilogue, None)
+            self._values[base] = self.stage.compute(epilogue, None)
         return self._values[base].view(shape)
 
     def _check_unchanged(self, position: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.tensor import OutputQuantizer
 
 __all__ = ["NO_EPILOGUE", "Epilogue", "Stage"]
@@ -60,7 +61,14 @@ class Stage(NamedTuple):
     biases: bool = True
     stretches: bool = False
 
+    def compute(self, epilogue: Epilogue, out: OutputQuantizer | None) -> Any:
+        """The result with an epilogue, as floats or as codes."""
+        try:
+            return self.run(epilogue, out)
+        except InputError as error:
+            raise InputError(f"{self.owner.path}: {error}") from None
+
     def value(self) -> Tensor:
         """The result as floats."""
-        out: Tensor = self.run(NO_EPILOGUE, None)
+        out: Tensor = self.compute(NO_EPILOGUE, None)
         return out

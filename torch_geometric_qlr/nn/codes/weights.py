@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import CheckpointError
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import RangeQuantizer
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["PackedWeight"]
@@ -41,11 +41,11 @@ class PackedWeight(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_quantizer(cls, quantizer: LearnedRangeQuant, weight: Tensor) -> PackedWeight:
+    def from_quantizer(cls, quantizer: RangeQuantizer, weight: Tensor) -> PackedWeight:
         r"""The codes that a quantizer gives a weight.
 
         Args:
-            quantizer (LearnedRangeQuant): The weight's quantizer.
+            quantizer (RangeQuantizer): The weight's quantizer.
             weight (torch.Tensor): The float weight.
         """
         cls.start(quantizer, weight)
@@ -65,7 +65,7 @@ class PackedWeight(nn.Module):
 
     @staticmethod
     @torch.no_grad()
-    def start(quantizer: LearnedRangeQuant, weight: Tensor) -> None:
+    def start(quantizer: RangeQuantizer, weight: Tensor) -> None:
         """Starts the range of a weight that has not been used yet."""
         if not bool(quantizer.calibrated):
             quantizer(weight)

@@ -13,8 +13,8 @@ from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.linear import QuantLinearLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.quantizers import FrozenRange
 
 __all__ = ["Conversion", "ConversionEntry", "how_it_runs"]
 

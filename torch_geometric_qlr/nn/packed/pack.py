@@ -20,10 +20,9 @@ from torch_geometric_qlr.nn.packed.layer import (
     PackedMessagePassing,
     PackedWeightLayer,
 )
-from torch_geometric_qlr.nn.packed.ranges import FrozenRange
 from torch_geometric_qlr.nn.running import CHAINS, follow
 from torch_geometric_qlr.nn.state import float_class, state_of
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import freeze_ranges
 
 __all__ = ["pack_layers"]
 
@@ -100,9 +99,7 @@ def _become(name: str, site: _Site, backend: str) -> None:
     for key, weight in site.weights.items():
         state[key] = weight
         del layer._parameters[key]
-    for quantizer in state.modules():
-        if isinstance(quantizer, LearnedRangeQuant):
-            FrozenRange.freeze(quantizer)
+    freeze_ranges(state)
     # Features that a layer cached were propagated with other weights or in another way.
     for key in [n for n in layer.__dict__ if n.startswith("_cached_")]:
         setattr(layer, key, None)

@@ -1,0 +1,117 @@
+"""Ranges that have stopped learning: fixed numbers, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.quantizers.base import CodeParams, RangeQuantizer, RangeState
+from torch_geometric_qlr.quantizers.torch_state import is_abstract, is_transformed
+from torch_geometric_qlr.tensor import OutputQuantizer
+
+__all__ = ["FrozenRange", "freeze_ranges"]
+
+
+class FrozenRange(RangeQuantizer):
+    r"""What a quantizer has learned, without what learns.
+
+    Same state, same codes. Scale, zero point and shift of a range per tensor or per feature are
+    computed once; a range per node is still taken from each row.
+
+    Example:
+        >>> from torch_geometric_qlr.config import QuantizerConfig
+        >>> from torch_geometric_qlr.quantizers import LearnedRangeQuant
+        >>> quantizer = LearnedRangeQuant(QuantizerConfig(bits=2)).eval()
+        >>> _ = quantizer(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        >>> FrozenRange.of(quantizer)
+        FrozenRange(bits=2, granularity='tensor', range='fixed')
+    """
+
+    @classmethod
+    def of(cls, quantizer: RangeQuantizer) -> FrozenRange:
+        r"""Freezes a quantizer; growing ends. They share no state.
+
+        Args:
+            quantizer (RangeQuantizer): The quantizer; it stays as it is.
+        """
+        frozen = cls(quantizer.config, quantizer.groups, quantizer.path)
+        for name in ("gamma", "lo", "hi", "skew"):
+            tensor = getattr(quantizer, name, None)
+            if tensor is not None:
+                frozen.register_buffer(name, tensor.detach().clone())
+        frozen.register_buffer("calibrated", quantizer.calibrated.ne(0).long() * RangeState.FIXED)
+        frozen._forget()
+        return frozen.eval()
+
+    def _forget(self) -> None:
+        """After a change of what is computed once."""
+        self._static: CodeParams | None = None
+        self._output: OutputQuantizer | None = None
+        self._made_from: list[tuple[Tensor, int]] = []
+        self._usable = is_abstract(self.calibrated) or self.range_state != RangeState.MISSING
+
+    def code_params(
+        self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
+    ) -> CodeParams:
+        if not self._usable:
+            raise ConfigError(
+                f"{self._name} has never seen data, so it has no range. Run the quantized model "
+                f"on data that reaches this layer before you convert it."
+            )
+        if exact_zero or not self.is_static or is_transformed() or torch.compiler.is_compiling():
+            return super().code_params(x, exact_zero=exact_zero, skew=skew)
+        self._check_made()
+        static = self._static
+        if static is None:
+            with torch.inference_mode(False), torch.no_grad():
+                static = self._static = super().code_params(x)
+        return static
+
+    def output(self, *, growing: bool = False) -> OutputQuantizer | None:
+        if not self.is_static or not self._usable:
+            return None
+        self._check_made()
+        output = self._output
+        if output is None:
+            output = self._output = self._output_quantizer()
+        return output
+
+    def _check_made(self) -> None:
+        """Numbers that have been replaced or written to make what was computed from them stale."""
+        made = [(t, _version(t)) for t in self._buffers.values() if t is not None]
+        same = len(made) == len(self._made_from) and all(
+            a is b and v == w for (a, v), (b, w) in zip(made, self._made_from, strict=True)
+        )
+        if not same:
+            self._forget()
+            self._made_from = made
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenRange:
+        super()._apply(fn, recurse)
+        self._forget()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._forget()
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def freeze_ranges(quantizers: nn.Module) -> None:
+    r"""Puts a :class:`FrozenRange` in the place of every quantizer inside of a module.
+
+    Args:
+        quantizers (torch.nn.Module): A :class:`torch.nn.ModuleDict` or the like.
+    """
+    for name, child in list(quantizers.named_children()):
+        if isinstance(child, RangeQuantizer):
+            quantizers.register_module(name, FrozenRange.of(child))
+        else:
+            freeze_ranges(child)

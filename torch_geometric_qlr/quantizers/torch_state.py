@@ -1,0 +1,66 @@
+"""What torch is doing with a tensor right now: the private parts of it that quantizers ask."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import is_fake
+
+__all__ = [
+    "follows_tangents",
+    "is_abstract",
+    "is_recomputing",
+    "is_transformed",
+    "outside_of_transforms",
+    "unwrapped",
+]
+
+
+def is_recomputing() -> bool:
+    r"""Whether this code runs inside of autograd's backward pass, as a forward does that is
+    computed again there (:func:`torch.utils.checkpoint.checkpoint`, invertible layers)."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def is_transformed() -> bool:
+    r"""Whether a :mod:`torch.func` transform is active."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def follows_tangents() -> bool:
+    r"""Whether forward-mode differentiation is on."""
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+
+
+def is_abstract(x: Tensor) -> bool:
+    r"""Whether a tensor has a shape and no values: on the meta device, or a fake one. What a
+    compiler traces counts as having values.
+
+    Example:
+        >>> is_abstract(torch.empty(3, device="meta")), is_abstract(torch.empty(3))
+        (True, False)
+    """
+    if x.is_meta:
+        return True
+    return type(x) is not Tensor and not torch.compiler.is_compiling() and is_fake(x)
+
+
+def unwrapped(x: Tensor) -> Tensor | None:
+    r"""The tensor that :func:`torch.func.grad` and :func:`torch.func.jvp` follow, or :obj:`None` if
+    it stands for a whole batch of them (:func:`torch.func.vmap`)."""
+    if torch.compiler.is_compiling():
+        return x
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return None
+        x = functorch.get_unwrapped(x)
+    return x
+
+
+def outside_of_transforms() -> AbstractContextManager[object]:
+    r"""Within it tensors are changed in place for good, whatever transform is active."""
+    return temporarily_clear_interpreter_stack() if is_transformed() else nullcontext()
