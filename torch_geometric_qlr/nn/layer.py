@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.config import QLRConfig
-from torch_geometric_qlr.nn.checkpoint import differences, save_description
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 __all__ = ["QuantLayer", "is_quantizable", "layer_path", "quant_class"]
@@ -146,26 +145,6 @@ class QuantLayer:
         for module in self.modules():  # type: ignore[attr-defined]
             if isinstance(module, LearnedRangeQuant):
                 module.reset_parameters()
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
-        save_description(destination, prefix, self.quantizers)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        if any(key.startswith(f"{prefix}quantizers.") for key in state_dict):
-            error_msgs.extend(differences(local_metadata, prefix, self.quantizers))
-        super()._load_from_state_dict(  # type: ignore[misc]
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
 
     # A generated class cannot be found by its name, so an object is rebuilt from its base.
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

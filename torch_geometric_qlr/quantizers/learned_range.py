@@ -14,6 +14,7 @@ from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.reference import affine_params, truncation_step
 from torch_geometric_qlr.quantizers.functional import fake_quantize, floor, scale_gradient
 from torch_geometric_qlr.quantizers.grid_search import search_multiplier
+from torch_geometric_qlr.quantizers.signature import SignedState
 from torch_geometric_qlr.quantizers.statistics import Groups, skewness, value_range
 from torch_geometric_qlr.quantizers.stored import entries, with_values
 
@@ -28,7 +29,7 @@ _MIN_SCALE = 1e-20
 _OFF_LATTICE = 1.0 + math.sqrt(2) / 4096
 
 
-class LearnedRangeQuant(nn.Module):
+class LearnedRangeQuant(SignedState):
     r"""Quantization with learnable ranges (QLR) from the `"Low-bit Quantization for Deep Graph
     Neural Networks with Smoothness-aware Message Propagation" <https://arxiv.org/abs/2308.14949>`_
     paper.
