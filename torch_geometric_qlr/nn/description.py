@@ -19,7 +19,9 @@ from torch import nn
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
 from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.nn.options import float_class
 from torch_geometric_qlr.nn.packed import PackedLayer, pack_layers
+from torch_geometric_qlr.nn.packed.message_passing import PackedMessagePassing
 from torch_geometric_qlr.nn.packed.weights import PackedWeight
 from torch_geometric_qlr.nn.propagation.smooth import (
     SmoothMessagePassing,
@@ -40,6 +42,9 @@ __all__ = ["describe", "rebuild"]
 
 Description = dict[str, Any]
 
+#: What of a route decides which numbers come out.
+ROUTE = ("kernel", "source", "weight", "reduce")
+
 
 def describe(model: nn.Module) -> Description:
     r"""What was done to the layers of a model, as plain values.
@@ -49,7 +54,8 @@ def describe(model: nn.Module) -> Description:
 
     Returns:
         dict: :obj:`converted`; :obj:`layers`, by name the float class, the family, the weight names
-        and the quantizers; :obj:`smooth`, by name what ``SmoothPropagation`` did.
+        and the quantizers, and of a converted conv the kernel of its messages; :obj:`smooth`, by
+        name what ``SmoothPropagation`` did.
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -66,12 +72,19 @@ def describe(model: nn.Module) -> Description:
 
 
 def _layer(layer: Any) -> dict[str, Any]:
-    return {
-        "class": _float_class(layer),
+    out = {
+        "class": float_class(layer).__name__,
         "family": next(n for n, mixin in FAMILIES.items() if isinstance(layer, mixin)),
         "weights": list(layer.weight_names),
         "quantizers": {key: _quantizer(found) for key, found in layer.quantizers.items()},
     }
+    return out | ({"route": _route(layer)} if isinstance(layer, PackedMessagePassing) else {})
+
+
+def _route(layer: PackedMessagePassing) -> dict[str, str]:
+    """How a converted conv computes its messages."""
+    found = dataclasses.asdict(layer.route)
+    return {key: found[key] for key in ROUTE}
 
 
 def _quantizer(found: nn.Module) -> Any:
@@ -90,19 +103,11 @@ def _quantizer(found: nn.Module) -> Any:
 
 def _smooth(layer: Any) -> dict[str, Any]:
     return {
-        "class": _float_class(layer),
+        "class": float_class(layer).__name__,
         "source": layer._smooth_source,
         "options": dataclasses.asdict(layer.smooth_options),
         "note": layer.smoothing_note,
     }
-
-
-def _float_class(layer: nn.Module) -> str:
-    """The name of a layer's class before it was quantized and smoothed."""
-    cls: Any = getattr(type(layer), "float_class", type(layer))
-    while hasattr(cls, "wrapped_class"):
-        cls = cls.wrapped_class
-    return str(cls.__name__)
 
 
 # Back again #######################################################################################
@@ -141,6 +146,8 @@ def rebuild(model: nn.Module, description: Description, backend: str = "auto") -
         for name, entry in layers.items():
             _hold_codes(name, named[name], entry["quantizers"])
         pack_layers(model, backend)
+        for name, entry in layers.items():
+            _check_route(name, named[name], entry.get("route"))
 
 
 def _quantize(name: str, layer: Any, entry: Mapping[str, Any], model: nn.Module) -> None:
@@ -206,7 +213,7 @@ def _check_classes(named: Mapping[str, nn.Module], entries: Mapping[str, Any]) -
                 f"{where}: the file has a {entry['class']} there, and this {_name(named)} has no "
                 f"such module{hint}. Pass the architecture that was saved."
             )
-        found = _float_class(named[name])
+        found = float_class(named[name]).__name__
         if found != entry["class"]:
             raise CheckpointError(
                 f"{where}: the file has a {entry['class']} there, this {_name(named)} a {found}. "
@@ -270,6 +277,24 @@ def _check_smooth(model: nn.Module, saved: Mapping[str, Any]) -> None:
                     f"with options that are not those of the file. Pass the model as it was "
                     f"before; the file says how to smooth it."
                 )
+
+
+def _check_route(name: str, layer: nn.Module, saved: Mapping[str, str] | None) -> None:
+    """Whether the messages are computed as in the saved model, which its numbers were made for."""
+    own = _route(layer) if isinstance(layer, PackedMessagePassing) else None
+    if saved is not None and own is not None and own != saved:
+        raise CheckpointError(
+            f"{name or type(layer).__name__}: the file's model computes its messages by "
+            f"{_shown(saved)}, this one by {_shown(own)}. Its message() is another one, or depends "
+            f"on values that are not in the file: pass the architecture that was saved."
+        )
+
+
+def _shown(route: Mapping[str, str]) -> str:
+    if not route["kernel"]:
+        return "its own code"
+    times = f" times {route['weight']}" if route["weight"] else ""
+    return f"the kernel {route['kernel']!r} ({route['reduce']} of {route['source']}{times})"
 
 
 def _check_weights(name: str, layer: nn.Module, quantizers: Mapping[str, Any]) -> None:

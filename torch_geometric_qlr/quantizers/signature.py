@@ -72,8 +72,8 @@ class Signature(NamedTuple):
         return out
 
     def to_tensor(self) -> Tensor:
-        r"""The signature as small numbers, in float32 as the rest of the state: code that averages or
-        casts all of a state can do so to these too, and they stay what they are.
+        r"""The signature as small numbers, in float32 as the rest of the state: code that averages
+        or casts all of a state can do so to these too, and they stay what they are.
 
         Example:
             >>> Signature(bits=2, truncation="bt").to_tensor()
@@ -119,7 +119,8 @@ class Signature(NamedTuple):
             >>> Signature(4, granularity="node").shown(Signature(4))
             "4 bits, granularity='node'"
         """
-        out = f"{self.bits} bits" + (f" and truncation {self.truncation!r}" if self.truncation else "")
+        out = f"{self.bits} bits"
+        out += f" and truncation {self.truncation!r}" if self.truncation else ""
         for name, mine, theirs in zip(self._fields[2:], self[2:], other[2:], strict=True):
             out += f", {name}={mine!r}" if mine != theirs else ""
         return out
