@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import secrets
 import stat
 import zlib
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Any
 
+fcntl: Any
 try:
-    import fcntl
+    fcntl = importlib.import_module("fcntl")
 except ImportError:  # Windows, where an open file cannot be removed: as good as a lock
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 __all__ = ["replace_file"]
 
@@ -38,8 +40,8 @@ def replace_file(path: str, write: Callable[[IO[bytes]], None]) -> None:
     """
     found = _stat(path)
     if found is not None and not stat.S_ISREG(found.st_mode):
-        with open(path, "wb") as file:  # says so if it is a folder
-            write(file)
+        with open(path, "wb") as special:  # says so if it is a folder
+            write(special)
         return
     if found is not None and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

@@ -46,8 +46,9 @@ def read_header(described: bytes, num_bytes: int, version: int) -> dict[str, Any
     Raises:
         Damage: If it is not what a file of that version says, with the place and the value.
     """
+    text = _inflated(described)
     try:
-        header = json.loads(_inflated(described))
+        header: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Damage(f"its header cannot be read ({type(error).__name__}: {error})") from error
     _HEADERS[version](header, "header")
@@ -59,7 +60,7 @@ def read_header(described: bytes, num_bytes: int, version: int) -> dict[str, Any
         )
     _check_tensors(header, num_bytes)
     _check_layers(header, num_bytes)
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def _inflated(described: bytes) -> bytes:
@@ -261,9 +262,8 @@ def _check_tensors(header: Mapping[str, Any], num_bytes: int) -> None:
             raise Damage(f"it has two tensors {reprlib.repr(name)}")
         names.add(name)
         # A dimension of 0 hides the others from the sum, and not from torch.
-        _require(
-            math.prod(n or 1 for n in shape) < _MOST and len(shape) <= 64, shape, name, "a shape"
-        )
+        fits = len(shape) <= 64 and math.prod(n or 1 for n in shape) < _MOST
+        _require(fits, shape, f"the shape of {reprlib.repr(name)}", "one that can be")
         total += math.prod(shape) * DTYPES[dtype].itemsize
     if total != num_bytes:
         raise Damage(f"its tensors are {total:,} bytes by the header, and {num_bytes:,} in it")

@@ -123,7 +123,8 @@ def _read(path: File) -> tuple[int, dict[str, Any], Any]:
 
 def _data(content: Mapping[str, Any]) -> tuple[Tensor, int]:
     """The bytes of a file, and how many of them are the header."""
-    data, size = content.get("data"), content.get("header_bytes")
+    data: Any = content.get("data")
+    size: Any = content.get("header_bytes")
     is_data = type(data) is Tensor and data.dtype == torch.uint8 and data.dim() == 1
     if not is_data or data.layout != torch.strided or data.is_meta or not data.is_contiguous():
         raise Damage("its bytes are missing")

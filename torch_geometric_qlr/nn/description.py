@@ -9,14 +9,16 @@ registered in another process.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
+from torch_geometric.nn import HeteroDictLinear, MessagePassing
 
-from torch_geometric_qlr.config import QuantizerConfig
+from torch_geometric_qlr.config import POINTS, QuantizerConfig
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.options import float_class
@@ -28,8 +30,10 @@ from torch_geometric_qlr.nn.propagation.smooth import (
     SmoothOptions,
     smooth_layer,
 )
+from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.nn.rewrite import (
     FAMILIES,
+    MIXINS,
     adapt_parents,
     placed,
     quantizer_path,
@@ -41,6 +45,9 @@ from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 __all__ = ["describe", "rebuild"]
 
 Description = dict[str, Any]
+
+#: Keys of quantizers other than those of weights and sources.
+_PLACES = frozenset(POINTS) - {"weight", "source"}
 
 #: What of a route decides which numbers come out.
 ROUTE = ("kernel", "source", "weight", "reduce")
@@ -130,6 +137,8 @@ def rebuild(model: nn.Module, description: Description, backend: str = "auto") -
     layers, smooth = description["layers"], description["smooth"]
     named = dict(model.named_modules(remove_duplicate=False))
     _check_classes(named, {**smooth, **layers})
+    for name, entry in layers.items():
+        _check_entry(name, named[name], entry)
     _check_quantized(model, layers)
     _check_smooth(model, smooth)
     for name, entry in layers.items():
@@ -221,6 +230,28 @@ def _check_classes(named: Mapping[str, nn.Module], entries: Mapping[str, Any]) -
             )
 
 
+def _check_entry(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> None:
+    """Whether what is said of a layer can be done to it: a file may say anything."""
+    family, spec = entry["family"], find_spec(layer)
+    fits = isinstance(layer, MessagePassing) == (family == "messages")
+    fits &= family != "dict" or isinstance(layer, HeteroDictLinear)
+    if spec is not None and spec.family in MIXINS:
+        fits &= FAMILIES[family] is MIXINS[spec.family]
+    wrong = "" if fits else f"it cannot be quantized as {family!r}"
+    for key in entry["weights"]:
+        if not key.isidentifier() or key.startswith("_") or hasattr(float_class(layer), key):
+            wrong = f"{key!r} is no weight of it"
+    for key in entry["quantizers"]:
+        is_place = key in entry["weights"] or key in _PLACES or key.startswith("source_")
+        if not is_place or not key.isidentifier() or hasattr(nn.ModuleDict, key):
+            wrong = f"{key!r} is no place to quantize"
+    if wrong:
+        raise CheckpointError(
+            f"{name or 'the model itself'}: the file's description of this {entry['class']} is "
+            f"damaged, or of another version of the layer: {wrong}."
+        )
+
+
 def _name(named: Mapping[str, nn.Module]) -> str:
     return type(named[""]).__name__
 
@@ -268,7 +299,17 @@ def _bits(found: Any) -> int:
 
 
 def _check_smooth(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    for name, module in model.named_modules():
+    named = dict(model.named_modules(remove_duplicate=False))
+    for name, found in saved.items():
+        methods = (getattr(named[name], key, None) for key in ("message", "edge_update"))
+        taken = {key for one in methods if one for key in inspect.signature(one).parameters}
+        source = found["source"]
+        if not isinstance(named[name], MessagePassing) or not taken & {source, f"{source}_j", "kwargs"}:
+            raise CheckpointError(
+                f"{name or 'the model itself'}: the file smooths the propagation of {source!r} "
+                f"there, and this {found['class']} has none. Pass the architecture that was saved."
+            )
+    for name, module in named.items():
         if isinstance(module, SmoothMessagePassing):
             own, entry = _smooth(module), saved.get(name)
             if entry is None or own["options"] != entry["options"]:

@@ -88,7 +88,7 @@ def option_differences(saved: Record, model: nn.Module) -> Iterator[str]:
         if cls != own_class and name:  # the class of the whole may be called as one likes
             yield f"{where}: the file has {cls} there, the model {own_class}"
             continue
-        for key in options.keys() & own_options.keys():
+        for key in [key for key in options if key in own_options]:
             there, here = options[key], own_options[key]
             if there != here and not (there != there and here != here):  # NaN
                 yield f"{where}: {key} is {there!r} in the file, {here!r} in the model"
@@ -96,10 +96,10 @@ def option_differences(saved: Record, model: nn.Module) -> Iterator[str]:
 
 def float_class(layer: nn.Module) -> type[Any]:
     """A layer's class before it was quantized and smoothed."""
-    cls: Any = getattr(type(layer), "float_class", type(layer))
+    cls: type[Any] = getattr(type(layer), "float_class", type(layer))
     while hasattr(cls, "wrapped_class"):
         cls = cls.wrapped_class
-    return cls  # type: ignore[no-any-return]
+    return cls
 
 
 def _modules(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -114,7 +114,7 @@ def _modules(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tup
 
 
 def _options(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    cls = float_class(module)
+    cls: Any = float_class(module)
     ignored = _assigned_later(cls).union(*_IGNORED.values())
     if cls is not type(module):
         ignored |= _OF_PACKAGE
@@ -150,7 +150,7 @@ def _short(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _assigned_later(cls: type[Any]) -> frozenset[str]:
+def _assigned_later(cls: Any) -> frozenset[str]:
     """Attributes that a method assigns which the constructor does not call."""
     methods: dict[str, types.CodeType] = {}
     constructors: list[types.CodeType] = []
