@@ -32,7 +32,7 @@ from torch_geometric_qlr.io.format import (
 from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
 from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
-from torch_geometric_qlr.nn.description import rebuild
+from torch_geometric_qlr.nn.description import check_routes, rebuild
 from torch_geometric_qlr.nn.options import option_differences
 from torch_geometric_qlr.nn.packed.weights import PackedWeight
 from torch_geometric_qlr.ops import use_backend
@@ -91,7 +91,9 @@ def load(path: File, model: M, *, backend: str = "auto") -> M:
     if version == 1:
         complete_state(state, out)
     _check_same(_tensor_differences(out, state), out)
-    _check_same(option_differences(header.get("modules", {}), out), out)
+    if version > 1:
+        _check_same(option_differences(header["modules"], out), out)
+    check_routes(out, header)
     try:
         out.load_state_dict(state)
     except RuntimeError as error:
@@ -125,12 +127,13 @@ def _data(content: Mapping[str, Any]) -> tuple[Tensor, int]:
     """The bytes of a file, and how many of them are the header."""
     data: Any = content.get("data")
     size: Any = content.get("header_bytes")
+    found: Any = content.get("checksum")
     is_data = type(data) is Tensor and data.dtype == torch.uint8 and data.dim() == 1
     if not is_data or data.layout != torch.strided or data.is_meta or not data.is_contiguous():
         raise Damage("its bytes are missing")
     if type(size) is not int or not 0 < size <= data.numel():
         raise Damage(f"its header is to have {reprlib.repr(size)} of {data.numel()} bytes")
-    if content.get("checksum") != checksum(data, size):
+    if type(found) is not int or found != checksum(data, size):
         raise Damage("its checksum is wrong")
     return data, size
 
@@ -260,7 +263,7 @@ def _tensor_differences(model: nn.Module, state: Mapping[str, Tensor]) -> Iterat
 
 
 def _check_same(differences: Iterator[str], model: nn.Module) -> None:
-    wrong = list(differences)
+    wrong = [found if len(found) < 300 else f"{found[:300]}..." for found in differences]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(

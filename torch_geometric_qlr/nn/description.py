@@ -42,7 +42,7 @@ from torch_geometric_qlr.nn.rewrite import (
 from torch_geometric_qlr.ops import storage_bits
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
-__all__ = ["describe", "rebuild"]
+__all__ = ["check_routes", "describe", "rebuild"]
 
 Description = dict[str, Any]
 
@@ -155,8 +155,34 @@ def rebuild(model: nn.Module, description: Description, backend: str = "auto") -
         for name, entry in layers.items():
             _hold_codes(name, named[name], entry["quantizers"])
         pack_layers(model, backend)
-        for name, entry in layers.items():
-            _check_route(name, named[name], entry.get("route"))
+
+
+def check_routes(model: nn.Module, description: Description) -> None:
+    r"""Refuses a model whose messages are not computed as in the one that was described.
+
+    Args:
+        model (torch.nn.Module): A model from :func:`rebuild`.
+        description (dict): From :func:`describe`.
+
+    Raises:
+        CheckpointError: If a layer chose another kernel.
+    """
+    for name, layer in model.named_modules():
+        saved = description["layers"].get(name, {}).get("route")
+        own = _route(layer) if isinstance(layer, PackedMessagePassing) else None
+        if saved is not None and own is not None and own != saved:
+            raise CheckpointError(
+                f"{name or type(layer).__name__}: the file's model computes its messages by "
+                f"{_shown(saved)}, this one by {_shown(own)}. Its message() is another one, or "
+                f"depends on values that are not in the file: pass the architecture that was saved."
+            )
+
+
+def _shown(route: Mapping[str, str]) -> str:
+    if not route["kernel"]:
+        return "its own code"
+    times = f" times {route['weight']}" if route["weight"] else ""
+    return f"the kernel {route['kernel']!r} ({route['reduce']} of {route['source']}{times})"
 
 
 def _quantize(name: str, layer: Any, entry: Mapping[str, Any], model: nn.Module) -> None:
@@ -304,7 +330,11 @@ def _check_smooth(model: nn.Module, saved: Mapping[str, Any]) -> None:
         methods = (getattr(named[name], key, None) for key in ("message", "edge_update"))
         taken = {key for one in methods if one for key in inspect.signature(one).parameters}
         source = found["source"]
-        if not isinstance(named[name], MessagePassing) or not taken & {source, f"{source}_j", "kwargs"}:
+        if not isinstance(named[name], MessagePassing) or not taken & {
+            source,
+            f"{source}_j",
+            "kwargs",
+        }:
             raise CheckpointError(
                 f"{name or 'the model itself'}: the file smooths the propagation of {source!r} "
                 f"there, and this {found['class']} has none. Pass the architecture that was saved."
@@ -318,24 +348,6 @@ def _check_smooth(model: nn.Module, saved: Mapping[str, Any]) -> None:
                     f"with options that are not those of the file. Pass the model as it was "
                     f"before; the file says how to smooth it."
                 )
-
-
-def _check_route(name: str, layer: nn.Module, saved: Mapping[str, str] | None) -> None:
-    """Whether the messages are computed as in the saved model, which its numbers were made for."""
-    own = _route(layer) if isinstance(layer, PackedMessagePassing) else None
-    if saved is not None and own is not None and own != saved:
-        raise CheckpointError(
-            f"{name or type(layer).__name__}: the file's model computes its messages by "
-            f"{_shown(saved)}, this one by {_shown(own)}. Its message() is another one, or depends "
-            f"on values that are not in the file: pass the architecture that was saved."
-        )
-
-
-def _shown(route: Mapping[str, str]) -> str:
-    if not route["kernel"]:
-        return "its own code"
-    times = f" times {route['weight']}" if route["weight"] else ""
-    return f"the kernel {route['kernel']!r} ({route['reduce']} of {route['source']}{times})"
 
 
 def _check_weights(name: str, layer: nn.Module, quantizers: Mapping[str, Any]) -> None:
