@@ -178,6 +178,16 @@ def test_permissions_links_and_folders(tmp_path: Path) -> None:
     assert_same(model, qlr.load(long, FLOAT["gcn"]()))
 
 
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    qlr.save(make(), path)
+    with pytest.raises(qlr.errors.CheckpointError, match=r"model\.pt: .*norms\.0"):
+        qlr.load(path, GCN(FEATURES, 6, num_layers=2, out_channels=3))
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(qlr.errors.CheckpointError, match=r"model\.pt cannot be read: it is dam"):
+        qlr.load(path, FLOAT["gcn"]())
+
+
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     qlr.save(make(), "model.pt")

@@ -50,6 +50,10 @@ def test_other_architectures(convert: bool) -> None:
     refused(raw, one, r"convs\.1: the file has a GCNConv there, and this GCN has no such module")
     wide = GCN(FEATURES, 7, num_layers=2, out_channels=3, norm="batch_norm")
     refused(raw, wide, r"convs\.0.*(\[6, 8\].*\[7, 8\]|\[6\].*\[7\])")
+    with torch.device("meta"):
+        empty = basic(GCN, norm="batch_norm")
+    with pytest.raises(qlr.errors.InputError, match="meta device.*such as the CPU"):
+        read(raw, empty)
     bare = GCN(FEATURES, 6, num_layers=2, out_channels=3)
     refused(raw, bare, r"norms\.0.* the model has no such tensor")
     deeper = nn.Sequential()
@@ -93,6 +97,10 @@ def test_what_cannot_be_saved() -> None:
     model.register_buffer("graph", torch.eye(3).to_sparse())
     with pytest.raises(qlr.errors.InputError, match=r"graph: .*sparse_coo.*persistent=False"):
         written(model)
+    long = nn.Sequential()
+    long.add_module("x" * 2000, nn.Linear(4, 4))
+    with pytest.raises(qlr.errors.InputError, match="other names, than a file can describe"):
+        written(qlr.quantize(long, bits=4))
     lazy = nn.Sequential(nn.Linear(4, 4), SAGEConv(-1, 4))
     model = qlr.quantize(lazy[0], bits=4)
     with pytest.raises(qlr.errors.LazyModuleError, match="not initialized yet"):

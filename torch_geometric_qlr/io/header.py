@@ -29,6 +29,7 @@ __all__ = ["Damage", "read_header"]
 Check = Callable[[Any, str], None]
 
 _MOST = 1 << 62
+_LONGEST_TEXT = 1000
 
 
 class Damage(ValueError):
@@ -89,7 +90,8 @@ def _require(holds: bool, value: Any, where: str, expected: str) -> None:
 def _text(value: Any, where: str) -> None:
     # Half of a surrogate pair can be read, and neither printed nor written again.
     is_text = type(value) is str and not any("\ud800" <= c <= "\udfff" for c in value)
-    _require(is_text, value, where, "text")
+    fits = is_text and len(value) <= _LONGEST_TEXT
+    _require(fits, value, where, f"text of at most {_LONGEST_TEXT} characters")
 
 
 def _flag(value: Any, where: str) -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr._version import __version__
-from torch_geometric_qlr.errors import CheckpointError, LazyModuleError
+from torch_geometric_qlr.errors import CheckpointError, InputError, LazyModuleError
 from torch_geometric_qlr.io.format import (
     DTYPES,
     FORMAT,
@@ -63,7 +63,7 @@ def load(path: File, model: M, *, backend: str = "auto") -> M:
         AlreadyQuantizedError: If the model is quantized in another way than the file, or converted.
         LazyModuleError: If a layer has no weights yet, and cannot take their shape from the file.
         BackendError: If the back end is not available.
-        InputError: If :obj:`path` is no path and no binary file.
+        InputError: If :obj:`path` is no path and no binary file, or the model holds no values.
         OSError: If the file cannot be opened.
 
     Example:
@@ -84,25 +84,38 @@ def load(path: File, model: M, *, backend: str = "auto") -> M:
     check_file(path, "read")
     with use_backend(backend):
         pass
+    _check_holds_values(model)
     version, header, state = _read(path)
     out = copy.deepcopy(model)
-    _initialize_lazy(out, state, header["layers"])
-    rebuild(out, header, backend)
-    if version == 1:
-        complete_state(state, out)
-    _check_same(_tensor_differences(out, state), out)
-    if version > 1:
-        _check_same(option_differences(header["modules"], out), out)
-    check_routes(out, header)
     try:
-        out.load_state_dict(state)
+        _restore(out, version, header, state, backend)
+    except CheckpointError as error:
+        if not isinstance(path, (str, os.PathLike)):
+            raise
+        raise CheckpointError(f"{shown(path)}: {error}") from error
+    return out
+
+
+def _restore(
+    model: nn.Module, version: int, header: dict[str, Any], state: Any, backend: str
+) -> None:
+    """Makes a float model, in place, what a file says."""
+    _initialize_lazy(model, state, header["layers"])
+    rebuild(model, header, backend)
+    if version == 1:
+        complete_state(state, model)
+    _check_same(_tensor_differences(model, state), model)
+    if version > 1:
+        _check_same(option_differences(header["modules"], model), model)
+    check_routes(model, header)
+    try:
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{shown(path)}: the state does not fit {type(model).__name__}: {error}"
+            f"The state does not fit this {type(model).__name__}: {error}"
         ) from error
     if not header["converted"]:
-        out.register_load_state_dict_post_hook(report_fresh_ranges)
-    return out
+        model.register_load_state_dict_post_hook(report_fresh_ranges)
 
 
 # The file #########################################################################################
@@ -218,6 +231,15 @@ def _renamed(state: Any, layers: Mapping[str, Any]) -> Any:
     names = {name: rename_quantizers(name, layers) for name in state._metadata}
     out._metadata = OrderedDict((names[name], m) for name, m in state._metadata.items())
     return out
+
+
+def _check_holds_values(model: nn.Module) -> None:
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if t.is_meta:
+            raise InputError(
+                f"{name} is on the meta device, where nothing can be loaded. Build the float model "
+                f"on a device that holds values, such as the CPU; its weights do not matter."
+            )
 
 
 # The model ########################################################################################

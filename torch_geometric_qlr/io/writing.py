@@ -19,7 +19,6 @@ from torch_geometric_qlr.io.atomic import replace_file
 from torch_geometric_qlr.io.format import (
     DTYPES,
     FORMAT,
-    MOST_HEADER_BYTES,
     VERSION,
     File,
     check_file,
@@ -27,6 +26,7 @@ from torch_geometric_qlr.io.format import (
     checksum,
     dtype_name,
 )
+from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.nn.description import describe
 from torch_geometric_qlr.nn.options import options_of
 
@@ -95,7 +95,8 @@ def _content(model: nn.Module) -> dict[str, Any]:
         "aliases": aliases,
         "versions": {n: m["version"] for n, m in metadata.items() if m.get("version", 1) != 1},
     }
-    described = _compressed(header)
+    described = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), level=9)
+    _check_readable(described, sum(t.nbytes for t in tensors.values()))
     parts = [torch.frombuffer(bytearray(described), dtype=torch.uint8)]
     parts += [_bytes_of(t) for t in tensors.values()]
     data = torch.cat(parts)
@@ -109,14 +110,15 @@ def _content(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _compressed(header: Mapping[str, Any]) -> bytes:
-    text = json.dumps(header, separators=(",", ":")).encode()
-    if len(text) > MOST_HEADER_BYTES:
+def _check_readable(described: bytes, num_bytes: int) -> None:
+    """Writes nothing that would be refused when it is read."""
+    try:
+        read_header(described, num_bytes, VERSION)
+    except Damage as error:
         raise InputError(
-            f"The model has so many layers that their description takes {len(text):,} bytes, and a "
-            f"file holds {MOST_HEADER_BYTES:,}. Save parts of the model in files of their own."
-        )
-    return zlib.compress(text, level=9)
+            f"The model has more layers, or other names, than a file can describe: {error}. Save "
+            f"parts of the model in files of their own, or its state_dict with torch.save."
+        ) from error
 
 
 def _checked(state: Mapping[str, Any]) -> dict[str, Tensor]:
