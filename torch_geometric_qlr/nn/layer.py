@@ -18,7 +18,6 @@ from torch import nn
 
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.errors import UnsupportedLayerError
-from torch_geometric_qlr.nn.checkpoint import differences, save_description
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass
 from torch_geometric_qlr.nn.weight_access import WeightAccess
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
@@ -96,28 +95,6 @@ class QuantLayer:
         raise UnsupportedLayerError(
             f"{self._qlr.path or type(self).__name__}: torch.jit.script does not work on quantized "
             f"or converted layers. Use torch.compile, or script the float model."
-        )
-
-    # State and copies #############################################################################
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
-        save_description(destination, prefix, self._qlr)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        if any(key.startswith(f"{prefix}{STATE}.") for key in state_dict):
-            error_msgs.extend(differences(local_metadata, prefix, self._qlr))
-        super()._load_from_state_dict(  # type: ignore[misc]
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     # A generated class cannot be found by its name, so an object is rebuilt from its base.

@@ -29,6 +29,7 @@ from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
 __all__ = [
     "FAMILIES",
+    "MIXINS",
     "adapt_parents",
     "apply_plan",
     "class_for",
@@ -46,7 +47,8 @@ FAMILIES: dict[str, type[QuantLayer]] = {
     "dict": QuantDictLinearLayer,
 }
 
-_MIXINS: dict[str, type[QuantLayer]] = {
+#: The same by the family of a spec.
+MIXINS: dict[str, type[QuantLayer]] = {
     "copy": QuantMessagePassing,
     "attention": QuantMessagePassing,
     "edge": QuantMessagePassing,
@@ -57,7 +59,7 @@ _MIXINS: dict[str, type[QuantLayer]] = {
 
 def class_for(base: type[nn.Module], spec: LayerSpec) -> type[Any]:
     """The quantized class of a layer class that has a row in the registry."""
-    return quant_class(_MIXINS[spec.family], base, spec.weight_names)
+    return quant_class(MIXINS[spec.family], base, spec.weight_names)
 
 
 def apply_plan(model: nn.Module, plan: Plan, config: QLRConfig) -> nn.Module:
@@ -232,7 +234,7 @@ def _taken_off(layer: nn.Module) -> dict[str, Any]:
 
 def _reclass(site: Site, state: LayerState) -> None:
     state.path = site.name or type(site.layer).__name__
-    reclass(site.layer, state, _MIXINS[site.spec.family], site.spec.weight_names)
+    reclass(site.layer, state, MIXINS[site.spec.family], site.spec.weight_names)
 
 
 def reclass(
