@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.typing import SparseTensor
 
+from torch_geometric_qlr.errors import QLRWarning
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.deferred import Deferred, Epilogue, Stage, stage_of
 from torch_geometric_qlr.nn.packed.edges import graph_of, remembering
@@ -109,6 +110,7 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
             warnings.warn(
                 f"{self.path or type(self).__name__}: the source {self.route.source!r} is no "
                 f"float32 tensor of 2 or 3 dimensions, so its messages are not packed.",
+                QLRWarning,
                 stacklevel=4,
             )
         return fits
