@@ -19,6 +19,10 @@ pytest_plugins = ("tests.warning_policy",)
 collect_ignore_glob = ["docs/conf.py", "docs/_ext/*", "docs/_build/*", "docs/generated/*"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--peer-root", help="a checkout of PyG, whose tests tests/peer runs")
+
+
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace["torch"] = torch
