@@ -8,6 +8,8 @@ table at the end says what failed, by kind.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
@@ -16,10 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from _pytest import outcomes
 
 from tests.peer.treatment import VARIANTS, Variant, Watch, watching
 from tests.peer.verdict import Verdict, verdict
 
+_SEED = 12345
 _WATCH = pytest.StashKey[Watch]()
 
 
@@ -40,10 +44,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def _variant(request: pytest.FixtureRequest) -> Iterator[None]:
-    torch.manual_seed(12345)
+    torch.manual_seed(_SEED)
     with watching(request.param) as watch:
         request.node.stash[_WATCH] = watch
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Every test that quantizes runs twice: the first time, its layers learn their ranges."""
+    names = pyfuncitem._fixtureinfo.argnames
+    given = {name: pyfuncitem.funcargs[name] for name in names}
+    watch = pyfuncitem.stash[_WATCH]
+    # A layer that is a parameter of several tests must not be quantized for all of them.
+    pyfuncitem.funcargs.update(_copied(given))
+    if watch.variant.bits is not None:
+        with watch.rehearsal(), contextlib.suppress(Exception, outcomes.OutcomeException):
+            pyfuncitem.obj(**_copied(given))
+        torch.manual_seed(_SEED)
+    return (yield)
+
+
+def _copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    layers = (torch.nn.Module, list, tuple, dict)
+    return {k: copy.deepcopy(v) if isinstance(v, layers) else v for k, v in arguments.items()}
 
 
 class _Report:
