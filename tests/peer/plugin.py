@@ -106,7 +106,7 @@ class _Report:
             self.float_failures.add(test)
         if test in self.float_failures:
             return Verdict("fails in floating point as well", True)
-        return verdict(excinfo, self.root, watch)
+        return verdict(test, excinfo, self.root, watch)
 
     @staticmethod
     def _passed(report: pytest.TestReport, variant: Variant, watch: Watch) -> str:
