@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from torch_geometric_qlr.errors import QLRWarning
 from torch_geometric_qlr.nn.state import STATE
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -24,5 +25,6 @@ def report_fresh_ranges(model: nn.Module, incompatible_keys: Any) -> None:
         warnings.warn(
             f"The checkpoint holds no ranges for {len(fresh)} quantizers ({shown}): it comes from "
             f"a float model. Their ranges start from the next batch.",
+            QLRWarning,
             stacklevel=4,
         )

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from torch_geometric_qlr.errors import BackendError
+from torch_geometric_qlr.errors import BackendError, QLRWarning
 from torch_geometric_qlr.ops.library import library_path, load_library
 
 __all__ = ["BACKENDS", "backend_info", "computes_packed", "cpu_isa", "use_backend"]
@@ -85,6 +85,7 @@ def cpu_isa() -> int | None:
             warnings.warn(
                 f"torch_geometric_qlr computes with its slow reference back end: {reason}. "
                 f"{_REMEDY}",
+                QLRWarning,
                 stacklevel=3,
             )
         return None

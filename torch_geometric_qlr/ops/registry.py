@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torch_geometric_qlr.errors import QLRWarning
 from torch_geometric_qlr.ops import gradients
 from torch_geometric_qlr.ops.backend import cpu_isa
 from torch_geometric_qlr.ops.cpu import KERNELS
@@ -44,6 +45,7 @@ def _tell(name: str, reason: str) -> None:
         warnings.warn(
             f"torch.ops.qlr.{name} has no kernel for {reason}: its slow reference computes "
             f"instead. (Said once.)",
+            QLRWarning,
             stacklevel=4,
         )
 

@@ -12,6 +12,7 @@ from torch_geometric_qlr.errors import (
     AlreadyQuantizedError,
     ConfigError,
     NothingToQuantizeError,
+    QLRWarning,
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.nn import QuantLayer
@@ -98,6 +99,7 @@ def convert_(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         warnings.warn(
             f"{len(told)} of {len(done.entries)} converted layers compute in floating point, are "
             f"slow or have parts without a range: {shown}. See qlr.report(model).",
+            QLRWarning,
             stacklevel=2,
         )
     return model

@@ -6,7 +6,7 @@ import warnings
 
 from torch import Tensor, nn
 
-from torch_geometric_qlr.errors import InputError, NothingToQuantizeError
+from torch_geometric_qlr.errors import InputError, NothingToQuantizeError, QLRWarning
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.planner import readers_of_input
 from torch_geometric_qlr.nn.state import state_of
@@ -65,6 +65,7 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
         warnings.warn(
             f"pack_features: the features are rounded as {path} does; {listed} "
             f"would round them otherwise, so the answers can differ by that.",
+            QLRWarning,
             stacklevel=2,
         )
     return packed

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.typing import SparseTensor
 
+from torch_geometric_qlr.errors import QLRWarning
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out, plain
 from torch_geometric_qlr.nn.codes.edges import graph_of
 from torch_geometric_qlr.nn.codes.kernel_choice import KernelChoice, choose_kernel
@@ -102,6 +103,7 @@ def _fits(layer: Any, choice: KernelChoice, source: Any, adj: Any, kwargs: dict[
         _TOLD[layer] = (*_TOLD.get(layer, ()), reason)
         warnings.warn(
             f"{where_is(layer)}: its messages are computed in floating point: {reason}.",
+            QLRWarning,
             stacklevel=4,
         )
     return not reason
