@@ -1,4 +1,7 @@
-"""Joins schemas and implementations: on a CPU the kernels, if there are any, else the reference."""
+"""Joins schemas and implementations: on a CPU the kernels, if there are any, else the reference.
+
+Every call passes :func:`~torch_geometric_qlr.ops.checks.check_arguments` first.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.backend import cpu_isa
+from torch_geometric_qlr.ops.checks import Refused, check_values
 from torch_geometric_qlr.ops.cpu import KERNELS
 from torch_geometric_qlr.ops.cpu_args import Unsupported
 from torch_geometric_qlr.ops.reference_impl import IMPLEMENTATIONS
-from torch_geometric_qlr.ops.schemas import LIBRARY, NAMES, by_name
+from torch_geometric_qlr.ops.schemas import LIBRARY, NAMES, checked
 
 __all__: list[str] = []
 
+_DIFFERENTIABLE = {"fake_quantize", "fake_quantize_backward"}
+_OF_INTEGERS = {"pack", "unpack", "index_select"}
+
 
 def _on_cpu(name: str) -> Callable[..., Any]:
-    kernel = by_name(name, KERNELS[name])
-    reference = by_name(name, IMPLEMENTATIONS[name])
+    kernel, reference = KERNELS[name], IMPLEMENTATIONS[name]
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(**arguments: Any) -> Any:
         isa = cpu_isa()
         if isa is not None:
             try:
-                return kernel(*args, isa=isa, **kwargs)
+                return kernel(isa, **arguments)
             except Unsupported as error:
                 _tell(name, str(error))
-        return reference(*args, **kwargs)
+        check_values(arguments)
+        return reference(**arguments)
+
+    return call
+
+
+def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """What an implementation refuses becomes an error that names the op."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Refused as error:
+            raise InputError(f"torch.ops.qlr.{name}: {error}") from None
 
     return call
 
@@ -49,8 +69,29 @@ def _tell(name: str, reason: str) -> None:
 
 
 for _name in NAMES:
-    LIBRARY.impl(_name, _on_cpu(_name), "CPU")
-    LIBRARY.impl(_name, by_name(_name, IMPLEMENTATIONS[_name]), "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, _named(_name, checked(_name, _on_cpu(_name))), "CPU")
+    _reference = _named(_name, checked(_name, IMPLEMENTATIONS[_name]))
+    LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
+
+
+def _refuse_gradient(name: str) -> None:
+    """Makes an op that takes floats, and has no gradient, say so instead of losing it."""
+
+    def refuse(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        raise InputError(
+            f"torch.ops.qlr.{name} has no gradient, and one of its inputs requires one. Detach it, "
+            f"or call the op under torch.no_grad(); training computes with the quantized model, "
+            f"not with the converted one."
+        )
+
+    torch.library.register_autograd(
+        f"qlr::{name}", lambda ctx, *grads: None, setup_context=refuse, lib=LIBRARY
+    )
+
+
+for _name in NAMES:
+    if _name not in _DIFFERENTIABLE | _OF_INTEGERS:
+        _refuse_gradient(_name)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -80,10 +121,11 @@ def _second(ctx: Any, grad_x: Tensor | None, grad_rho: Tensor | None) -> tuple[T
     """Derivatives of the first ones, which force fields train on; codes are held fixed."""
     grad, x, x_hat, mask = ctx.saved_tensors
     rho = torch.zeros((), device=grad.device) if grad_rho is None else grad_rho
-    of_grad = rho * (x_hat - x * mask)
+    finite = x.isfinite()
+    of_grad = torch.where(finite, rho * (x_hat - torch.where(mask, x, 0)), 0)
     if grad_x is not None:
-        of_grad = of_grad + grad_x * mask
-    of_x, of_x_hat = -rho * grad * mask, rho * grad
+        of_grad = of_grad + torch.where(mask, grad_x, 0)
+    of_x, of_x_hat = torch.where(mask, -rho * grad, 0), torch.where(finite, rho * grad, 0)
     return of_grad.to(grad.dtype), of_x.to(x.dtype), of_x_hat.to(x.dtype), None, None
 
 

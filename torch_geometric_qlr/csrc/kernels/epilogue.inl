@@ -92,11 +92,11 @@ class Emitter {
   template <typename Sums>
   void row(int64_t i, const Sums& sums, int64_t degree = 1) const {
     prefetch(std::min(i + kRowsAhead, rows_ - 1));
-    const FinishedRow<Sums> row = finished(i, sums, degree);
-    if (epilogue_.quantizer == nullptr) return float_row(i, row);
-    if (counts_) return layout_.bits == 1 ? counted_row<1>(i, row) : counted_row<2>(i, row);
-    if (quick_ && quick_row(i, row)) return;
-    return fast_ ? coded_row<true>(i, row) : coded_row<false>(i, row);
+    if (epilogue_.quantizer == nullptr) return float_row(i, sums, degree);
+    if (counts_ && layout_.bits == 1) return counted_row<1>(i, sums, degree);
+    if (counts_) return counted_row<2>(i, sums, degree);
+    if (quick_ && quick_row(i, sums, degree)) return;
+    return fast_ ? coded_row<true>(i, sums, degree) : coded_row<false>(i, sums, degree);
   }
 
  private:
@@ -167,7 +167,7 @@ class Emitter {
   }
   // A row in which something looked like NaN or infinite: in its columns, and after the relu?
   template <typename Sums>
-  QLR_NEVER_INLINE void look_closely(const FinishedRow<Sums>& row) const {
+  QLR_NEVER_INLINE void look_closely(FinishedRow<Sums> row) const {
     FiniteCheck check{F::zero()};
     alignas(64) float values[F::W];
     for (int64_t f = 0; f < cols_; f += F::W) {
@@ -178,23 +178,23 @@ class Emitter {
   }
   // The lambdas hold copies, which the compiler can keep in registers.
   template <int BITS, typename Sums>
-  QLR_NEVER_INLINE void counted_row(int64_t i, const FinishedRow<Sums>& finished) const {
+  QLR_NEVER_INLINE void counted_row(int64_t i, const Sums& sums, int64_t degree) const {
     FiniteCheck check{F::zero()};
-    const auto value_at = [row = finished, &check](int64_t f) QLR_ALWAYS_INLINE {
+    const auto value_at = [row = finished(i, sums, degree), &check](int64_t f) QLR_ALWAYS_INLINE {
       return check.see(row.before_bias(f));
     };
     const auto thresholds_at = [first = columns_.block(0)](int64_t f) QLR_ALWAYS_INLINE {
       return Columns::block(first, f) + Columns::kThresholds * F::W;
     };
     pack_row_by<BITS>(value_at, thresholds_at, layout_, epilogue_.packed + i * layout_.stride);
-    if (!check.holds()) look_closely(finished);
+    if (!check.holds()) look_closely(finished(i, sums, degree));
   }
   // Whether the codes are beyond doubt.
   template <typename Sums>
-  QLR_NEVER_INLINE bool quick_row(int64_t i, const FinishedRow<Sums>& finished) const {
+  QLR_NEVER_INLINE bool quick_row(int64_t i, const Sums& sums, int64_t degree) const {
     F::vi doubt = F::set1_int(1);
     FiniteCheck check{F::zero()};
-    const auto code_at = [row = finished, coder = quick_codes_, &doubt, &check](int64_t f)
+    const auto code_at = [row = finished(i, sums, degree), coder = quick_codes_, &doubt, &check](int64_t f)
                              QLR_ALWAYS_INLINE {
       const F::vf y = check.see(row.before_bias(f));
       return coder.code(y, Columns::block(row.columns, f), doubt);
@@ -203,19 +203,20 @@ class Emitter {
     return check.holds() && !F::any_zero(doubt);
   }
   template <bool FAST, typename Sums>
-  QLR_NEVER_INLINE void coded_row(int64_t i, const FinishedRow<Sums>& finished) const {
+  QLR_NEVER_INLINE void coded_row(int64_t i, const Sums& sums, int64_t degree) const {
     FiniteCheck check{F::zero()};
-    const auto code_at = [row = finished, coder = coder_, &check](int64_t f) QLR_ALWAYS_INLINE {
+    const auto code_at = [row = finished(i, sums, degree), coder = coder_, &check](int64_t f) QLR_ALWAYS_INLINE {
       const float* block = Columns::block(row.columns, f);
       const Affine to{{Columns::load(block, Columns::kStep), Columns::load(block, Columns::kInverse)},
                       Columns::load(block, Columns::kZero)};
       return F::to_int(coder.template code<FAST>(check.see(row.at(f)), to));
     };
     pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);
-    if (!check.holds()) look_closely(finished);
+    if (!check.holds()) look_closely(finished(i, sums, degree));
   }
   template <typename Sums>
-  QLR_NEVER_INLINE void float_row(int64_t i, const FinishedRow<Sums>& row) const {
+  QLR_NEVER_INLINE void float_row(int64_t i, const Sums& sums, int64_t degree) const {
+    const FinishedRow<Sums> row = finished(i, sums, degree);
     float* out = epilogue_.out + i * cols_;
     int64_t f = 0;
     if (streams_) {
