@@ -18,7 +18,6 @@ from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 
 __all__ = [
-    "BAD_CODE",
     "BAD_INDEX",
     "BAD_ROWPTR",
     "PROJECTIONS",
@@ -27,6 +26,7 @@ __all__ = [
     "Refused",
     "check_arguments",
     "check_values",
+    "code_too_large",
     "place_not_finite",
 ]
 
@@ -43,9 +43,6 @@ BAD_ROWPTR = "rowptr must ascend from 0 to the number of edges"
 BAD_INDEX = (
     "an index is out of range: every col (or row index) must be at least 0 and below the number of "
     "source rows"
-)
-BAD_CODE = (
-    "a code does not fit into the bits that it shall be packed with; choose more bits, or clamp codes"
 )
 NOT_FINITE = (
     "the value to quantize holds NaN or Inf, which have no code. Find the layer, weight or feature "
@@ -507,6 +504,16 @@ def check_values(arguments: Mapping[str, Any]) -> None:
         rows = arguments.get("packed", arguments.get("x")).size(0)
         if int(index.min()) < 0 or int(index.max()) >= rows:
             raise Refused(BAD_INDEX)
+
+
+def code_too_large(codes: Tensor, bits: int) -> str:
+    r"""That codes spill, and into what.
+
+    Example:
+        >>> code_too_large(torch.tensor([[7]], dtype=torch.uint8), 2)[:30]
+        'code 7 does not fit into 2 bit'
+    """
+    return f"code {int(codes.max())} does not fit into {bits} bits; choose more bits, or clamp codes"
 
 
 def place_not_finite(x: Tensor) -> str:

@@ -18,6 +18,7 @@ from torch_geometric_qlr.ops.checks import (
     NotFinite,
     Refused,
     check_values,
+    code_too_large,
     place_not_finite,
 )
 from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_library
@@ -57,7 +58,11 @@ def _quantize_pack(
 def _pack(isa: int, codes: Tensor, bits: int) -> Tensor:
     args, (rows, cols) = Arguments(), codes.shape
     out = empty((rows, row_layout(cols, bits).stride), torch.uint8)
-    call_library("qlr_pack", args.address(codes), rows, cols, bits, out.data_ptr(), *_run(isa))
+    to = (out.data_ptr(), *_run(isa))
+    try:
+        call_library("qlr_pack", args.address(codes), rows, cols, bits, *to)
+    except Refused:
+        raise Refused(code_too_large(codes, bits)) from None
     return out
 
 

@@ -12,19 +12,15 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import BackendError
-from torch_geometric_qlr.ops.checks import BAD_CODE, BAD_INDEX, BAD_ROWPTR, NotFinite, Refused
+from torch_geometric_qlr.ops.checks import BAD_INDEX, BAD_ROWPTR, NotFinite, Refused
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Epilogue, Graph, Packed, Quantizer, load_library
 from torch_geometric_qlr.ops.memory import empty
 
 __all__ = ["Arguments", "Unsupported", "call_library"]
 
-_NO_MEMORY, _UNSUPPORTED, _NOT_FINITE = 3, 4, 5
-_REFUSED = {
-    1: BAD_ROWPTR,
-    2: BAD_INDEX,
-    6: BAD_CODE,
-}
+_NO_MEMORY, _UNSUPPORTED, _NOT_FINITE, _BAD_CODE = 3, 4, 5, 6
+_REFUSED = {1: BAD_ROWPTR, 2: BAD_INDEX, _BAD_CODE: "a code is too large"}
 
 _NO_KERNEL = {
     "qlr_packed_linear": "an input or a weight with a range per column, or over 32,768 columns",

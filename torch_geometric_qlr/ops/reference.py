@@ -70,7 +70,7 @@ def quantize(
         c = \mathrm{clamp}(\lfloor (q + k) / t \rceil, 0, 2^b - 1)
 
     A quotient that is no number has code 0: that of a NaN, or where scale or zero point are NaN. The
-    ops refuse values that are not finite, see :meth:`PackedTensor.from_float`.
+    ops refuse values that are not finite, see :meth:`torch_geometric_qlr.tensor.PackedTensor.from_float`.
 
     Args:
         x (torch.Tensor): The values; computed in float32.

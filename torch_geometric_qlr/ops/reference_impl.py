@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.ops import reference
-from torch_geometric_qlr.ops.checks import BAD_CODE, NotFinite, Refused, place_not_finite
+from torch_geometric_qlr.ops.checks import NotFinite, Refused, code_too_large, place_not_finite
 from torch_geometric_qlr.ops.schemas import SmpOptions
 
 __all__ = ["IMPLEMENTATIONS"]
@@ -166,7 +166,7 @@ def _packed_smp(
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
     if codes.device.type == "cpu" and codes.numel() and int(codes.max()) >= 2**bits:
-        raise Refused(BAD_CODE)
+        raise Refused(code_too_large(codes, bits))
     return reference.pack(codes & (2**bits - 1), bits)
 
 
