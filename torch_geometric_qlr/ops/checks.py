@@ -8,7 +8,7 @@ model is traced are compared when the op runs. Values of tensors are looked at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -466,12 +466,13 @@ _CHECKS: dict[str, Callable[..., None]] = {
 }
 
 
-def check_arguments(op: str, arguments: Mapping[str, Any]) -> None:
+def check_arguments(op: str, arguments: Mapping[str, Any], tensors: Iterable[str] = ()) -> None:
     r"""Raises if an op cannot take these arguments, whatever their values are.
 
     Args:
         op (str): Its name.
         arguments (dict): What it is called with, by name.
+        tensors (list): Those that must be tensors: the dispatcher takes :obj:`None` for any.
 
     Raises:
         InputError: If a tensor has the wrong dtype, shape, layout or device.
@@ -481,6 +482,9 @@ def check_arguments(op: str, arguments: Mapping[str, Any]) -> None:
         >>> check_arguments("pack", {"codes": torch.zeros(2, 3, dtype=torch.uint8), "bits": 4})
     """
     check = Check(f"torch.ops.qlr.{op}")
+    for name in tensors:
+        if arguments[name] is None:
+            check.fail(f"{name} is None, it must be a tensor")
     check.place(arguments)
     _CHECKS[op](check, **arguments)
 

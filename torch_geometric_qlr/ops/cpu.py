@@ -306,7 +306,7 @@ def _spmm(
 
 def _as_matrix(x: Tensor) -> tuple[int, int]:
     """Rows and columns of the contiguous tensor; any split serves a scale per tensor."""
-    return (1, x.numel()) if x.dim() < 2 else (x.size(0), x.numel() // max(x.size(0), 1))
+    return (x.size(0), x.size(1)) if x.dim() == 2 else (1, x.numel())
 
 
 def _fake_quantize(

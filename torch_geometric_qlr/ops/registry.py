@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.backend import cpu_isa
@@ -74,19 +75,30 @@ for _name in NAMES:
     LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
 
 
+def _wants_gradient(tensor: Any) -> bool:
+    """Whether autograd follows a tensor, backward or forward, also inside `torch.func`."""
+    if not isinstance(tensor, Tensor):
+        return False
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def _refuse_gradient(name: str) -> None:
     """Makes an op that takes floats, and has no gradient, say so instead of losing it."""
+    op = getattr(torch.ops.qlr, name).default
 
-    def refuse(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        raise InputError(
-            f"torch.ops.qlr.{name} has no gradient, and one of its inputs requires one. Detach it, "
-            f"or call the op under torch.no_grad(); training computes with the quantized model, "
-            f"not with the converted one."
-        )
+    def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(map(_wants_gradient, (*args, *kwargs.values()))):
+            raise InputError(
+                f"torch.ops.qlr.{name} has no gradient, and one of its inputs asks for one. Detach "
+                f"it, or call the op under torch.no_grad(); training computes with the quantized "
+                f"model, not with the converted one."
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
 
-    torch.library.register_autograd(
-        f"qlr::{name}", lambda ctx, *grads: None, setup_context=refuse, lib=LIBRARY
-    )
+    LIBRARY.impl(name, call, "Autograd", with_keyset=True)
 
 
 for _name in NAMES:

@@ -93,11 +93,13 @@ def _rows(like: Tensor, rows: int, cols: int, out_scale: Tensor | None, out_bits
 
 def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function called with checked arguments, by name where the dispatcher passes by position."""
-    names = [argument.name for argument in getattr(torch.ops.qlr, name).default._schema.arguments]
+    takes = getattr(torch.ops.qlr, name).default._schema.arguments
+    names = [argument.name for argument in takes]
+    tensors = [argument.name for argument in takes if str(argument.type) == "Tensor"]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         arguments = dict(zip(names, args, strict=False), **kwargs)
-        check_arguments(name, arguments)
+        check_arguments(name, arguments, tensors)
         return function(**arguments)
 
     return call
