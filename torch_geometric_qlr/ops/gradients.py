@@ -49,8 +49,9 @@ def second(ctx: Any, grad_x: Tensor | None, grad_rho: Tensor | None) -> tuple[Te
     """Derivatives of the first ones, which force fields train on; codes are held fixed."""
     grad, x, x_hat, mask = ctx.saved_tensors
     rho = torch.zeros((), device=grad.device) if grad_rho is None else grad_rho
-    of_grad = rho * (x_hat - x * mask)
+    finite = x.isfinite()
+    of_grad = torch.where(finite, rho * (x_hat - torch.where(mask, x, 0)), 0)
     if grad_x is not None:
-        of_grad = of_grad + grad_x * mask
-    of_x, of_x_hat = -rho * grad * mask, rho * grad
+        of_grad = of_grad + torch.where(mask, grad_x, 0)
+    of_x, of_x_hat = torch.where(mask, -rho * grad, 0), torch.where(finite, rho * grad, 0)
     return of_grad.to(grad.dtype), of_x.to(x.dtype), of_x_hat.to(x.dtype), None, None
