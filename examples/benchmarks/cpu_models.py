@@ -16,14 +16,17 @@ that compiled with `--compile`. Two more are no PyG models: the lines that call 
 `torch.sparse.mm(A, X, "sum")` by hand, and the same with this package's own float kernel, which
 tells what a better kernel gains without fewer bits.
 
-Converted models take the plain edge_index. Rows named "float x" quantize and pack the features in
-every call, rows named "packed x" get them packed. Ratios are medians over rounds of peer time over
+Converted models take the plain edge_index and have the default configuration, in which every node's
+features have a range of their own; rows named "per tensor" have one range for all of them. Rows
+named "float x" quantize and pack the features in every call, rows named "packed x" get them packed
+by `qlr.pack_features`. Ratios are medians over rounds of peer time over
 our time within the round.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import warnings
@@ -42,7 +45,6 @@ from _timing import environment, interleave, markdown, paired_ratio
 from torch_geometric_qlr.nn import SMP
 from torch_geometric_qlr.ops import backend_info
 from torch_geometric_qlr.sparse import csr_graph
-from torch_geometric_qlr.transforms.convert import convert
 
 SIZES = {"cora": 1433, "pubmed": 500, "arxiv": 128, "reddit": 602}
 HIDDEN, CLASSES = 128, 40
@@ -78,12 +80,27 @@ class Graph:
             )
 
 
-def calibrated(model: nn.Module, bits: int, x: Tensor, graph: Graph) -> nn.Module:
-    """Converted after one look at the data. Features get one range, so that they are static."""
-    quantized = qlr.quantize(model, bits=bits, granularity={"input": "tensor"}).eval()
-    with torch.no_grad():
+#: The configurations of a converted model, and what their rows are called.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", per tensor": {"granularity": {"input": "tensor"}},
+}
+
+
+def converted(
+    model: nn.Module, x: Tensor, graph: Graph, widths: list[int], *, packs: bool = True
+) -> Candidates:
+    """The converted model at every width and in every configuration, after one look at the data."""
+    out: Candidates = {}
+    for width, (suffix, config) in itertools.product(widths, CONFIGS.items()):
+        quantized = qlr.quantize(model, bits=width, **config).eval()
         quantized(x, graph.adj_t)
-    return convert(quantized)
+        packed = qlr.convert(quantized)
+        if packs:
+            codes = qlr.pack_features(packed, x)
+            out[f"INT{width}{suffix}, packed x"] = lambda m=packed, c=codes: m(c, graph.edge_index)
+        out[f"INT{width}{suffix}, float x"] = lambda m=packed: m(x, graph.edge_index)
+    return out
 
 
 def product(graph: Graph, own: bool) -> Callable[[Tensor], Tensor]:
@@ -129,12 +146,7 @@ def gcn(graph: Graph, features: int, args: argparse.Namespace) -> Candidates:
     out |= {name: by_hand(product(graph, own)) for own, name in enumerate(BY_HAND)}
     uncached = GCN(features, HIDDEN, **settings)
     uncached.load_state_dict(model.state_dict())
-    for width in args.bits:
-        packed = calibrated(uncached, width, x, graph)
-        codes = packed.convs[0].lin.pack_input(x)
-        out[f"INT{width}, packed x"] = lambda m=packed, c=codes: m(c, graph.edge_index)
-        out[f"INT{width}, float x"] = lambda m=packed: m(x, graph.edge_index)
-    return out
+    return out | converted(uncached, x, graph, args.bits)
 
 
 def appnp(graph: Graph, args: argparse.Namespace) -> Candidates:
@@ -153,19 +165,13 @@ def appnp(graph: Graph, args: argparse.Namespace) -> Candidates:
 
     out = pyg_peers(graph, cached, on_matrix, x, args)
     out |= {name: by_hand(product(graph, own)) for own, name in enumerate(BY_HAND)}
-    for width in args.bits:
-        packed = calibrated(APPNP(steps, alpha), width, x, graph)
-        out[f"INT{width}, float x"] = lambda m=packed: m(x, graph.edge_index)
-    return out
+    return out | converted(APPNP(steps, alpha), x, graph, args.bits, packs=False)
 
 
 def smp(graph: Graph, args: argparse.Namespace) -> Candidates:
     x, steps = torch.randn(graph.num_nodes, CLASSES), args.steps
     out = pyg_peers(graph, SMP(steps).eval(), SMP(steps, normalize=False).eval(), x, args)
-    for width in args.bits:
-        packed = calibrated(SMP(steps), width, x, graph)
-        out[f"INT{width}, float x"] = lambda m=packed: m(x, graph.edge_index)
-    return out
+    return out | converted(SMP(steps), x, graph, args.bits, packs=False)
 
 
 @torch.no_grad()

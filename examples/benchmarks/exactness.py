@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import APPNP, GCN, GIN, MLP, GraphSAGE
-from torch_geometric_qlr.nn.packed.deferred import Stage
 
 import torch_geometric_qlr as qlr
 from _recipe import load_citation
@@ -109,18 +108,21 @@ def fake_codes(model: nn.Module) -> Iterator[Codes]:
 def packed_codes() -> Iterator[Codes]:
     """Those that the kernels of a converted model read."""
     codes: Codes = defaultdict(list)
-    original = Stage.codes
+    readers = (gather, hops, product)
+    original = chains.codes_of
 
-    def look(stage: Stage, quantizer: Any) -> PackedTensor:
-        out = original(stage, quantizer)
+    def look(x: Any, quantizer: Any) -> PackedTensor:
+        out = original(x, quantizer)
         codes[quantizer.path].append(out.unpack())
         return out
 
-    Stage.codes = look  # type: ignore[method-assign]
+    for module in readers:
+        module.codes_of = look
     try:
         yield codes
     finally:
-        Stage.codes = original  # type: ignore[method-assign]
+        for module in readers:
+            module.codes_of = original
 
 
 def differing(left: Codes, right: Codes) -> tuple[int, int]:

@@ -117,7 +117,13 @@ class Fuzzer:
         if op == "fake_quantize_backward":
             x, axis = self.floats(rows, cols), self.draw.randint(-1, 1)
             x_hat, mask = reference.fake_quantize(x, torch.tensor(0.3), torch.tensor(2.0), 4)
-            return {"grad": self.floats(rows, cols), "x": x, "x_hat": x_hat, "mask": mask, "axis": axis}
+            return {
+                "grad": self.floats(rows, cols),
+                "x": x,
+                "x_hat": x_hat,
+                "mask": mask,
+                "axis": axis,
+            }
         if op == "pack":
             return {"codes": self.codes(rows, cols, bits), "bits": bits}
         packed = self.packed(rows if square else sources, cols, bits)
@@ -229,7 +235,14 @@ def _compare(op: str, arguments: Arguments, ours: Any, theirs: Any) -> None:
         assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape, a.dtype, b.dtype)
         if op in CHAINED or a.device.type == "meta":
             continue
-        if op in ("quantize_pack", "pack", "unpack", "dequantize_packed", "index_select", "fake_quantize"):
+        if op in (
+            "quantize_pack",
+            "pack",
+            "unpack",
+            "dequantize_packed",
+            "index_select",
+            "fake_quantize",
+        ):
             assert torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
         elif a.dtype == torch.uint8:
             _compare_codes(op, arguments, a)
@@ -294,4 +307,6 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=30)
     told = parser.parse_args()
     made, good = run(told.seed, told.seconds)
-    print(f"{made} calls, {good} answered, the others refused; {', '.join(backend_info()['available'])}")
+    print(
+        f"{made} calls, {good} answered, the others refused; {', '.join(backend_info()['available'])}"
+    )

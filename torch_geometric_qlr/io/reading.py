@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import reprlib
 import zipfile
@@ -32,9 +31,11 @@ from torch_geometric_qlr.io.format import (
 from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
 from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.description import check_routes, rebuild
 from torch_geometric_qlr.nn.options import option_differences
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.ops import use_backend
 
 __all__ = ["load"]
@@ -86,7 +87,7 @@ def load(path: File, model: M, *, backend: str = "auto") -> M:
         pass
     _check_holds_values(model)
     version, header, state = _read(path)
-    out = copy.deepcopy(model)
+    out = copy_of(model)
     try:
         _restore(out, version, header, state, backend)
     except CheckpointError as error:
@@ -116,6 +117,7 @@ def _restore(
         ) from error
     if not header["converted"]:
         model.register_load_state_dict_post_hook(report_fresh_ranges)
+        follow(model)
 
 
 # The file #########################################################################################

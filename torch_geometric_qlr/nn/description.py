@@ -20,9 +20,9 @@ from torch_geometric.nn import HeteroDictLinear, MessagePassing
 
 from torch_geometric_qlr.config import POINTS, QuantizerConfig
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
+from torch_geometric_qlr.nn.codes.gather import kernel_of
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.codes.gather import kernel_of
 from torch_geometric_qlr.nn.options import float_class
 from torch_geometric_qlr.nn.packed import PackedLayer, PackedMessagePassing, pack_layers
 from torch_geometric_qlr.nn.propagation.smooth import (

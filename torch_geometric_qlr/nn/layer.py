@@ -14,11 +14,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.errors import UnsupportedLayerError
-from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass
+from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, where_is
 from torch_geometric_qlr.nn.weight_access import WeightAccess
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -55,6 +56,7 @@ class QuantLayer:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         state = self._qlr
+        _check_reachable(self)
         outer = state.begin((args, kwargs))
         try:
             return self._qlr_output(self._qlr_forward(*args, **kwargs))
@@ -110,6 +112,23 @@ class QuantLayer:
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(state, memo))  # type: ignore[attr-defined]
         return new
+
+
+def _check_reachable(layer: Any) -> None:
+    """Refuses what goes round the quantizers, or knows nothing of them."""
+    if torch.jit.is_tracing():
+        raise UnsupportedLayerError(
+            f"{where_is(layer)}: torch.jit.trace does not work on quantized or converted models. "
+            f"Use torch.compile, or trace the float model."
+        )
+    if "parametrizations" in layer._modules:
+        changed = [n for n in type(layer)._qlr_made.weight_names if n in layer.parametrizations]
+        if changed:
+            raise UnsupportedLayerError(
+                f"{where_is(layer)}: its {changed[0]} was parametrized after the layer had been "
+                f"quantized, which goes round the quantizer. Parametrize the float model; "
+                f"qlr.plan(model) says what is quantized then."
+            )
 
 
 def own_state(layer: Any) -> Any:

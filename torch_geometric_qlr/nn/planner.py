@@ -25,7 +25,7 @@ from torch_geometric_qlr.nn.checks import (
 )
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
-from torch_geometric_qlr.nn.registry import find_by_name, find_spec
+from torch_geometric_qlr.nn.registry import find_by_name, find_spec, is_registered
 from torch_geometric_qlr.nn.state import STATE
 from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
 from torch_geometric_qlr.overrides import check_all_matched, match_override
@@ -230,6 +230,8 @@ def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | 
         return None, "kept float: parametrized; remove the parametrization to quantize it"
     if spec.family == "linear" and not set(spec.weights) <= set(module._parameters):
         return None, _without_weight(name, module, next(iter(spec.weights)))
+    if is_registered(module):
+        _check_registration(name, module, spec)
     (own_name, cls), *around = layout.lineage(module)
     rule = config.rule_for(own_name, cls, around)
     here = config.under(rule)
@@ -260,6 +262,24 @@ def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | 
             f"the quantizers would go. Rename that attribute."
         )
     return site, "; ".join(notes)
+
+
+def _check_registration(name: str, module: nn.Module, spec: LayerSpec) -> None:
+    """Whether a layer has what was said of its class."""
+    where, own = name or type(module).__name__, module._parameters
+    missing = [n for n in spec.weight_names if n not in own and not hasattr(module, n)]
+    if missing and spec.family != "linear":  # of which more is said elsewhere
+        raise ConfigError(
+            f"{where}: {type(module).__name__} is registered with the weights "
+            f"{', '.join(missing)}, and has no such parameter (it has {', '.join(own) or 'none'}). "
+            f"Register it again with the right names and replace=True."
+        )
+    hops = spec.hops(module)
+    if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
+        raise ConfigError(
+            f"{where}: the hops that {type(module).__name__} is registered with give {hops!r}; they "
+            f"give how often its forward calls propagate(), at least 1."
+        )
 
 
 def _points(

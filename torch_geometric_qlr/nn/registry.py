@@ -20,6 +20,7 @@ __all__ = [
     "LayerSpec",
     "find_by_name",
     "find_spec",
+    "is_registered",
     "register_conv",
     "register_linear",
     "conv_specs",
@@ -150,12 +151,15 @@ def register_conv(
     propagates_input: bool = False,
     normalized: bool = False,
     note: str = "",
+    replace: bool = False,
 ) -> type[MessagePassing]:
     r"""Teaches the package a custom :class:`~torch_geometric.nn.MessagePassing` layer.
 
     An unregistered layer works as well: its messages are quantized per edge. Registering one of the
     copy or attention family lets its sources be quantized once per node instead, which is what
-    packed inference gathers. Works as a decorator.
+    packed inference gathers. Works as a decorator. Whether its messages really are copies is found
+    out from :obj:`message` itself when a model is converted; if they are not, they are computed as
+    they stand, from rounded sources.
 
     Args:
         cls (type): The layer.
@@ -173,10 +177,12 @@ def register_conv(
         normalized (bool): Whether what it propagates is mapped linearly, with normalised weights,
             so that :class:`~torch_geometric_qlr.transforms.SmoothPropagation` may act on it.
         note (str): Shown by :func:`torch_geometric_qlr.plan`.
+        replace (bool): Whether to forget what was registered for this class before.
 
     Raises:
         UnsupportedLayerError: If :obj:`cls` is no message passing class, an edge layer is given
             sources, or its messages are made of other arguments than those.
+        ConfigError: If the class is registered already, or an argument is of the wrong kind.
 
     Example:
         >>> from torch_geometric.nn import MessagePassing
@@ -192,6 +198,8 @@ def register_conv(
             f"register_conv got {cls!r}, which is no MessagePassing class. A layer that multiplies "
             f"its input by a weight is registered with register_linear(...)."
         )
+    _check_new(cls, replace)
+    _check_kinds(cls, sources, logit_sources, weights, logit_weights, hops)
     if family == "edge" and (sources not in ((), ("x",)) or logit_sources):
         raise UnsupportedLayerError(
             f"{cls.__name__}: an 'edge' layer quantizes messages, not sources. Drop sources=, or "
@@ -216,6 +224,38 @@ def register_conv(
     return cls
 
 
+def is_registered(layer: nn.Module) -> bool:
+    """Whether the row that holds for a layer comes from a user."""
+    return any(base in _USER for base in float_class(layer).__mro__)
+
+
+def _check_new(cls: type, replace: bool) -> None:
+    if cls in _USER and not replace:
+        raise ConfigError(
+            f"{cls.__name__} is registered already. Register each class once, or pass replace=True "
+            f"to forget what was said of it before; models that are quantized stay as they are."
+        )
+
+
+def _check_kinds(
+    cls: type, sources: Any, logit_sources: Any, weights: Any, logit_weights: Any, hops: Any
+) -> None:
+    names = {"sources": sources, "logit_sources": logit_sources, "logit_weights": logit_weights}
+    for name, value in names.items():
+        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"{cls.__name__}: {name} is {value!r}; it is a tuple of names.")
+    if not isinstance(weights or {}, Mapping):
+        raise ConfigError(
+            f"{cls.__name__}: weights is {weights!r}; it maps names of parameters to the dimension "
+            f"of their output channels, such as weights={{'weight': -1}}."
+        )
+    if not callable(hops):
+        raise ConfigError(
+            f"{cls.__name__}: hops is {hops!r}; it is a function of the layer, such as "
+            f"hops=lambda layer: layer.K."
+        )
+
+
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...], cls: type) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
@@ -237,7 +277,7 @@ def _check_sources(cls: type[MessagePassing], sources: tuple[str, ...]) -> None:
 
 
 def register_linear(
-    cls: type[nn.Module], *, weight: str = "weight", channel_dim: int = 0
+    cls: type[nn.Module], *, weight: str = "weight", channel_dim: int = 0, replace: bool = False
 ) -> type[nn.Module]:
     r"""Teaches the package a layer whose forward multiplies its first argument by a weight.
 
@@ -245,9 +285,11 @@ def register_linear(
         cls (type): The layer.
         weight (str): Name of the weight parameter. (default: :obj:`"weight"`)
         channel_dim (int): Dimension of its output channels, 0 or -1. (default: :obj:`0`)
+        replace (bool): Whether to forget what was registered for this class before.
 
     Raises:
         UnsupportedLayerError: If :obj:`cls` is no module class, or is a message passing class.
+        ConfigError: If the class is registered already.
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -270,5 +312,6 @@ def register_linear(
             f"{cls.__name__} is a MessagePassing class; register it with register_conv(...)."
         )
     _check_choice("channel dimension", channel_dim, (0, -1), cls)
+    _check_new(cls, replace)
     _USER[cls] = LayerSpec(family="linear", weights={weight: channel_dim})
     return cls

@@ -140,7 +140,9 @@ def _packed_smp(
     def hop(k: int, values: Tensor) -> Tensor:
         s, z = step_scale[k].float(), step_zero_point[k].float()
         skew = None if step_skew is None else step_skew[k]
-        codes = reference.quantize(_finite(values), s, z, step_bits, truncate=step_truncate, skew=skew)
+        codes = reference.quantize(
+            _finite(values), s, z, step_bits, truncate=step_truncate, skew=skew
+        )
         scale, zero_point = reference.affine_params(s, z, step_bits, step_truncate)
         return reference.spmm(rowptr, col, codes, scale, zero_point, edge_weight=edge_weight)
 

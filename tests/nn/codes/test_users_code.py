@@ -135,7 +135,10 @@ def test_between_two_layers(name: str, layer: Any) -> None:
                 assert torch.equal(torch.from_numpy(o.numpy()), e), f"call {call}"
             kept = tensors([] if p.kept is None else p.kept)
             assert all(type(k) is Tensor for k in kept)
-            assert all(torch.equal(k, w) for k, w in zip(kept, tensors([] if q.kept is None else q.kept), strict=True))
+            assert all(
+                torch.equal(k, w)
+                for k, w in zip(kept, tensors([] if q.kept is None else q.kept), strict=True)
+            )
 
 
 def test_results_wait_where_nothing_but_a_quantizer_reads_them() -> None:

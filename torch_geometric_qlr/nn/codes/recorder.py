@@ -30,6 +30,7 @@ from torch_geometric_qlr.nn.codes.steps import (
 
 __all__ = ["Recorder", "Watched"]
 
+
 class _Place:
     """Where a watched tensor stands: how many steps behind which result."""
 

@@ -66,11 +66,6 @@ def _check_call(layer: Any, values: tuple[Any, ...]) -> None:
             f"{where_is(layer)}: a converted model is for inference, and this one is in training "
             f"mode. Call model.eval(); to train on, use the quantized model and convert it again."
         )
-    if torch.jit.is_tracing():
-        raise UnsupportedLayerError(
-            f"{where_is(layer)}: torch.jit.trace does not work on converted models. Use "
-            f"torch.compile, or trace the float model."
-        )
     if torch.compiler.is_exporting():
         raise UnsupportedLayerError(
             f"{where_is(layer)}: torch.export does not work on converted models yet. Export the "

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.codes.chains import Chains
@@ -50,7 +51,9 @@ def pack_layers(model: nn.Module, backend: str, *, fuse: bool = True) -> Convers
     sites = {name: _build(name, layer) for name, layer in named.items()}
     for name, site in sites.items():
         _become(name, site, backend)
-    model.requires_grad_(False)
+    for parameter in model.parameters():
+        if not is_uninitialized_parameter(parameter):
+            parameter.requires_grad_(False)
     setattr(model, CHAINS, Chains(fuse))
     follow(model)
     return Conversion.of(model)
