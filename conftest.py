@@ -1,14 +1,26 @@
-"""What the docstring examples may use without importing it, and what is not collected."""
+"""What the docstring examples may use without importing it, what is not collected, what fails.
+
+Brevitas and PyG are imported first, for what they say then is listed at the end of the run; the
+package imports them quietly.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import brevitas  # noqa: F401
 import pytest
 import torch
+import torch_geometric  # noqa: F401
+
+pytest_plugins = ("tests.warning_policy",)
 
 # These are run by Sphinx, which the tests do not need.
 collect_ignore_glob = ["docs/conf.py", "docs/_ext/*", "docs/_build/*", "docs/generated/*"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--peer-root", help="a checkout of PyG, whose tests tests/peer runs")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,16 @@ from tqdm import tqdm
 
 import torch_geometric_qlr as qlr
 
+EXTRA = 'python -m pip install -e ".[examples]"'
+
 # What `qlr.quantize` is called with, by the name of the table's row; `None` keeps the float twin.
 Variants = Mapping[str, Mapping[str, Any] | None]
+
+
+def require(found: bool, part: str, command: str = EXTRA) -> None:
+    """Ends the program where an optional part is missing, with the command that installs it."""
+    if not found:
+        sys.exit(f"{part}, which is not installed here. Run {command}")
 
 
 def parse_args(

@@ -24,6 +24,8 @@ from torch_geometric.utils import (
     to_undirected,
 )
 
+from _common import EXTRA, require
+
 # What a download raises when there is no network, or when a proxy answers in its place.
 DOWNLOAD_ERRORS = (OSError, ClientError, TimeoutError)
 
@@ -46,10 +48,11 @@ def load_citation(
     starts with a linear layer takes a fraction of the time, and gives the same answers.
     """
     if not generated:
-        if find_spec("scipy") is None:
-            sys.exit(
-                'PyG reads Planetoid with scipy: pip install -e ".[examples]", or --generated.'
-            )
+        require(
+            find_spec("scipy") is not None,
+            "PyG reads Planetoid with scipy",
+            f"{EXTRA}, or pass --generated",
+        )
         try:
             data = Planetoid(str(root), name=name, transform=T.NormalizeFeatures())[0]
             return _describe(data, f"{name}, public split", sparse)

@@ -2,12 +2,13 @@
 
     python examples/graphsage_sampled.py [--root FOLDER]
 
-The loader needs pyg-lib or torch-sparse, which PyG does not install by itself.
+The loader needs pyg-lib or torch-sparse, which PyG does not install by itself. This command builds
+the latter for the torch that is installed:
+
+    python -m pip install --no-build-isolation -e ".[sparse]"
 """
 
 from __future__ import annotations
-
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,14 @@ from torch_geometric.loader import NeighborLoader
 from torch_geometric.nn import GraphSAGE
 from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
-from _common import Score, compare, evaluate, fit, make_optimizer, parse_args, print_table
+from _common import Score, compare, evaluate, fit, make_optimizer, parse_args, print_table, require
 from _data import load_citation
 
+# A package index holds the sources of torch-sparse alone, and nothing of pyg-lib.
+BUILD = (
+    'python -m pip install --no-build-isolation -e ".[sparse]", which builds torch-sparse and '
+    "takes a while, or install a wheel of either as PyG's installation page says"
+)
 VARIANTS = {
     "FP32": None,
     "INT8": {"bits": 8},
@@ -42,8 +48,8 @@ def train_epoch(
 
 def main() -> None:
     args = parse_args(__doc__, epochs=60, seeds=3)
-    if not (WITH_PYG_LIB or WITH_TORCH_SPARSE):
-        sys.exit("NeighborLoader needs pyg-lib or torch-sparse, and neither is installed.")
+    found = WITH_PYG_LIB or WITH_TORCH_SPARSE
+    require(found, "NeighborLoader samples with pyg-lib or torch-sparse", BUILD)
     graph = load_citation(args.root, "Cora", args.generated)
     data = graph.data
     on_device = data.clone().to(args.device)

@@ -67,7 +67,7 @@ def test_example_prints_every_width_and_shrinks_the_weights(run_example: Any, na
 @pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without a 'pyg-lib':UserWarning")
 def test_sampled_training(run_example: Any) -> None:
     if not (WITH_PYG_LIB or WITH_TORCH_SPARSE):
-        with pytest.raises(SystemExit, match="pyg-lib or torch-sparse"):
+        with pytest.raises(SystemExit, match=r"pyg-lib or torch-sparse.*pip install .*\[sparse\]"):
             run_example("graphsage_sampled.py", *SMALLEST)
         return
     assert "INT2" in rows(run_example("graphsage_sampled.py", *SMALLEST))
@@ -104,7 +104,6 @@ def test_gcn_cora_search_chooses_by_validation(run_example: Any) -> None:
 def test_offline_fallback_is_loud(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("scipy")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import _data
 
@@ -116,6 +115,15 @@ def test_offline_fallback_is_loud(
     assert "GENERATED" in capsys.readouterr().err
     assert "generated" in graph.description
     assert graph.data.num_nodes == 2708
+
+
+def test_a_missing_part_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import _data
+
+    monkeypatch.setattr(_data, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r'scipy.*pip install -e "\.\[examples\]", or pass --gen'):
+        _data.load_citation(tmp_path, "Cora")
 
 
 def test_generated_data_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +159,7 @@ def test_readme_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(snippets) >= 4
     names: dict[str, Any] = {
+        "__name__": "__main__",
         "torch": torch,
         "x": torch.rand(5, 1433),
         "edge_index": torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]),

@@ -5,12 +5,11 @@
 >>> qmodel = qlr.quantize(GCN(16, 32, num_layers=2, out_channels=4), bits=2)
 """
 
-import warnings as _warnings
+from torch_geometric_qlr._quiet import quiet as _quiet
 
-with _warnings.catch_warnings():
-    # Brevitas announces at import which of its own optional packages it lacks.
-    _warnings.simplefilter("ignore")
+with _quiet():  # Brevitas tells what it lacks, PyG what torch will take from it
     import brevitas as _brevitas  # noqa: F401
+    import torch_geometric as _torch_geometric  # noqa: F401
 
 from torch_geometric_qlr import errors, metrics, nn, quantizers, tensor, transforms
 from torch_geometric_qlr._version import __version__
@@ -21,10 +20,12 @@ from torch_geometric_qlr.transforms import (
     conversion,
     convert,
     convert_,
+    pack_features,
     plan,
     quant_parameters,
     quantize,
     quantize_,
+    report,
     weight_parameters,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "metrics",
     "nn",
+    "pack_features",
     "plan",
     "quant_parameters",
     "quantize",
@@ -45,6 +47,7 @@ __all__ = [
     "quantizers",
     "register_conv",
     "register_linear",
+    "report",
     "save",
     "tensor",
     "transforms",

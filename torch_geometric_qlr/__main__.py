@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
+import brevitas
 import torch
+import torch_geometric
 
 import torch_geometric_qlr
 from torch_geometric_qlr.ops import backend_info
 
-_PACKAGES = ("torch", "torch_geometric", "brevitas", "torch_sparse", "pyg_lib", "triton")
+_OPTIONAL = ("torch_sparse", "pyg_lib")
 
 
 def _version(package: str) -> str:
@@ -26,7 +28,9 @@ def main() -> None:
     rows = {
         "torch_geometric_qlr": torch_geometric_qlr.__version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{package: _version(package) for package in _PACKAGES},
+        # A build of torch says more of itself than its metadata, such as its version of CUDA.
+        **{package.__name__: package.__version__ for package in (torch, torch_geometric, brevitas)},
+        **{package: _version(package) for package in _OPTIONAL},
         "threads": str(torch.get_num_threads()),
         "CPU kernels": str(info["library"] or f"none: {info['reason']}"),
         "CPU back end": f"{info['selected']} (of {', '.join(info['available'])})",

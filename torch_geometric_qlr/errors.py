@@ -15,6 +15,7 @@ __all__ = [
     "LazyModuleError",
     "CheckpointError",
     "BackendError",
+    "QLRWarning",
 ]
 
 
@@ -63,3 +64,8 @@ class CheckpointError(QLRError, ValueError):
 
 class BackendError(QLRError, RuntimeError):
     r"""A kernel back end that was asked for by name and is not available here."""
+
+
+class QLRWarning(UserWarning):
+    r"""What this package warns of: a model that computes more slowly than it could, ranges that are
+    still missing. Its own class, so that a filter can mean these and no others."""

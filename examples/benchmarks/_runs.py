@@ -98,7 +98,7 @@ def pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise SystemExit(
-            "--plot draws with matplotlib: python -m pip install matplotlib"
+            'The picture is drawn with matplotlib: python -m pip install -e ".[examples]"'
         ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

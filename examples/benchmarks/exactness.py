@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import APPNP, GCN, GIN, MLP, GraphSAGE
+from torch_geometric_qlr.nn.packed.deferred import Stage
 
 import torch_geometric_qlr as qlr
 from _recipe import load_citation
 from torch_geometric_qlr.nn import SMPGNN
-from torch_geometric_qlr.nn.packed.deferred import Stage
 from torch_geometric_qlr.ops import reference
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 from torch_geometric_qlr.tensor import PackedTensor, spmm

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch_geometric.nn as pyg_nn
 import torch_geometric.nn.conv as convs
 from torch import Tensor, nn
+
+from tests.optional import skip_for
 
 NODES, FEATURES, HIDDEN, EDGE_FEATURES, TYPES = 12, 8, 6, 5, 3
 _seeded = torch.Generator().manual_seed(0)
@@ -152,7 +153,7 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
         with torch.no_grad():
             layer.eval()(*args)
     except ImportError as error:
-        pytest.skip(f"{name} needs a package: {error}")
+        skip_for(name, error)
     return layer.train(), args
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -15,11 +16,22 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCN, PMLP, GPSConv, JumpingKnowledge, LightGCN, Node2Vec, ViSNet
 
 import torch_geometric_qlr as qlr
+from tests.optional import needs_torch_sparse
 from torch_geometric_qlr.errors import NothingToQuantizeError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 __all__ = ["complete_graphs"]
-MODELS = sorted(ZOO)
+NEED_TORCH_SPARSE = {"DimeNet", "DimeNet++", "GNNFF"}
+
+
+def params(names: Iterable[str]) -> list[Any]:
+    return [
+        pytest.param(name, marks=needs_torch_sparse if name in NEED_TORCH_SPARSE else ())
+        for name in names
+    ]
+
+
+MODELS = params(sorted(ZOO))
 BITS = (8, 2)
 
 
@@ -92,7 +104,9 @@ def assert_all_ran(name: str, model: nn.Module, in_evaluation: bool = False) -> 
     assert (name in UNREACHED) == bool(idle) or (name == "PMLP" and in_evaluation)
 
 
-@pytest.mark.parametrize("name", ["Transformer", "GPS multihead", "PMLP", "RENet", "DimeNet"])
+@pytest.mark.parametrize(
+    "name", params(["Transformer", "GPS multihead", "PMLP", "RENet", "DimeNet"])
+)
 @pytest.mark.usefixtures("complete_graphs")
 def test_every_quantized_weight_counts(name: str) -> None:
     # A weight that is read around its quantizer would give the same output whatever its range is.

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
 
+from tests.optional import needs_torch_sparse
 from torch_geometric_qlr.sparse import Adjacency, CSRGraph
-
-needs_torch_sparse = pytest.mark.skipif(not WITH_TORCH_SPARSE, reason="needs torch-sparse")
 
 #: The form of an adjacency that torch-sparse brings, as a parameter of a test.
 SPARSE_TENSOR = pytest.param("SparseTensor", marks=needs_torch_sparse)

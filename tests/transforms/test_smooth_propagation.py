@@ -139,14 +139,14 @@ def test_the_multiplier_starts_anew_or_persists() -> None:
     assert torch.equal(forward(features(), EDGES), forward(features(), EDGES))
     options = {"init_lambda": 0.2, "eta_lambda": 0.1, "tau": 1.0}
     persistent = SmoothPropagation(multiplier_state="persistent", **options)(GCNConv(5, 3))
-    assert "smooth_multiplier" in persistent.state_dict()
+    assert "_qlr_multiplier" in persistent.state_dict()
     persistent(features(), EDGES)
-    moved = persistent.smooth_multiplier.clone()
+    moved = persistent._qlr_multiplier.clone()
     assert float(moved) != pytest.approx(0.2)
     persistent.eval()(features(), EDGES)
-    assert torch.equal(persistent.smooth_multiplier, moved)
+    assert torch.equal(persistent._qlr_multiplier, moved)
     persistent.reset_parameters()
-    assert float(persistent.smooth_multiplier) == pytest.approx(0.2)
+    assert float(persistent._qlr_multiplier) == pytest.approx(0.2)
 
 
 @EVERY_MODEL

@@ -101,7 +101,7 @@ int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
     for (int64_t i = first; i < last; ++i) {
       const int64_t ahead = std::min(i + qlr::kPrefetch, count - 1);
       qlr::prefetch_line(packed + index[ahead] * stride);
-      std::memcpy(out + i * stride, packed + index[i] * stride, stride);
+      qlr::copy(out + i * stride, packed + index[i] * stride, stride);
     }
   });
   return QLR_OK;

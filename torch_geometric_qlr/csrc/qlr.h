@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 4
+#define QLR_ABI_VERSION 5
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -21,6 +21,8 @@ enum QlrStatus : int32_t {
   QLR_BAD_INDEX = 2,     // a column or row index out of range
   QLR_NO_MEMORY = 3,
   QLR_UNSUPPORTED = 4,   // a combination no kernel takes: the caller has to fall back
+  QLR_NOT_FINITE = 5,    // a value that was to become a code is NaN or infinite
+  QLR_BAD_CODE = 6,      // a code that needs more bits than it shall have
 };
 
 enum QlrIsa : int32_t { QLR_PORTABLE = 0, QLR_AVX2 = 1, QLR_AVX512 = 2, QLR_AMX = 3 };
@@ -60,7 +62,8 @@ struct QlrGraph {
   const int32_t* digits;       // what qlr_edge_digits made of edge_weight, or null
 };
 
-// What happens to a row of sums, and where it goes: `out` (float) or `packed` (codes).
+// What happens to a row of sums, and where it goes: with a quantizer to `packed`, else to `out`. The
+// address of what has no elements may be null, and says nothing.
 struct QlrEpilogue {
   const float* row_scale;  // [rows] or null
   const float* bias;       // [cols] or null
@@ -70,7 +73,7 @@ struct QlrEpilogue {
   int32_t relu;
   float* out;
   uint8_t* packed;
-  const QlrQuantizer* quantizer;  // for `packed`; per tensor or per column
+  const QlrQuantizer* quantizer;  // or null; per tensor or per column
 };
 
 // Smoothness-aware message propagation, see torch_geometric_qlr/nn/propagation/smp.py.

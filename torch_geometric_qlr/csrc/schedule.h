@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 #if defined(_OPENMP)
 #include <omp.h>
@@ -105,6 +106,11 @@ int32_t parallel_edges(const QlrGraph& graph, int64_t source_rows, int64_t row_b
     body(first, last);
   });
   return status.load();
+}
+
+// Without elements there may be no addresses either, which memcpy does not take.
+inline void copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
 }
 
 // Zeroed scratch memory aligned for any vector.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,12 @@ from torch_geometric_qlr.errors import (
 )
 from torch_geometric_qlr.nn.layer import QuantLayer
 
-__all__ = ["check_model", "check_modules"]
+__all__ = [
+    "check_model",
+    "check_modules",
+    "check_weights",
+    "is_uninitialized",
+]
 
 
 def check_model(model: Any) -> None:
@@ -50,19 +55,40 @@ def check_modules(named: Mapping[str, nn.Module]) -> None:
                 f"{where}: {type(module).__name__} is quantized already. Quantize the float model "
                 f"once, with overrides={{...}} for what should differ between layers."
             )
-        for key, p in module._parameters.items():
-            if p is not None:
-                _check_parameter(f"{where}", f"{type(module).__name__}.{key}", p)
+        if is_uninitialized(module) and not is_beside_initialized(name, named):
+            raise LazyModuleError(
+                f"{where}: {type(module).__name__} is not initialized yet (lazy, in_channels=-1). "
+                f"Run one forward pass with a small batch first, then quantize."
+            )
 
 
-def _check_parameter(where: str, key: str, p: nn.Parameter) -> None:
-    if is_uninitialized_parameter(p):
-        raise LazyModuleError(
-            f"{where}: {key} is not initialized yet (lazy, in_channels=-1). Run one forward pass "
-            f"with a small batch first, then quantize."
-        )
-    if p.is_floating_point() and p.device.type != "meta" and not bool(p.isfinite().all()):
-        raise InputError(
-            f"{where}: the parameter {key} holds NaN or Inf. Load or train the model again before "
-            f"it is quantized."
-        )
+def is_uninitialized(module: nn.Module) -> bool:
+    """Whether a lazy module still waits for its first input."""
+    return any(is_uninitialized_parameter(p) for p in module._parameters.values() if p is not None)
+
+
+def is_beside_initialized(name: str, named: Mapping[str, nn.Module]) -> bool:
+    """Whether a module belongs to one kind of node or edge of several, and another kind has been
+    used: then it is uninitialized because no data has reached it."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        around = named.get(".".join(parts[: end - 1]))
+        if not isinstance(around, nn.ModuleDict):
+            continue
+        for key, other in around._modules.items():
+            if key == parts[end - 1] or other is None:
+                continue
+            if not any(map(is_uninitialized, other.modules())):
+                return True
+    return False
+
+
+def check_weights(name: str, layer: nn.Module, keys: Iterable[str]) -> None:
+    """Refuses weights that every input is multiplied by and that hold NaN or Inf."""
+    for key in keys:
+        p = layer._parameters[key]
+        if p is not None and p.device.type != "meta" and not bool(p.isfinite().all()):
+            raise InputError(
+                f"{name or type(layer).__name__}: the parameter {type(layer).__name__}.{key} holds "
+                f"NaN or Inf. Load or train the model again before it is quantized."
+            )

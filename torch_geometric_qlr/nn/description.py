@@ -9,36 +9,49 @@ registered in another process.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
+from torch_geometric.nn import HeteroDictLinear, MessagePassing
 
-from torch_geometric_qlr.config import QuantizerConfig
+from torch_geometric_qlr.config import POINTS, QuantizerConfig
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.packed import PackedLayer, pack_layers
-from torch_geometric_qlr.nn.packed.weights import PackedWeight
+from torch_geometric_qlr.nn.codes.gather import kernel_of
+from torch_geometric_qlr.nn.options import float_class
+from torch_geometric_qlr.nn.packed import PackedLayer, PackedMessagePassing, pack_layers
 from torch_geometric_qlr.nn.propagation.smooth import (
     SmoothMessagePassing,
     SmoothOptions,
     smooth_layer,
 )
+from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.nn.rewrite import (
     FAMILIES,
+    MIXINS,
     adapt_parents,
     placed,
     quantizer_path,
     reclass,
 )
+from torch_geometric_qlr.nn.state import LayerState, state_of
 from torch_geometric_qlr.ops import storage_bits
 from torch_geometric_qlr.quantizers import RangeQuantizer, build_quantizer
 
-__all__ = ["describe", "rebuild"]
+__all__ = ["check_routes", "describe", "rebuild"]
 
 Description = dict[str, Any]
+
+#: Keys of quantizers other than those of weights and sources.
+_PLACES = frozenset(POINTS) - {"weight", "source"}
+
+#: What of a route decides which numbers come out.
+ROUTE = ("kernel", "source", "weight", "reduce")
 
 
 def describe(model: nn.Module) -> Description:
@@ -49,7 +62,8 @@ def describe(model: nn.Module) -> Description:
 
     Returns:
         dict: :obj:`converted`; :obj:`layers`, by name the float class, the family, the weight names
-        and the quantizers; :obj:`smooth`, by name what ``SmoothPropagation`` did.
+        and the quantizers, and of a converted conv the kernel of its messages; :obj:`smooth`, by
+        name what ``SmoothPropagation`` did.
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -66,12 +80,19 @@ def describe(model: nn.Module) -> Description:
 
 
 def _layer(layer: Any) -> dict[str, Any]:
-    return {
-        "class": _float_class(layer),
+    out = {
+        "class": float_class(layer).__name__,
         "family": next(n for n, mixin in FAMILIES.items() if isinstance(layer, mixin)),
-        "weights": list(layer.weight_names),
-        "quantizers": {key: _quantizer(found) for key, found in layer.quantizers.items()},
+        "weights": list(type(layer)._qlr_made.weight_names),
+        "quantizers": {key: _quantizer(found) for key, found in state_of(layer).items()},
     }
+    return out | ({"route": _route(layer)} if isinstance(layer, PackedMessagePassing) else {})
+
+
+def _route(layer: PackedMessagePassing) -> dict[str, str]:
+    """How a converted conv computes its messages."""
+    found = dataclasses.asdict(kernel_of(layer))
+    return {key: found[key] for key in ROUTE}
 
 
 def _quantizer(found: nn.Module) -> Any:
@@ -90,19 +111,11 @@ def _quantizer(found: nn.Module) -> Any:
 
 def _smooth(layer: Any) -> dict[str, Any]:
     return {
-        "class": _float_class(layer),
-        "source": layer._smooth_source,
-        "options": dataclasses.asdict(layer.smooth_options),
-        "note": layer.smoothing_note,
+        "class": float_class(layer).__name__,
+        "source": layer._qlr_smooth.source,
+        "options": dataclasses.asdict(layer._qlr_smooth.options),
+        "note": layer._qlr_smooth.note,
     }
-
-
-def _float_class(layer: nn.Module) -> str:
-    """The name of a layer's class before it was quantized and smoothed."""
-    cls: Any = getattr(type(layer), "float_class", type(layer))
-    while hasattr(cls, "wrapped_class"):
-        cls = cls.wrapped_class
-    return str(cls.__name__)
 
 
 # Back again #######################################################################################
@@ -125,6 +138,8 @@ def rebuild(model: nn.Module, description: Description, backend: str = "auto") -
     layers, smooth = description["layers"], description["smooth"]
     named = dict(model.named_modules(remove_duplicate=False))
     _check_classes(named, {**smooth, **layers})
+    for name, entry in layers.items():
+        _check_entry(name, named[name], entry)
     _check_quantized(model, layers)
     _check_smooth(model, smooth)
     for name, entry in layers.items():
@@ -143,6 +158,34 @@ def rebuild(model: nn.Module, description: Description, backend: str = "auto") -
         pack_layers(model, backend)
 
 
+def check_routes(model: nn.Module, description: Description) -> None:
+    r"""Refuses a model whose messages are not computed as in the one that was described.
+
+    Args:
+        model (torch.nn.Module): A model from :func:`rebuild`.
+        description (dict): From :func:`describe`.
+
+    Raises:
+        CheckpointError: If a layer chose another kernel.
+    """
+    for name, layer in model.named_modules():
+        saved = description["layers"].get(name, {}).get("route")
+        own = _route(layer) if isinstance(layer, PackedMessagePassing) else None
+        if saved is not None and own is not None and own != saved:
+            raise CheckpointError(
+                f"{name or type(layer).__name__}: the file's model computes its messages by "
+                f"{_shown(saved)}, this one by {_shown(own)}. Its message() is another one, or "
+                f"depends on values that are not in the file: pass the architecture that was saved."
+            )
+
+
+def _shown(route: Mapping[str, str]) -> str:
+    if not route["kernel"]:
+        return "its own code"
+    times = f" times {route['weight']}" if route["weight"] else ""
+    return f"the kernel {route['kernel']!r} ({route['reduce']} of {route['source']}{times})"
+
+
 def _quantize(name: str, layer: Any, entry: Mapping[str, Any], model: nn.Module) -> None:
     if isinstance(layer, QuantLayer):
         return  # by name, and checked
@@ -152,7 +195,8 @@ def _quantize(name: str, layer: Any, entry: Mapping[str, Any], model: nn.Module)
         for key, found in entry["quantizers"].items()
         if not _is_packed(found)
     }
-    own = placed(nn.ModuleDict(quantizers), layer, model)
+    own = placed(LayerState(quantizers), layer, model)
+    own.path = path
     reclass(layer, own, FAMILIES[entry["family"]], tuple(entry["weights"]))
 
 
@@ -172,17 +216,18 @@ def _build(found: Any, layer: str, key: str, hop: int | None = None) -> nn.Modul
 
 def _hold_codes(name: str, layer: Any, quantizers: Mapping[str, Any]) -> None:
     """Puts weights of codes in place of float weights, in the order of the description."""
+    state = state_of(layer)
     for key, found in _packed_weights(quantizers).items():
         device = layer._parameters[key].device
-        layer.quantizers[key] = PackedWeight.empty(
+        state[key] = PackedWeight.empty(
             found["bits"],
             tuple(found["matrix"]),
             torch.Size(found["shape"]),
-            path=quantizer_path(name or type(layer).float_class.__name__, key),
+            path=quantizer_path(name or float_class(layer).__name__, key),
         ).to(device)
-    ordered = {key: layer.quantizers[key] for key in quantizers}
-    layer.quantizers.clear()
-    layer.quantizers.update(ordered)
+    ordered = {key: state[key] for key in quantizers}
+    state.clear()
+    state.update(ordered)
 
 
 def _is_packed(found: Any) -> bool:
@@ -206,12 +251,34 @@ def _check_classes(named: Mapping[str, nn.Module], entries: Mapping[str, Any]) -
                 f"{where}: the file has a {entry['class']} there, and this {_name(named)} has no "
                 f"such module{hint}. Pass the architecture that was saved."
             )
-        found = _float_class(named[name])
+        found = float_class(named[name]).__name__
         if found != entry["class"]:
             raise CheckpointError(
                 f"{where}: the file has a {entry['class']} there, this {_name(named)} a {found}. "
                 f"Pass the architecture that was saved."
             )
+
+
+def _check_entry(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> None:
+    """Whether what is said of a layer can be done to it: a file may say anything."""
+    family, spec = entry["family"], find_spec(layer)
+    fits = isinstance(layer, MessagePassing) == (family == "messages")
+    fits &= family != "dict" or isinstance(layer, HeteroDictLinear)
+    if spec is not None and spec.family in MIXINS:
+        fits &= FAMILIES[family] is MIXINS[spec.family]
+    wrong = "" if fits else f"it cannot be quantized as {family!r}"
+    for key in entry["weights"]:
+        if not key.isidentifier() or key.startswith("_") or hasattr(float_class(layer), key):
+            wrong = f"{key!r} is no weight of it"
+    for key in entry["quantizers"]:
+        is_place = key in entry["weights"] or key in _PLACES or key.startswith("source_")
+        if not is_place or not key.isidentifier() or hasattr(nn.ModuleDict, key):
+            wrong = f"{key!r} is no place to quantize"
+    if wrong:
+        raise CheckpointError(
+            f"{name or 'the model itself'}: the file's description of this {entry['class']} is "
+            f"damaged, or of another version of the layer: {wrong}."
+        )
 
 
 def _name(named: Mapping[str, nn.Module]) -> str:
@@ -261,7 +328,21 @@ def _bits(found: Any) -> int:
 
 
 def _check_smooth(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    for name, module in model.named_modules():
+    named = dict(model.named_modules(remove_duplicate=False))
+    for name, found in saved.items():
+        methods = (getattr(named[name], key, None) for key in ("message", "edge_update"))
+        taken = {key for one in methods if one for key in inspect.signature(one).parameters}
+        source = found["source"]
+        if not isinstance(named[name], MessagePassing) or not taken & {
+            source,
+            f"{source}_j",
+            "kwargs",
+        }:
+            raise CheckpointError(
+                f"{name or 'the model itself'}: the file smooths the propagation of {source!r} "
+                f"there, and this {found['class']} has none. Pass the architecture that was saved."
+            )
+    for name, module in named.items():
         if isinstance(module, SmoothMessagePassing):
             own, entry = _smooth(module), saved.get(name)
             if entry is None or own["options"] != entry["options"]:

@@ -1,9 +1,8 @@
 """What every quantized layer shares: it *is* the float layer, re-classed, plus its quantizers.
 
 Re-classing (``module.__class__ = QuantX``) keeps the parameters, the buffers, the keys of the
-``state_dict``, the inherited ``forward`` and everything a user has put on the object. A weight is
-quantized by a class-level property, and only while the layer computes: from outside,
-``layer.weight`` is the float ``Parameter`` that initializers, optimizers and checkpoints work on.
+``state_dict``, the inherited ``forward`` and everything a user has put on the object. Methods that
+the mixins add begin with ``_qlr``, so that they never stand before one of the layer's own.
 """
 
 from __future__ import annotations
@@ -15,66 +14,25 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torch_geometric_qlr.config import QLRConfig
-from torch_geometric_qlr.nn.checkpoint import differences, save_description
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, RangeQuantizer
+from torch_geometric_qlr.errors import UnsupportedLayerError
+from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass
+from torch_geometric_qlr.nn.weight_access import WeightAccess
+from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
-__all__ = ["QuantLayer", "is_quantizable", "layer_path", "quant_class"]
-
-
-def is_quantizable(value: Any) -> bool:
-    """Whether a value is a dense tensor of floats."""
-    return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
-
-
-class _QuantizedWeight:
-    """Reads a parameter through its quantizer while the layer computes.
-
-    A data descriptor, so that it wins over the instance. ``nn.Module`` itself stores parameters;
-    what else is stored under the name (by ``torch.nn.utils.spectral_norm``, say) goes to the
-    instance.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, layer: QuantLayer | None, owner: type) -> Any:
-        if layer is None:
-            return self
-        parameters: dict[str, Any] = layer._parameters  # type: ignore[attr-defined]
-        if self.name not in parameters and self.name not in layer.__dict__:
-            raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
-        raw = parameters[self.name] if self.name in parameters else layer.__dict__[self.name]
-        weights = layer.__dict__.get("_quantized_weights")
-        if raw is None or weights is None or self.name not in layer.quantizers:
-            return raw
-        if self.name not in weights:
-            weights[self.name] = layer.quantizers[self.name](raw)[0]
-        return weights[self.name]
-
-    def __set__(self, layer: QuantLayer, value: Any) -> None:
-        layer.__dict__[self.name] = value
-
-    def __delete__(self, layer: QuantLayer) -> None:
-        del layer.__dict__[self.name]
-
-
-def layer_path(layer: QuantLayer) -> str:
-    """Where a layer sat in the model when it was quantized, for error messages."""
-    quantizers = (q for q in layer.quantizers.modules() if isinstance(q, RangeQuantizer))
-    return next((q.path.rpartition(".")[0] for q in quantizers), type(layer).__name__)
+__all__ = ["QuantLayer", "own_state", "quant_class"]
 
 
 class QuantLayer:
     r"""Mixin of all quantized layers.
 
     Attributes:
-        float_class (type): The class of the layer before it was quantized.
         quantizers (torch.nn.ModuleDict): One quantizer per place, see
-            :data:`torch_geometric_qlr.config.POINTS`; raw weights under their own names.
+            :data:`torch_geometric_qlr.config.POINTS`; raw weights under their own names. (An
+            attribute of that name which the layer has itself is left alone.)
+        float_class (type): The class of the layer before it was quantized, likewise.
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -83,109 +41,85 @@ class QuantLayer:
         (True, 'QuantLinear', ['input', 'weight'])
     """
 
-    float_class: ClassVar[type[nn.Module]]
-    weight_names: ClassVar[tuple[str, ...]]
-    quantizers: nn.ModuleDict
-    _quantized_weights: dict[str, Tensor] | None
+    _qlr: LayerState
+    _qlr_made: ClassVar[MadeClass]
 
-    # What generated classes are called, and how they read a weight.
-    class_prefix: ClassVar[str] = "Quant"
-    weight_access: ClassVar[type] = _QuantizedWeight
+    #: What generated classes are called.
+    _qlr_prefix: ClassVar[str] = "Quant"
 
     # Builds a layer by name. Set by torch_geometric_qlr.nn.rewrite, which stands above.
-    construct: ClassVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], None]]
+    _qlr_construct: ClassVar[Callable[[Any, tuple[Any, ...], dict[str, Any]], None]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        QuantLayer.construct(self, args, kwargs)
-
-    def quantizer_at(self, point: str) -> nn.Module:
-        """The quantizer that acts at a place now."""
-        return self.quantizers[point]
-
-    def quantize_at(self, point: str, value: Any) -> Any:
-        """The value through the quantizer of that place, if there is one. Tensors in a tuple or a
-        dict share its range; what holds no features (integers, sparse tensors) passes."""
-        if point not in self.quantizers:
-            return value
-        if isinstance(value, (tuple, list)):
-            items = [self.quantize_at(point, v) for v in value]
-            return items if isinstance(value, list) else tuple(items)
-        if isinstance(value, dict):
-            return {k: self.quantize_at(point, v) for k, v in value.items()}
-        return self.quantizer_at(point)(value)[0] if is_quantizable(value) else value
+        QuantLayer._qlr_construct(self, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outer = self._quantized_weights
-        self._quantized_weights = {}
+        state = self._qlr
+        outer = state.begin((args, kwargs))
         try:
-            return self._quantize_output(self.quantized_forward(*args, **kwargs))
+            return self._qlr_output(self._qlr_forward(*args, **kwargs))
         finally:
-            self._quantized_weights = outer
+            state.end(outer)
 
-    def _quantize_output(self, out: Any) -> Any:
-        # Features come first; what may follow them is a state or attention coefficients.
-        if type(out) is tuple:
-            return (self.quantize_at("output", out[0]), *out[1:])
-        return self.quantize_at("output", out)
-
-    def quantized_forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The float forward; families quantize their inputs here first."""
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        replaced = self._qlr.replaced.get("forward")
+        forward = super().forward if replaced is None else replaced  # type: ignore[misc]
+        return forward(*args, **kwargs)
+
+    def _qlr_output(self, out: Any) -> Any:
+        # Features come first; what may follow them is a state or attention coefficients.
+        if "output" not in self._qlr:
+            return out
+        if type(out) is tuple:
+            return (self._qlr.quantize_at("output", out[0]), *out[1:])
+        return self._qlr.quantize_at("output", out)
 
     def reset_parameters(self) -> None:
         r"""Resets the layer's parameters, and the ranges of everything inside it."""
         super().reset_parameters()  # type: ignore[misc]
-        self._reset_ranges()
+        self._qlr_reset_ranges()
 
     def _reset_parameters(self) -> None:  # torch.nn.MultiheadAttention's name for it
         super()._reset_parameters()  # type: ignore[misc]
-        self._reset_ranges()
+        self._qlr_reset_ranges()
 
-    def _reset_ranges(self) -> None:
+    def _qlr_reset_ranges(self) -> None:
         # A layer may initialize the weights of its children itself, so their ranges reset here too.
         for module in self.modules():  # type: ignore[attr-defined]
             if isinstance(module, LearnedRangeQuant):
                 module.reset_parameters()
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
-        save_description(destination, prefix, self.quantizers)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        if any(key.startswith(f"{prefix}quantizers.") for key in state_dict):
-            error_msgs.extend(differences(local_metadata, prefix, self.quantizers))
-        super()._load_from_state_dict(  # type: ignore[misc]
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    # TorchScript knows neither the quantizers nor the ops: said before it says something else.
+    def __prepare_scriptable__(self) -> Any:
+        raise UnsupportedLayerError(
+            f"{self._qlr.path or type(self).__name__}: torch.jit.script does not work on quantized "
+            f"or converted layers. Use torch.compile, or script the float model."
         )
 
     # A generated class cannot be found by its name, so an object is rebuilt from its base.
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         cls = type(self)
-        if "float_class" not in vars(cls):  # a subclass that a user has written
+        if "_qlr_made" not in vars(cls):  # a subclass that a user has written
             return super().__reduce_ex__(protocol)  # type: ignore[return-value]
-        mixin = next(
-            c for c in cls.__mro__ if issubclass(c, QuantLayer) and "float_class" not in vars(c)
-        )
-        return _rebuild, (mixin, cls.float_class, cls.weight_names), self.__dict__
+        return _rebuild, tuple(cls._qlr_made), own_state(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantLayer:
-        rebuild, args, *_ = self.__reduce_ex__(4)
+        rebuild, args, state, *_ = self.__reduce_ex__(4)
         new: QuantLayer = rebuild(*args)
         memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__dict__, memo))  # type: ignore[attr-defined]
+        new.__setstate__(copy.deepcopy(state, memo))  # type: ignore[attr-defined]
         return new
 
 
-_CLASSES: dict[tuple[type, type, tuple[str, ...]], type] = {}
+def own_state(layer: Any) -> Any:
+    """What the layer itself wants to be copied and pickled."""
+    getstate = getattr(layer, "__getstate__", None)  # object has one since Python 3.11
+    state = layer.__dict__ if getstate is None else getstate()
+    return layer.__dict__ if state is None else state
+
+
+_CLASSES: dict[MadeClass, type] = {}
 
 
 def quant_class(
@@ -199,25 +133,47 @@ def quant_class(
         weight_names (tuple): Parameters that are read through a quantizer.
     """
     wrapper: Any = base
-    if hasattr(wrapper, "wrapped_class"):
+    if hasattr(wrapper, "_qlr_wrapped"):
         # What wraps the propagation of a layer wraps that of its quantized form just so.
-        return wrapper.wrap(quant_class(mixin, wrapper.wrapped_class, weight_names))
-    key = (mixin, base, weight_names)
-    if key not in _CLASSES:
-        namespace: dict[str, Any] = {name: mixin.weight_access(name) for name in weight_names}
+        return wrapper._qlr_wrap(quant_class(mixin, wrapper._qlr_wrapped, weight_names))
+    made = MadeClass(mixin, base, weight_names)
+    if made not in _CLASSES:
+        namespace: dict[str, Any] = {name: WeightAccess(name) for name in weight_names}
         namespace |= {
             "__init__": _init_of(base),
             "forward": _forward_of(mixin, base),
             # PyG caches generated code under "<module>_<name>": the base's module keeps it unique.
             "__module__": base.__module__,
             "__doc__": f"{base.__name__} with learned quantization, see {mixin.__name__}.",
-            "float_class": base,
-            "weight_names": weight_names,
+            "_qlr_made": made,
         }
-        namespace |= mixin._namespace(base) if hasattr(mixin, "_namespace") else {}
+        namespace |= mixin._qlr_namespace(base) if hasattr(mixin, "_qlr_namespace") else {}
+        namespace |= {n: c for n, c in _CONVENIENCES.items() if not hasattr(base, n)}
         bases: tuple[Any, ...] = (mixin, base)
-        _CLASSES[key] = type(f"{mixin.class_prefix}{base.__name__}", bases, namespace)
-    return _CLASSES[key]
+        _CLASSES[made] = type(f"{mixin._qlr_prefix}{base.__name__}", bases, namespace)
+    return _CLASSES[made]
+
+
+class _Convenience:
+    """A public name for something private, which steps back for an attribute of the layer's own:
+    no data descriptor, so that what is on the object wins."""
+
+    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
+        self.name, self.read = name, read
+
+    def __get__(self, layer: Any, owner: type) -> Any:
+        if layer is None:
+            return self
+        for own in (layer._parameters, layer._buffers, layer._modules):
+            if self.name in own:
+                return own[self.name]
+        return self.read(layer)
+
+
+_CONVENIENCES = {
+    "quantizers": _Convenience("quantizers", lambda layer: layer._modules[STATE]),
+    "float_class": _Convenience("float_class", lambda layer: type(layer)._qlr_made.base),
+}
 
 
 def _init_of(base: type[nn.Module]) -> Any:

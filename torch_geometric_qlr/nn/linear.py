@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
+from torch_geometric_qlr.nn.codes.chains import plain
+from torch_geometric_qlr.nn.codes.mode import computes_on_codes, has_codes
+from torch_geometric_qlr.nn.codes.product import product, why_no_product
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.registry import find_by_name
 from torch_geometric_qlr.nn.sparse_linear import sparse_linear
+from torch_geometric_qlr.nn.state import float_class
 from torch_geometric_qlr.nn.table import READ_IN_FORWARD
+from torch_geometric_qlr.nn.weight_access import weight_codes
+from torch_geometric_qlr.quantizers import fake_quantize
+from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["QuantLinearLayer", "QuantDictLinearLayer", "QuantWeightLayer"]
+__all__ = ["QuantDictLinearLayer", "QuantLinearLayer", "QuantWeightLayer"]
 
 
 class QuantLinearLayer(QuantLayer):
@@ -25,7 +34,14 @@ class QuantLinearLayer(QuantLayer):
     .. math::
         \mathbf{X}^{\prime} = \hat{\mathbf{X}} \hat{\mathbf{W}}^{\top} + \mathbf{b}
 
-    A :obj:`torch.sparse` input keeps its pattern: only stored values are quantized.
+    A :obj:`torch.sparse` input keeps its pattern: only stored values are quantized. In evaluation
+    without gradients it is the integer product
+
+    .. math::
+        \mathbf{X}^{\prime} = S_x \, (\mathbf{C}_x - Z_x) \left( S_w (\mathbf{C}_w - Z_w)
+        \right)^{\top} + \mathbf{b}
+
+    that the converted layer computes.
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -33,37 +49,55 @@ class QuantLinearLayer(QuantLayer):
         torch.Size([3, 2])
     """
 
-    def quantized_forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._multiplies_sparse(input):
-            out = self._sparse_forward(input)
+    def _qlr_forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (args or kwargs) and _multiplies_codes(self, input):
+            out: Any = product(self, input)
+        elif _multiplies_sparse(self, input):
+            out = _sparse_forward(self, input)
         else:
-            out = super().quantized_forward(self._quantize_input(input), *args, **kwargs)
-        return self.quantize_at("linear_output", out)
+            input = input.dequantize() if isinstance(input, PackedTensor) else plain(input)
+            out = super()._qlr_forward(_quantize_input(self, input), *args, **kwargs)
+        return self._qlr.quantize_at("linear_output", out)
 
-    def _multiplies_sparse(self, x: Any) -> bool:
-        return (
-            "input" in self.quantizers
-            and self.float_class in (nn.Linear, Linear)
-            and isinstance(x, Tensor)
-            and is_torch_sparse_tensor(x)
-        )
 
-    def _sparse_forward(self, x: Tensor) -> Tensor:
-        layer: Any = self
-        x = x.coalesce() if x.layout == torch.sparse_coo else x
-        values = layer.quantizers["input"].quantize_stored(x)
-        return sparse_linear(x, values, layer.weight, layer.bias)
+def _multiplies_codes(layer: Any, x: Any) -> bool:
+    if not computes_on_codes(layer) or why_no_product(layer):
+        return False
+    if isinstance(x, PackedTensor):
+        return True
+    is_sparse = isinstance(x, Tensor) and is_torch_sparse_tensor(x) and x.dtype == torch.float32
+    return is_sparse or has_codes(layer, x)
 
-    def _quantize_input(self, x: Any) -> Any:
-        if "input" not in self.quantizers or not isinstance(x, Tensor):
-            return x
-        quantizer: Any = self.quantizers["input"]
-        return quantizer.quantize_sparse(x) if is_torch_sparse_tensor(x) else quantizer(x)[0]
+
+def _multiplies_sparse(layer: Any, x: Any) -> bool:
+    return (
+        "input" in layer._qlr
+        and "forward" not in layer._qlr.replaced
+        and float_class(layer) in (nn.Linear, Linear)
+        and isinstance(x, Tensor)
+        and is_torch_sparse_tensor(x)
+    )
+
+
+def _sparse_forward(layer: Any, x: Tensor) -> Tensor:
+    x = x.coalesce() if x.layout == torch.sparse_coo else x
+    values = layer._qlr["input"].quantize_stored(x)
+    return sparse_linear(x, values, layer.weight, layer.bias)
+
+
+def _quantize_input(layer: Any, x: Any) -> Any:
+    if "input" not in layer._qlr or not isinstance(x, Tensor):
+        return x
+    quantizer: Any = layer._qlr["input"]
+    return quantizer.quantize_sparse(x) if is_torch_sparse_tensor(x) else quantizer(x)[0]
 
 
 class QuantWeightLayer(QuantLayer):
     r"""A layer of which the parameters are quantized and nothing else: embeddings, recurrent cells,
     attention blocks. Or one that reads the weights of its children without calling them.
+
+    An embedding looks up rows first and quantizes those, so that the options of
+    :class:`torch.nn.Embedding` (sparse gradients, ``max_norm``) mean what they always do.
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -72,24 +106,55 @@ class QuantWeightLayer(QuantLayer):
         True
     """
 
-    #: Child whose weights the forward reads without calling it.
-    _reads_weights_of: str | None = None
-
-    def quantized_forward(self, *args: Any, **kwargs: Any) -> Any:
-        child = getattr(self, self._reads_weights_of or "", None)
+    def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
+        if float_class(self) is nn.Embedding and "weight" in self._qlr:
+            if "forward" not in self._qlr.replaced:
+                return _look_up(self, *args, **kwargs)
+        child = getattr(self, _read_child(self) or "", None)
         inside = child.modules() if isinstance(child, nn.Module) else ()
-        read = [layer for layer in inside if isinstance(layer, QuantLayer)]
-        for layer in read:
-            layer._quantized_weights = {}
+        read = [layer._qlr for layer in inside if isinstance(layer, QuantLayer)]
+        outer = [(state, state.begin()) for state in read]
         try:
-            return super().quantized_forward(*args, **kwargs)
+            return super()._qlr_forward(*args, **kwargs)
         finally:
-            for layer in read:
-                layer._quantized_weights = None
+            for state, before in outer:
+                state.end(before)
 
-    @classmethod
-    def _namespace(cls, base: type[nn.Module]) -> dict[str, Any]:
-        return {"_reads_weights_of": find_by_name(READ_IN_FORWARD, base)}
+
+def _read_child(layer: Any) -> str | None:
+    """The child whose weights the forward reads without calling it."""
+    return find_by_name(READ_IN_FORWARD, float_class(layer))
+
+
+def _look_up(layer: Any, input: Tensor) -> Tensor:
+    """Rows of a table, quantized after they were looked up."""
+    if layer._qlr.converted or (computes_on_codes(layer) and layer.max_norm is None):
+        rows = weight_codes(layer, "weight").packed.index_select(input.reshape(-1))
+        return rows.dequantize().view(*input.shape, rows.num_cols)
+    weight, quantizer = layer._parameters["weight"], layer._qlr["weight"]
+    looked_up = F.embedding(
+        input.reshape(-1),
+        weight,
+        layer.padding_idx,
+        layer.max_norm,
+        layer.norm_type,
+        layer.scale_grad_by_freq,
+        layer.sparse,
+    )
+    PackedWeight.start(quantizer, weight)
+    scale, zero_point, skew = quantizer.code_params(quantizer.groups.matrix(weight.detach()))
+    index = input.reshape(-1)
+    rows = fake_quantize(
+        looked_up,
+        scale[index] if scale.dim() == 2 and scale.size(0) == weight.size(0) > 1 else scale,
+        zero_point[index]
+        if zero_point.dim() == 2 and zero_point.size(0) == weight.size(0) > 1
+        else zero_point,
+        quantizer.bits,
+        truncate=quantizer.config.truncates,
+        skew=skew,
+    )
+    return rows.view(*input.shape, rows.size(-1))
 
 
 class QuantDictLinearLayer(QuantLayer):
@@ -98,5 +163,5 @@ class QuantDictLinearLayer(QuantLayer):
 
     lins: nn.ModuleDict
 
-    def quantized_forward(self, x_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _qlr_forward(self, x_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: lin(x_dict[key]) for key, lin in self.lins.items() if key in x_dict}

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.nn import MessagePassing, RGCNConv
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.layer import QuantLayer, layer_path
+from torch_geometric_qlr.nn.codes.chains import plain, with_promise
+from torch_geometric_qlr.nn.codes.edges import ReadyFlag, ready_flag, released, with_ready_edges
+from torch_geometric_qlr.nn.codes.gather import gather
+from torch_geometric_qlr.nn.codes.hops import all_hops, is_observing, takes_all_hops
+from torch_geometric_qlr.nn.codes.mode import computes_on_codes
+from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.nn.pyg import uncompiled_propagate
+from torch_geometric_qlr.nn.state import float_class, where_is
 
-__all__ = ["QuantMessagePassing", "uncompiled_propagate"]
+__all__ = ["QuantMessagePassing", "expects_features"]
 
-
-def uncompiled_propagate() -> Any:
-    """What :meth:`propagate` is before PyG compiles it, with explanations and decomposition."""
-    # PyG replaces `propagate` on a class by generated code and keeps the original beside it.
-    return getattr(MessagePassing, "_orig_propagate", MessagePassing.propagate)
+_signature = functools.cache(inspect.signature)
 
 
 class QuantMessagePassing(QuantLayer, MessagePassing):
@@ -38,6 +42,13 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
 
     Layers that propagate several times hold one quantizer per hop.
 
+    In evaluation without gradients the messages are integer codes, gathered from packed rows,
+
+    .. math::
+        \mathbf{x}^{\prime}_i = S \sum_{j \in \mathcal{N}(i)} w_{ij} \, (\mathbf{c}_j - Z),
+
+    by the operations that the converted layer runs.
+
     Example:
         >>> import torch_geometric_qlr as qlr
         >>> from torch_geometric.nn import GCNConv
@@ -48,61 +59,65 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
         torch.Size([3, 2])
     """
 
-    #: Sources quantized per node: argument of `propagate` -> key of its per-hop quantizers.
-    _source_keys: dict[str, str]
-    _quant_hop: int = 0
-
-    #: Whether the first argument of the forward must hold features.
-    _expects_features: bool = False
-
-    def quantized_forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._expects_features:
-            self._check_features(args[0] if args else kwargs.get("x"))
-        self._quant_hop = 0
-        return super().quantized_forward(*args, **kwargs)
+    def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._qlr.expects_features:
+            _check_features(self, args[0] if args else kwargs.get("x"))
+        if not computes_on_codes(self) or "forward" in self._qlr.replaced:
+            return super()._qlr_forward(*args, **kwargs)
+        args = tuple(with_promise(value) for value in args)
+        if not _is_known(float_class(self)):
+            return super()._qlr_forward(*args, **kwargs)
+        bound = _signature(float_class(self).forward).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+        if takes_all_hops(float_class(self)) and is_observing(self):
+            # Before any training evaluation makes the ranges, and that needs hop after hop.
+            super()._qlr_forward(*args, **kwargs)
+            self._qlr.restart()
+        done = all_hops(self, arguments)
+        if done is not None:
+            return done
+        if not with_ready_edges(self, arguments):
+            return super()._qlr_forward(*args, **kwargs)
+        return released(super()._qlr_forward(**arguments), arguments)
 
     def propagate(self, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
-        for name, key in self._source_keys.items():
-            if name in kwargs:
-                kwargs[name] = self._quantize_source(key, kwargs[name])
-        if self.explain or self.decomposed_layers > 1:
-            out = uncompiled_propagate()(self, edge_index, *args, **kwargs)
+        state = self._qlr
+        if computes_on_codes(self):
+            size = args[0] if args else kwargs.pop("size", None)
+            out = gather(self, edge_index, size, kwargs)
+            if out is None:
+                kwargs = {name: plain(value) for name, value in kwargs.items()}
+                out = self._qlr_propagate(edge_index, size=size, **kwargs)
+            else:
+                out = state.quantize_at("aggregate", out)
         else:
-            out = super().propagate(edge_index, *args, **kwargs)
-        self._quant_hop += 1
+            out = self._qlr_propagate(edge_index, *args, **kwargs)
+        if state.call is not None:
+            state.call.hop += 1
         return out
 
-    def quantizer_at(self, point: str) -> nn.Module:
-        found = super().quantizer_at(point)
-        # One per hop, or one for each kind of thing that the hops propagate in turn.
-        return found[self._quant_hop % len(found)] if isinstance(found, nn.ModuleList) else found
-
-    def _quantize_source(self, key: str, value: Any) -> Any:
-        quantizer = self.quantizer_at(key)
-        if isinstance(value, (tuple, list)):
-            # PyG's generated code takes the sources of a pair from its first place whatever the
-            # flow; its uncompiled one goes by the flow.
-            compiled = not (self.explain or self.decomposed_layers > 1)
-            j = 0 if compiled or self.flow == "source_to_target" else 1
-            return tuple(_quantized(quantizer, v) if i == j else v for i, v in enumerate(value))
-        return _quantized(quantizer, value)
-
-    def _check_features(self, x: Any) -> None:
-        for value in x if isinstance(x, (tuple, list)) else (x,):
-            if isinstance(value, Tensor) and not value.is_floating_point():
-                raise InputError(
-                    f"{layer_path(self)}: x is {value.dtype}; quantization starts from floating "
-                    f"point values. Cast it: x.float()."
-                )
+    def _qlr_propagate(self, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
+        """In floating point, with sources that are rounded."""
+        for name, key in self._qlr.source_keys.items():
+            if name in kwargs:
+                kwargs[name] = _quantize_source(self, key, kwargs[name])
+        if "propagate" in self._qlr.replaced:
+            return self._qlr.replaced["propagate"](edge_index, *args, **kwargs)
+        if self.explain or self.decomposed_layers > 1:
+            return uncompiled_propagate()(self, edge_index, *args, **kwargs)
+        return super().propagate(edge_index, *args, **kwargs)
 
     def message(self, *args: Any, **kwargs: Any) -> Any:
-        return self.quantize_at("message", super().message(*args, **kwargs))
+        replaced = self._qlr.replaced.get("message")
+        message = super().message if replaced is None else replaced
+        return self._qlr.quantize_at("message", message(*args, **kwargs))
 
     def aggregate(self, *args: Any, **kwargs: Any) -> Any:
-        return self.quantize_at("aggregate", super().aggregate(*args, **kwargs))
+        return self._qlr.quantize_at("aggregate", super().aggregate(*args, **kwargs))
 
     def message_and_aggregate(self, *args: Any, **kwargs: Any) -> Any:
-        return self.quantize_at("aggregate", super().message_and_aggregate(*args, **kwargs))
+        return self._qlr.quantize_at("aggregate", super().message_and_aggregate(*args, **kwargs))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -114,15 +129,42 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
                 setattr(cls, name, method)
 
     @classmethod
-    def _namespace(cls, base: Any) -> dict[str, Any]:
-        # PyG's own layers take features, except that RGCN also takes indices of nodes. What a
-        # user's layer makes of its arguments is unknown.
-        takes_features = (
-            base.__module__.startswith("torch_geometric.nn.conv.")
-            and not issubclass(base, RGCNConv)
-            and list(inspect.signature(base.forward).parameters)[1] == "x"
-        )
-        return {"_expects_features": takes_features}
+    def _qlr_namespace(cls, base: Any) -> dict[str, Any]:
+        flag = ready_flag(base)
+        own = {flag: ReadyFlag(flag)} if flag else {}
+        return {**own, "edge_updater": base.edge_updater}
+
+
+def expects_features(base: Any) -> bool:
+    r"""Whether the first argument of a conv must hold features. PyG's own layers take features,
+    except that RGCN also takes indices of nodes; what a user's layer makes of its arguments is
+    unknown.
+
+    Args:
+        base (type): The class of the layer.
+    """
+    return (
+        base.__module__.startswith("torch_geometric.nn.conv.")
+        and not issubclass(base, RGCNConv)
+        and list(inspect.signature(base.forward).parameters)[1] == "x"
+    )
+
+
+@functools.cache
+def _is_known(base: Any) -> bool:
+    """Whether something is prepared for the forward of a class."""
+    return bool(ready_flag(base)) or takes_all_hops(base)
+
+
+def _quantize_source(layer: Any, key: str, value: Any) -> Any:
+    quantizer = layer._qlr.quantizer_at(key)
+    if isinstance(value, (tuple, list)):
+        # PyG's generated code takes the sources of a pair from its first place whatever the flow;
+        # its uncompiled one goes by the flow.
+        compiled = not (layer.explain or layer.decomposed_layers > 1)
+        j = 0 if compiled or layer.flow == "source_to_target" else 1
+        return tuple(_quantized(quantizer, v) if i == j else v for i, v in enumerate(value))
+    return _quantized(quantizer, value)
 
 
 def _quantized(quantizer: Any, source: Tensor | None) -> Tensor | None:
@@ -135,3 +177,12 @@ def _quantized(quantizer: Any, source: Tensor | None) -> Tensor | None:
         )
     value: Tensor = quantizer(source)[0]
     return value
+
+
+def _check_features(layer: Any, x: Any) -> None:
+    for value in x if isinstance(x, (tuple, list)) else (x,):
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise InputError(
+                f"{where_is(layer)}: x is {value.dtype}; quantization starts from floating "
+                f"point values. Cast it: x.float()."
+            )

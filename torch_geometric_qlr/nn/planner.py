@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr.config import PASS_THROUGH_BITS, QLRConfig, QuantizerConfig
 from torch_geometric_qlr.errors import (
@@ -16,14 +17,20 @@ from torch_geometric_qlr.errors import (
     NothingToQuantizeError,
     UnsupportedLayerError,
 )
-from torch_geometric_qlr.nn.checks import check_model, check_modules
+from torch_geometric_qlr.nn.checks import (
+    check_model,
+    check_modules,
+    check_weights,
+    is_uninitialized,
+)
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
 from torch_geometric_qlr.nn.registry import find_by_name, find_spec
+from torch_geometric_qlr.nn.state import STATE
 from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
 from torch_geometric_qlr.overrides import check_all_matched, match_override
 
-__all__ = ["make_plan"]
+__all__ = ["make_plan", "readers_of_input"]
 
 _MIN_LOGIT_BITS = 8
 _CONVS = ("copy", "attention", "edge")
@@ -188,6 +195,23 @@ def _within(name: str, unit: str) -> bool:
     return name == unit or _inside(name, unit)
 
 
+def readers_of_input(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    r"""Where a model's own input features are quantized first: layers by name, and the place.
+
+    Args:
+        model (torch.nn.Module): A quantized or converted model.
+    """
+    layout = _Layout(model)
+    for name, module in layout.named.items():
+        spec = layout.specs[name]
+        if spec is None:
+            continue
+        if spec.family == "linear" and (layout.sees_input(name) or name == ""):
+            yield name, module, "input"
+        if spec.propagates_input and (name in layout.first or name == ""):
+            yield from ((name, module, f"source_{source}") for source in spec.sources)
+
+
 # One module #######################################################################################
 
 
@@ -200,6 +224,8 @@ def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | 
         return None, _reason(module, spec)
     if type(module).__module__.startswith("brevitas."):
         return None, "kept as it is: quantized by Brevitas"
+    if is_uninitialized(module):
+        return None, "kept float: no data has reached it, so it has no weights yet (lazy)"
     if hasattr(module, "parametrizations"):
         return None, "kept float: parametrized; remove the parametrization to quantize it"
     if spec.family == "linear" and not set(spec.weights) <= set(module._parameters):
@@ -225,10 +251,12 @@ def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | 
     }
     if not site.points:
         return None, "; ".join(notes)
+    if spec.family == "linear":
+        check_weights(name, module, (p.partition(":")[2] for p in site.points if ":" in p))
     site.groups = {p: _num_groups(site, p, q) for p, q in site.points.items()}
-    if hasattr(module, "quantizers"):
+    if hasattr(module, STATE):
         raise UnsupportedLayerError(
-            f"{name or type(module).__name__}: it has an attribute 'quantizers' of its own, where "
+            f"{name or type(module).__name__}: it has an attribute {STATE!r} of its own, where "
             f"the quantizers would go. Rename that attribute."
         )
     return site, "; ".join(notes)
@@ -374,7 +402,7 @@ def _entry(
         layer=type(module).__name__,
         family=spec.family if spec is not None and rewritten else "-",
         points=points,
-        parameters=sum(p.numel() for _, p in own),
+        parameters=sum(p.numel() for _, p in own if not is_uninitialized_parameter(p)),
         quantized_parameters=sum(p.numel() for n, p in own if n in quantized),
         note=note,
     )

@@ -13,6 +13,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import ConfigError, UnsupportedLayerError
 from torch_geometric_qlr.nn.layer_spec import LayerSpec
+from torch_geometric_qlr.nn.state import float_class
 from torch_geometric_qlr.nn.table import CONVS, OTHERS, copy_spec, edge_spec
 
 __all__ = [
@@ -76,11 +77,11 @@ def find_spec(layer: nn.Module) -> LayerSpec | None:
 
 def _as_smoothed(layer: nn.Module, spec: LayerSpec | None) -> LayerSpec | None:
     """The row once ``SmoothPropagation`` has seen the layer: every hop propagates two things."""
-    note = layer.__dict__.get("smoothing_note")
-    if note is None or spec is None:
+    smooth: Any = layer.__dict__.get("_qlr_smooth")
+    if smooth is None or spec is None:
         return spec
-    spec = dataclasses.replace(spec, note="; ".join(filter(None, [spec.note, note])))
-    kinds = getattr(layer, "products_per_hop", 1)
+    spec = dataclasses.replace(spec, note="; ".join(filter(None, [spec.note, smooth.note])))
+    kinds = 1 if smooth.options is None else smooth.options.products
     if kinds == 1:
         return spec
     hops = spec.hops
@@ -91,7 +92,7 @@ def _as_smoothed(layer: nn.Module, spec: LayerSpec | None) -> LayerSpec | None:
 
 def _find(layer: nn.Module) -> LayerSpec | None:
     # A quantized layer has messages of its own; what it sends is its float class's.
-    cls = getattr(type(layer), "float_class", type(layer))
+    cls = float_class(layer)
     for base in cls.__mro__:
         if not issubclass(base, nn.Module) or base in (nn.Module, MessagePassing):
             continue

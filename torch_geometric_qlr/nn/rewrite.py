@@ -18,15 +18,18 @@ from torch_geometric_qlr.nn.linear import (
     QuantLinearLayer,
     QuantWeightLayer,
 )
-from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
+from torch_geometric_qlr.nn.message_passing import QuantMessagePassing, expects_features
 from torch_geometric_qlr.nn.plan import Plan, Site
 from torch_geometric_qlr.nn.planner import make_plan
+from torch_geometric_qlr.nn.pyg import drop_bound_propagate
 from torch_geometric_qlr.nn.registry import find_by_name, find_spec
+from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass
 from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
 __all__ = [
     "FAMILIES",
+    "MIXINS",
     "adapt_parents",
     "apply_plan",
     "class_for",
@@ -44,7 +47,8 @@ FAMILIES: dict[str, type[QuantLayer]] = {
     "dict": QuantDictLinearLayer,
 }
 
-_MIXINS: dict[str, type[QuantLayer]] = {
+#: The same by the family of a spec.
+MIXINS: dict[str, type[QuantLayer]] = {
     "copy": QuantMessagePassing,
     "attention": QuantMessagePassing,
     "edge": QuantMessagePassing,
@@ -55,7 +59,7 @@ _MIXINS: dict[str, type[QuantLayer]] = {
 
 def class_for(base: type[nn.Module], spec: LayerSpec) -> type[Any]:
     """The quantized class of a layer class that has a row in the registry."""
-    return quant_class(_MIXINS[spec.family], base, spec.weight_names)
+    return quant_class(MIXINS[spec.family], base, spec.weight_names)
 
 
 def apply_plan(model: nn.Module, plan: Plan, config: QLRConfig) -> nn.Module:
@@ -69,16 +73,36 @@ def apply_plan(model: nn.Module, plan: Plan, config: QLRConfig) -> nn.Module:
         config (QLRConfig): The config it was made with.
     """
     built = [(site, _build(site, config, model)) for site in plan.sites]
-    for site, quantizers in built:
-        _reclass(site, quantizers)
+    frozen = _frozen_parts(model)
+    for site, state in built:
+        if site.name in frozen:
+            state.requires_grad_(False)
+        _reclass(site, state)
     adapt_parents(model)
     return model
+
+
+def _frozen_parts(model: nn.Module) -> set[str]:
+    """Names of the modules that somebody keeps as they are: the nearest module around them that has
+    parameters has none that learns."""
+    frozen: dict[str, bool] = {}
+    for name, module in model.named_modules():  # parents first
+        parameters = list(module.parameters())
+        around = frozen.get(name.rpartition(".")[0], False) if name else False
+        frozen[name] = not any(p.requires_grad for p in parameters) if parameters else around
+    return {name for name, is_frozen in frozen.items() if is_frozen}
 
 
 def adapt_parents(model: nn.Module) -> None:
     """Makes modules that would go around their quantized children go through them."""
     for module in model.modules():
         _adapt_parent(module)
+
+
+def made_of(cls: Any) -> MadeClass:
+    """What a quantized class, or one that a user derived from it, was made of."""
+    made: MadeClass = cls._qlr_made
+    return made
 
 
 def construct(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -92,24 +116,25 @@ def construct(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     elif given:
         config = config.replace(**given)
     # The base must see itself, not this class, while it inspects its own signatures.
-    layer.__class__ = cls.float_class
-    cls.float_class.__init__(layer, *args, **kwargs)
+    base = made_of(cls).base
+    layer.__class__ = base
+    base.__init__(layer, *args, **kwargs)
     plan = make_plan(layer, config)
     apply_plan(layer, plan, config)
     if not isinstance(layer, QuantLayer):  # quantized inside only
         spec = find_spec(layer)
         assert spec is not None
-        _reclass(Site("", layer, spec), nn.ModuleDict())
+        _reclass(Site("", layer, spec), LayerState())
     layer.__class__ = cls  # it may be a subclass that a user has written
     layer.register_load_state_dict_post_hook(report_fresh_ranges)
 
 
-QuantLayer.construct = construct
+QuantLayer._qlr_construct = construct
 
 # One layer ########################################################################################
 
 
-def _build(site: Site, config: QLRConfig, model: nn.Module) -> nn.ModuleDict:
+def _build(site: Site, config: QLRConfig, model: nn.Module) -> LayerState:
     quantizers: dict[str, nn.Module] = {}
     for point in site.points:
         kind, _, name = point.partition(":")
@@ -119,10 +144,10 @@ def _build(site: Site, config: QLRConfig, model: nn.Module) -> nn.ModuleDict:
             quantizers[f"source_{name}" if name else kind] = _per_hop(site, point, config)
         else:
             quantizers[kind] = _quantizer(site, point)
-    return placed(nn.ModuleDict(quantizers), site.layer, model)
+    return placed(LayerState(quantizers), site.layer, model)
 
 
-def placed(quantizers: nn.ModuleDict, layer: nn.Module, model: nn.Module) -> nn.ModuleDict:
+def placed(quantizers: LayerState, layer: nn.Module, model: nn.Module) -> LayerState:
     """New quantizers in the mode and on the device of their layer."""
     quantizers.train(layer.training)
     # A layer that only propagates has no parameters to tell its device by.
@@ -177,9 +202,9 @@ def _adapt_parent(module: nn.Module) -> None:
     ):
         return
     if isinstance(module, HeteroDictLinear):
-        _become(module, nn.ModuleDict(), QuantDictLinearLayer)
+        _become(module, LayerState(), QuantDictLinearLayer)
     elif find_by_name(READ_IN_FORWARD, type(module)) is not None:
-        _become(module, nn.ModuleDict(), QuantWeightLayer)
+        _become(module, LayerState(), QuantWeightLayer)
     elif isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0  # turns off the fused kernel, which reads all weights
     elif isinstance(module, nn.TransformerEncoder):
@@ -188,22 +213,33 @@ def _adapt_parent(module: nn.Module) -> None:
 
 def _become(
     layer: nn.Module,
-    quantizers: nn.ModuleDict,
+    state: LayerState,
     mixin: type[QuantLayer],
     weight_names: tuple[str, ...] = (),
 ) -> None:
-    layer.quantizers = quantizers
-    layer.__dict__["_quantized_weights"] = None
-    layer.__class__ = quant_class(mixin, type(layer), weight_names)
+    made = quant_class(mixin, type(layer), weight_names)
+    state.replaced = _taken_off(layer)
+    layer.register_module(STATE, state)
+    layer.__class__ = made
 
 
-def _reclass(site: Site, quantizers: nn.ModuleDict) -> None:
-    reclass(site.layer, quantizers, _MIXINS[site.spec.family], site.spec.weight_names)
+def _taken_off(layer: nn.Module) -> dict[str, Any]:
+    """Methods that somebody replaced on the object; the quantized layer calls them in its own."""
+    names = ["forward"]
+    if isinstance(layer, MessagePassing):
+        drop_bound_propagate(layer)
+        names += ["propagate", "message"]
+    return {name: layer.__dict__.pop(name) for name in names if name in layer.__dict__}
+
+
+def _reclass(site: Site, state: LayerState) -> None:
+    state.path = site.name or type(site.layer).__name__
+    reclass(site.layer, state, MIXINS[site.spec.family], site.spec.weight_names)
 
 
 def reclass(
     layer: nn.Module,
-    quantizers: nn.ModuleDict,
+    state: LayerState,
     mixin: type[QuantLayer],
     weight_names: tuple[str, ...] = (),
 ) -> None:
@@ -211,20 +247,19 @@ def reclass(
 
     Args:
         layer (torch.nn.Module): The layer.
-        quantizers (torch.nn.ModuleDict): Its quantizers.
+        state (LayerState): Its quantizers.
         mixin (type): Its family's :class:`QuantLayer`.
         weight_names (tuple): Parameters that are read through a quantizer.
     """
     if isinstance(layer, MessagePassing):
-        layer._source_keys = {
-            key.removeprefix("source_"): key for key in quantizers if key.startswith("source_")
+        state.source_keys = {
+            key.removeprefix("source_"): key for key in state if key.startswith("source_")
         }
+        state.expects_features = expects_features(type(layer))
         # Messages that are quantized per edge must exist per edge.
-        if "message" in quantizers:
+        if "message" in state:
             layer.fuse = False
-        # PyG binds `propagate` to the object for explanations; ours decides at each call.
-        layer.__dict__.pop("propagate", None)
         # Features that a layer cached were propagated in floating point.
         for name in [n for n in layer.__dict__ if n.startswith("_cached_")]:
             setattr(layer, name, None)
-    _become(layer, quantizers, mixin, weight_names)
+    _become(layer, state, mixin, weight_names)

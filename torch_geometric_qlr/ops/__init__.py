@@ -5,7 +5,12 @@ were built. Every op is listed with its schema in :mod:`~torch_geometric_qlr.ops
 """
 
 from torch_geometric_qlr.ops import reference, registry  # noqa: F401  (registers the ops)
-from torch_geometric_qlr.ops.backend import BACKENDS, backend_info, use_backend
+from torch_geometric_qlr.ops.backend import (
+    BACKENDS,
+    backend_info,
+    computes_packed,
+    use_backend,
+)
 from torch_geometric_qlr.ops.layout import PACKED_BITS, RowLayout, row_layout, storage_bits
 from torch_geometric_qlr.ops.memory import release_memory
 from torch_geometric_qlr.ops.reference import affine_params, dequantize, quantize
@@ -16,6 +21,7 @@ __all__ = [
     "RowLayout",
     "affine_params",
     "backend_info",
+    "computes_packed",
     "dequantize",
     "quantize",
     "reference",

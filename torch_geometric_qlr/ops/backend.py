@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from torch_geometric_qlr.errors import BackendError
+from torch_geometric_qlr.errors import BackendError, QLRWarning
 from torch_geometric_qlr.ops.library import library_path, load_library
 
-__all__ = ["BACKENDS", "backend_info", "cpu_isa", "use_backend"]
+__all__ = ["BACKENDS", "backend_info", "computes_packed", "cpu_isa", "use_backend"]
 
 # The numbers of `QlrIsa` in csrc/qlr.h.
 _ISA = {"portable": 0, "avx2": 1, "avx512": 2, "amx": 3}
@@ -20,12 +21,13 @@ BACKENDS = ("auto", "cpu", "reference", *_ISA)
 
 _ENVIRONMENT = "QLR_BACKEND"
 _REMEDY = "Reinstall with a C++17 compiler at hand, or choose backend 'reference'."
-_override: list[str] = []
+#: What `use_backend` says, in this thread or task alone.
+_CHOSEN: contextvars.ContextVar[str] = contextvars.ContextVar("qlr_backend", default="")
 _warned = False
 
 
 def _wanted() -> str:
-    name = _override[-1] if _override else os.environ.get(_ENVIRONMENT, "auto") or "auto"
+    name = _CHOSEN.get() or os.environ.get(_ENVIRONMENT, "auto") or "auto"
     if name not in BACKENDS:
         raise BackendError(f"{_ENVIRONMENT}={name!r} is unknown, choose from {', '.join(BACKENDS)}")
     return name
@@ -35,7 +37,8 @@ def _wanted() -> str:
 def use_backend(name: str) -> Iterator[None]:
     r"""Chooses who computes packed operations on a CPU, inside a :obj:`with` block.
 
-    The environment variable :obj:`QLR_BACKEND` chooses for a whole process.
+    The choice holds in this thread, or asynchronous task, alone; the environment variable
+    :obj:`QLR_BACKEND` chooses for a whole process.
 
     Args:
         name (str): :obj:`"auto"` (the kernels if they were built, else the reference),
@@ -53,11 +56,11 @@ def use_backend(name: str) -> Iterator[None]:
     if name not in BACKENDS:
         raise BackendError(f"backend {name!r} is unknown, choose from {', '.join(BACKENDS)}")
     _require(name)
-    _override.append(name)
+    before = _CHOSEN.set(name)
     try:
         yield
     finally:
-        _override.pop()
+        _CHOSEN.reset(before)
 
 
 def _require(name: str) -> None:
@@ -85,10 +88,23 @@ def cpu_isa() -> int | None:
             warnings.warn(
                 f"torch_geometric_qlr computes with its slow reference back end: {reason}. "
                 f"{_REMEDY}",
+                QLRWarning,
                 stacklevel=3,
             )
         return None
     return _ISA.get(name, max(_ISA.values()))
+
+
+def computes_packed() -> bool:
+    r"""Whether packed operations on a CPU are worth asking for: there are kernels, or the reference
+    was chosen by name.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     computes_packed()
+        True
+    """
+    return _wanted() == "reference" or load_library()[0] is not None
 
 
 def backend_info() -> dict[str, Any]:

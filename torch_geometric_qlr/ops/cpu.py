@@ -1,6 +1,6 @@
 """The ops answered by the C++ kernels.
 
-Each function takes what the schema says and the instruction set. It raises :class:`Unsupported`
+Each function takes the instruction set and what the schema says, checked. It raises :class:`Unsupported`
 where no kernel serves the combination; `registry.py` then asks the reference.
 """
 
@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.errors import ConfigError, InputError
+from torch_geometric_qlr.ops.checks import (
+    PROJECTIONS,
+    NotFinite,
+    Refused,
+    check_values,
+    code_too_large,
+    place_not_finite,
+)
 from torch_geometric_qlr.ops.cpu_args import Arguments, Unsupported, call_library
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.library import Graph, Packed, Quantizer, Smp, load_library
@@ -38,32 +45,29 @@ def _quantize_pack(
     skew: Tensor | None = None,
 ) -> Tensor:
     args, (rows, cols) = Arguments(), x.shape
-    quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
+    quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows)
     out = empty((rows, row_layout(cols, storage_bits(bits)).stride), torch.uint8)
-    call_library(
-        "qlr_quantize_pack",
-        args.floats(x, x.numel(), "x"),
-        rows,
-        cols,
-        quantizer,
-        out.data_ptr(),
-        *_run(isa),
-    )
+    to = (quantizer, out.data_ptr(), *_run(isa))
+    try:
+        call_library("qlr_quantize_pack", args.floats(x), rows, cols, *to)
+    except NotFinite:
+        raise Refused(place_not_finite(x)) from None
     return out
 
 
 def _pack(isa: int, codes: Tensor, bits: int) -> Tensor:
-    if codes.dtype != torch.uint8:
-        raise InputError(f"pack: codes are uint8, got {codes.dtype}")
     args, (rows, cols) = Arguments(), codes.shape
     out = empty((rows, row_layout(cols, bits).stride), torch.uint8)
-    call_library("qlr_pack", args.address(codes), rows, cols, bits, out.data_ptr(), *_run(isa))
+    to = (out.data_ptr(), *_run(isa))
+    try:
+        call_library("qlr_pack", args.address(codes), rows, cols, bits, *to)
+    except Refused:
+        raise Refused(code_too_large(codes, bits)) from None
     return out
 
 
 def _unpack(isa: int, packed: Tensor, num_cols: int, bits: int) -> Tensor:
     args = Arguments()
-    args.check_packed(packed, num_cols, bits)
     source = Packed(args.address(packed), packed.size(0), num_cols, bits, -1, None, None)
     out = empty((packed.size(0), num_cols), torch.uint8)
     call_library("qlr_unpack", source, out.data_ptr(), *_run(isa))
@@ -152,18 +156,14 @@ def _packed_propagate(
     if source.axis == 0:
         raise Unsupported("several hops from rows with a range of their own each")
     graph, rows = args.graph(rowptr, col, packed.size(0), edge_weight), packed.size(0)
-    if graph.rows != rows:
-        raise InputError(
-            f"packed_propagate: {rows} rows are sent to {graph.rows} nodes; hops that follow each "
-            f"other need a square adjacency"
-        )
     term: dict[str, Any] = {"addend": addend, "addend_scale": addend_scale}
     steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
     if steps:
         _prepare(args, graph, isa)
     # Between hops: as it is quantized, and as the next hop reads it.
-    next_scale, next_zero = affine_params(step_scale, step_zero_point, step_bits, step_truncate)
-    scale_at, zero_at = args.address(next_scale * factor), args.address(next_zero)
+    numbers = step_scale.float(), step_zero_point.float()
+    next_scale, next_zero = affine_params(*numbers, step_bits, step_truncate)
+    scale_at, zero_at = args.floats(next_scale * factor), args.floats(next_zero)
     between, _ = args.epilogue(rows, num_cols, **term)
     width = storage_bits(step_bits)
     shape = (rows, row_layout(num_cols, width).stride)
@@ -179,9 +179,6 @@ def _packed_propagate(
     last, out = args.epilogue(rows, num_cols, **term, **output)
     call_library("qlr_packed_spmm", graph, source, last, *_run(isa))
     return out
-
-
-_PROJECTIONS = {"none": 0, "nonnegative": 1, "nonpositive": -1}
 
 
 def _packed_smp(
@@ -200,22 +197,14 @@ def _packed_smp(
     args, (rows, cols), told = Arguments(), x.shape, SmpOptions(**options)
     graph = args.graph(rowptr, col, rows, edge_weight)
     steps = args.steps(step_scale, step_zero_point, step_bits, step_truncate, step_skew)
-    if graph.rows != rows or len(steps) % 2:
-        raise InputError(
-            f"packed_smp: {rows} rows are sent to {graph.rows} nodes with {len(steps)} quantizers; "
-            f"it needs a square adjacency and two quantizers per step"
-        )
-    if told.primal not in ("paper", "lagrangian") or told.projection not in _PROJECTIONS:
-        raise ConfigError(
-            f"packed_smp: no primal {told.primal!r} with projection {told.projection!r}"
-        )
     if not steps:
+        check_values({"rowptr": rowptr, "col": col, "x": x})
         return x.float().clone()
     _prepare(args, graph, isa)
     # As the gather reads the codes.
-    scale, zero_point = affine_params(step_scale, step_zero_point, step_bits, step_truncate)
-    scale_at = args.address(scale.to(torch.float32))
-    zero_at = args.address(zero_point.to(torch.float32))
+    numbers = step_scale.float(), step_zero_point.float()
+    scale, zero_point = affine_params(*numbers, step_bits, step_truncate)
+    scale_at, zero_at = args.floats(scale), args.floats(zero_point)
     width = storage_bits(step_bits)
     codes = empty((rows, row_layout(cols, width).stride), torch.uint8)
     sources = [
@@ -226,12 +215,12 @@ def _packed_smp(
     smp = Smp(
         *(len(steps) // 2, kept if abs(kept) > 1e-12 else 0.0, told.mu * told.eta, told.eta),
         *(told.eta_lambda, told.eta_slack, told.init_lambda, told.init_slack, told.bound),
-        *(told.primal == "lagrangian", _PROJECTIONS[told.projection]),
+        *(told.primal == "lagrangian", PROJECTIONS[told.projection]),
     )
     work, out = empty((3, rows, cols), torch.float32), empty((rows, cols), torch.float32)
     call_library(
         "qlr_packed_smp",
-        *(graph, args.floats(x, rows * cols, "x"), cols),
+        *(graph, args.floats(x), cols),
         *((Quantizer * len(steps))(*steps), (Packed * len(sources))(*sources), smp),
         *(work.data_ptr(), out.data_ptr(), *_run(isa)),
     )
@@ -273,14 +262,8 @@ def _packed_attention(
     source = args.packed(packed, num_cols, bits, scale, zero_point)
     graph = args.graph(rowptr, col, packed.size(0))
     epilogue, out = args.epilogue(graph.rows, num_cols, **epilogue_arguments)
-    heads = alpha.size(1) if alpha.dim() == 2 else 0
-    if heads == 0 or num_cols % heads:
-        raise InputError(
-            f"packed_attention: alpha has shape {list(alpha.shape)}, expected [E, H] with H a "
-            f"divisor of the {num_cols} columns"
-        )
-    alpha_at = args.floats(alpha, graph.edges * heads, "alpha")
-    call_library("qlr_packed_attention", graph, source, alpha_at, heads, epilogue, *_run(isa))
+    to = (args.floats(alpha), alpha.size(1), epilogue, *_run(isa))
+    call_library("qlr_packed_attention", graph, source, *to)
     return out
 
 
@@ -317,17 +300,13 @@ def _spmm(
     args, (rows, cols) = Arguments(), x.shape
     graph = args.graph(rowptr, col, rows, edge_weight, source_weight)
     epilogue, out = args.epilogue(graph.rows, cols, **epilogue_arguments)
-    call_library("qlr_float_spmm", graph, args.address(x.float()), rows, cols, epilogue, *_run(isa))
+    call_library("qlr_float_spmm", graph, args.floats(x), rows, cols, epilogue, *_run(isa))
     return out
 
 
-def _as_matrix(x: Tensor, axis: int) -> tuple[int, int]:
+def _as_matrix(x: Tensor) -> tuple[int, int]:
     """Rows and columns of the contiguous tensor; any split serves a scale per tensor."""
-    if axis == -1:
-        return (1, x.numel()) if x.dim() < 2 else (x.size(0), x.numel() // max(x.size(0), 1))
-    if x.dim() != 2:
-        raise Unsupported
-    return x.size(0), x.size(1)
+    return (x.size(0), x.size(1)) if x.dim() == 2 else (1, x.numel())
 
 
 def _fake_quantize(
@@ -341,15 +320,13 @@ def _fake_quantize(
 ) -> tuple[Tensor, Tensor]:
     if x.dtype != torch.float32:
         raise Unsupported
-    args = Arguments()
-    shared = scale.numel() == 1 and zero_point.numel() == 1
-    rows, cols = _as_matrix(x, -1 if shared else 0)
-    quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows, cols)
+    args, (rows, cols) = Arguments(), _as_matrix(x)
+    quantizer = args.quantizer(scale, zero_point, bits, truncate, skew, rows)
     x_hat = empty(x.shape, torch.float32)
     mask = empty(x.shape, torch.bool)
     call_library(
         "qlr_fake_quantize",
-        *(args.floats(x, x.numel(), "x"), rows, cols, quantizer, x_hat.data_ptr(), mask.data_ptr()),
+        *(args.floats(x), rows, cols, quantizer, x_hat.data_ptr(), mask.data_ptr()),
         *_run(isa),
     )
     return x_hat, mask
@@ -360,15 +337,12 @@ def _fake_quantize_backward(
 ) -> tuple[Tensor, Tensor]:
     if not grad.dtype == x.dtype == x_hat.dtype == torch.float32:
         raise Unsupported
-    if mask.shape != x.shape or mask.dtype != torch.bool:
-        raise InputError(f"fake_quantize_backward: mask must be bool of shape {list(x.shape)}")
-    args, (rows, cols) = Arguments(), _as_matrix(x, axis)
+    args, (rows, cols) = Arguments(), _as_matrix(x)
     grad_x = empty(x.shape, torch.float32)
     reduced = torch.empty(reduced_shape(x, axis), dtype=torch.float32)
     call_library(
         "qlr_fake_quantize_backward",
-        *(args.floats(grad, x.numel(), "grad"), args.address(x)),
-        *(args.floats(x_hat, x.numel(), "x_hat"), args.address(mask)),
+        *(args.floats(grad), args.floats(x), args.floats(x_hat), args.address(mask)),
         *(rows, cols, axis, grad_x.data_ptr(), reduced.data_ptr()),
         *_run(isa),
     )

@@ -60,7 +60,7 @@ def row_layout(num_cols: int, bits: int) -> RowLayout:
         bits (int): The bits of storage: 1, 2, 4 or 8.
 
     Raises:
-        ConfigError: If :obj:`bits` is not a packed width.
+        ConfigError: If :obj:`bits` is not a packed width, or :obj:`num_cols` is negative.
 
     Example:
         >>> row_layout(64, bits=2)
@@ -68,8 +68,10 @@ def row_layout(num_cols: int, bits: int) -> RowLayout:
         >>> row_layout(128, bits=4).stride
         64
     """
-    if bits not in PACKED_BITS:
+    if isinstance(bits, bool | float) or bits not in PACKED_BITS:
         raise ConfigError(f"packed storage has 1, 2, 4 or 8 bits, not {bits}; see storage_bits()")
+    if type(num_cols) is int and num_cols < 0:
+        raise ConfigError(f"rows have 0 columns or more, not {num_cols}")
     # Rows of 16 bytes are kept at 16: half the footprint of a 32-byte row decides cache residency.
     if num_cols * bits <= 128:
         return RowLayout(num_cols, bits, 16, 16)
@@ -83,6 +85,6 @@ def storage_bits(bits: int) -> int:
         >>> [storage_bits(b) for b in (1, 2, 3, 4, 5, 8)]
         [1, 2, 4, 4, 8, 8]
     """
-    if isinstance(bits, bool) or not 1 <= bits <= 8:
+    if isinstance(bits, bool | float) or not 1 <= bits <= 8:
         raise ConfigError(f"bits must be an integer from 1 to 8, got {bits!r}")
     return next(width for width in PACKED_BITS if width >= bits)

@@ -14,7 +14,7 @@ import torch  # noqa: F401
 
 __all__ = ["Epilogue", "Graph", "Packed", "Quantizer", "Smp", "load_library", "library_path"]
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 
 class Packed(ctypes.Structure):

@@ -2,7 +2,9 @@
 
 Everything else in the package (fake quantization, the C++ kernels, the GPU kernels) is tested
 against these functions. Integer sums are taken in int64, weighted sums in float64 and rounded to
-float32 once, so what is returned is the true value to float32 precision. Edges are processed in
+float32 once, so what is aggregated is the true value to float32 precision; what is done to it then
+(mean, row scale, addend, bias, relu, codes) are operations of torch in float32, one after the other,
+so that to join them changes no bit. Edges are processed in
 blocks, so memory stays of the order of the inputs and no :math:`N \\times N` or :math:`E \\times F`
 tensor is ever made. Works on every device.
 """
@@ -67,6 +69,9 @@ def quantize(
         q = \mathrm{clamp}(\lfloor x / s + z \rceil, 0, 255), \quad
         c = \mathrm{clamp}(\lfloor (q + k) / t \rceil, 0, 2^b - 1)
 
+    A quotient that is no number has code 0: that of a NaN, or where scale or zero point are NaN. The
+    ops refuse values that are not finite, see :meth:`torch_geometric_qlr.tensor.PackedTensor.from_float`.
+
     Args:
         x (torch.Tensor): The values; computed in float32.
         scale (torch.Tensor): :math:`s`, of shape :math:`()`, :math:`[N, 1]` or :math:`[1, F]`.
@@ -84,15 +89,24 @@ def quantize(
         tensor([0, 1, 1, 3], dtype=torch.uint8)
     """
     levels = 2**bits - 1
-    q = torch.round(x.float() / scale + zero_point)
+    q = _raw_codes(x, scale, zero_point)
     if not truncate:
-        return q.clamp(0, levels).to(torch.uint8)
+        return _clamp(q, levels).to(torch.uint8)
     # A tensor, not a number: CUDA turns a division by a number into a product with its reciprocal.
     step = torch.full((), truncation_step(bits), dtype=torch.float32, device=x.device)
-    q = q.clamp(0, 255)
+    q = _clamp(q, 255)
     if skew is not None:
-        q = q + skew
-    return torch.round(q / step).clamp(0, levels).to(torch.uint8)
+        q = q + skew.float()
+    return _clamp(torch.round(q / step), levels).to(torch.uint8)
+
+
+def _raw_codes(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    return torch.round(x.float() / scale.float() + zero_point.float())
+
+
+def _clamp(q: Tensor, top: int) -> Tensor:
+    """To 0 .. top, a NaN to 0."""
+    return q.nan_to_num(0.0, torch.inf, -torch.inf).clamp(0, top)
 
 
 def affine_params(
@@ -119,7 +133,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         >>> dequantize(torch.tensor([0, 3], dtype=torch.uint8), torch.tensor(0.5), torch.tensor(1.))
         tensor([-0.5000,  1.0000])
     """
-    return scale * (codes.float() - zero_point)
+    return scale.float() * (codes.float() - zero_point.float())
 
 
 def fake_quantize(
@@ -133,6 +147,8 @@ def fake_quantize(
 ) -> tuple[Tensor, Tensor]:
     r"""The values the codes of :obj:`x` stand for, and where no clamp acted on them.
 
+    A value that is not finite stands for itself, :math:`\hat x = x`, and counts as clamped.
+
     Args:
         x, scale, zero_point, bits, truncate, skew: As in :func:`quantize`.
 
@@ -145,15 +161,15 @@ def fake_quantize(
         (tensor([0., 3.]), tensor([ True, False]))
     """
     top = 255 if truncate else 2**bits - 1
-    q = torch.round(x.float() / scale + zero_point)
-    mask = (q >= 0) & (q <= top)
+    q, finite = _raw_codes(x, scale, zero_point), x.isfinite()
+    mask = finite & (q >= 0) & (q <= top)
     codes = quantize(x, scale, zero_point, bits, truncate=truncate, skew=skew)
     if truncate and skew is not None:
         step = torch.full((), truncation_step(bits), dtype=torch.float32, device=x.device)
-        c = torch.round((q.clamp(0, 255) + skew) / step)
+        c = torch.round((_clamp(q, 255) + skew.float()) / step)
         mask = mask & (c >= 0) & (c <= 2**bits - 1)
-    x_hat = dequantize(codes, *affine_params(scale, zero_point, bits, truncate))
-    return x_hat.to(x.dtype), mask
+    x_hat = dequantize(codes, *affine_params(scale.float(), zero_point.float(), bits, truncate))
+    return torch.where(finite, x_hat.to(x.dtype), x), mask
 
 
 def fake_quantize_backward(
@@ -166,7 +182,8 @@ def fake_quantize_backward(
         g_\rho = \sum g \cdot (\hat x - x [\text{in range}])
 
     With :math:`s = \gamma s_0`, the gradient of :math:`\gamma` is :math:`g_\rho / \gamma` and that
-    of :math:`s` is :math:`g_\rho / s`, for plain and truncated tensors alike.
+    of :math:`s` is :math:`g_\rho / s`, for plain and truncated tensors alike. Where :obj:`x` is not
+    finite, nothing is added to either.
 
     Args:
         grad (torch.Tensor): :math:`g`, the gradient of :math:`\hat x`.
@@ -185,12 +202,13 @@ def fake_quantize_backward(
         >>> fake_quantize_backward(g, x, x_hat, mask)
         (tensor([1., 0.]), tensor(2.6000))
     """
-    residual = grad.double() * (x_hat.double() - x.double() * mask)
+    passed = torch.where(mask, x, 0).double()
+    residual = torch.where(x.isfinite(), grad.double() * (x_hat.double() - passed), 0)
     if axis == -1:
         reduced = residual.sum()
     else:
         reduced = residual.sum(dim=1 - axis, keepdim=True)
-    return grad * mask, reduced.float()
+    return torch.where(mask, grad, 0), reduced.float()
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -257,16 +275,17 @@ def _epilogue(
     reduce: str,
     relu: bool,
 ) -> Tensor:
-    """The float64 aggregate to the float32 output."""
+    """The float64 aggregate, rounded to float32, to the output."""
+    y = y.float()
     if reduce == "mean":
-        y = y / rowptr.long().diff().clamp(min=1).unsqueeze(1)
+        y = y / rowptr.long().diff().clamp(min=1).unsqueeze(1).float()
     if row_scale is not None:
-        y = y * row_scale.view(-1, 1)
+        y = y * row_scale.float().view(-1, 1)
     if addend is not None:
-        y = y + addend_scale * addend.double()
+        y = y + addend_scale * addend.float()
     if bias is not None:
-        y = y + bias
-    return (y.relu() if relu else y).float()
+        y = y + bias.float().view(-1)
+    return y.relu() if relu else y
 
 
 def spmm(
@@ -440,10 +459,10 @@ def linear(
     """
     x = (codes.double() - zero_point.double()) * scale.double()
     w = (weight.double() - weight_zero_point.double()) * weight_scale.double()
-    y = x @ w.t()
+    y = (x @ w.t()).float()
     if bias is not None:
-        y = y + bias
-    return (y.relu() if relu else y).float()
+        y = y + bias.float().view(-1)
+    return y.relu() if relu else y
 
 
 def quantize_pack(

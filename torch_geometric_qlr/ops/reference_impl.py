@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.ops import reference
+from torch_geometric_qlr.ops.checks import NotFinite, Refused, code_too_large, place_not_finite
 from torch_geometric_qlr.ops.schemas import SmpOptions
 
 __all__ = ["IMPLEMENTATIONS"]
@@ -16,11 +17,20 @@ __all__ = ["IMPLEMENTATIONS"]
 _OUTPUT = ("out_scale", "out_zero_point", "out_bits", "out_truncate", "out_skew")
 
 
+def _finite(y: Tensor) -> Tensor:
+    """What is to be quantized. On another device than a CPU a look at it would make the host wait:
+    there a NaN gets code 0, and an infinity the code at its end of the range."""
+    if y.device.type == "cpu" and not bool(y.isfinite().all()):
+        raise NotFinite
+    return y
+
+
 def _finish(y: Tensor, output: dict[str, Any]) -> Tensor:
     """Quantizes and packs a float result if an output quantizer is given."""
     scale = output.get("out_scale")
     if scale is None:
         return y
+    y = _finite(y)
     return reference.quantize_pack(
         y,
         scale,
@@ -45,6 +55,10 @@ def _quantize_pack(
     truncate: bool = False,
     skew: Tensor | None = None,
 ) -> Tensor:
+    try:
+        x = _finite(x)
+    except NotFinite:
+        raise Refused(place_not_finite(x)) from None
     return reference.quantize_pack(x, scale, zero_point, bits, truncate=truncate, skew=skew)
 
 
@@ -103,8 +117,8 @@ def _packed_propagate(
         )
 
     skews: Any = [None] * step_scale.numel() if step_skew is None else step_skew
-    for s, z, skew in zip(step_scale, step_zero_point, skews, strict=True):
-        y = hop(codes, scale, zero_point)
+    for s, z, skew in zip(step_scale.float(), step_zero_point.float(), skews, strict=True):
+        y = _finite(hop(codes, scale, zero_point))
         codes = reference.quantize(y, s, z, step_bits, truncate=step_truncate, skew=skew)
         scale, zero_point = reference.affine_params(s, z, step_bits, step_truncate)
     _, result = _split(output)
@@ -124,8 +138,9 @@ def _packed_smp(
     **options: Any,
 ) -> Tensor:
     def hop(k: int, values: Tensor) -> Tensor:
-        s, z, skew = step_scale[k], step_zero_point[k], None if step_skew is None else step_skew[k]
-        codes = reference.quantize(values, s, z, step_bits, truncate=step_truncate, skew=skew)
+        s, z = step_scale[k].float(), step_zero_point[k].float()
+        skew = None if step_skew is None else step_skew[k]
+        codes = reference.quantize(_finite(values), s, z, step_bits, truncate=step_truncate, skew=skew)
         scale, zero_point = reference.affine_params(s, z, step_bits, step_truncate)
         return reference.spmm(rowptr, col, codes, scale, zero_point, edge_weight=edge_weight)
 
@@ -147,6 +162,12 @@ def _packed_smp(
         elif told.projection == "nonpositive":
             multiplier = multiplier.clamp(max=0)
     return h.clone() if h is x else h
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    if codes.device.type == "cpu" and codes.numel() and int(codes.max()) >= 2**bits:
+        raise Refused(code_too_large(codes, bits))
+    return reference.pack(codes & (2**bits - 1), bits)
 
 
 def _packed_extremum(
@@ -227,7 +248,7 @@ def _fake_quantize_backward(
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "quantize_pack": _quantize_pack,
-    "pack": reference.pack,
+    "pack": _pack,
     "unpack": reference.unpack,
     "dequantize_packed": _dequantize_packed,
     "index_select": reference.index_select,

@@ -1,6 +1,7 @@
 """The ops of namespace ``qlr``: one schema each, and the shape of what they return.
 
-An op has a schema and a fake kernel here, the reference implementation on every device
+An op has a schema and a fake kernel here, checks of its arguments that all implementations share
+(`checks.py`), the reference implementation on every device
 (`registry.py`), and kernels that back ends register on top.
 """
 
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_geometric_qlr.ops.checks import check_arguments
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 
-__all__ = ["LIBRARY", "NAMES", "SmpOptions", "by_name", "reduced_shape"]
+__all__ = ["LIBRARY", "NAMES", "SmpOptions", "checked", "reduced_shape"]
 
 LIBRARY = torch.library.Library("qlr", "DEF")
 
@@ -89,12 +91,16 @@ def _rows(like: Tensor, rows: int, cols: int, out_scale: Tensor | None, out_bits
     return like.new_empty((rows, stride), dtype=torch.uint8)
 
 
-def by_name(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function called with keywords, where the dispatcher passes by position."""
-    names = [argument.name for argument in getattr(torch.ops.qlr, name).default._schema.arguments]
+def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function called with checked arguments, by name where the dispatcher passes by position."""
+    takes = getattr(torch.ops.qlr, name).default._schema.arguments
+    names = [argument.name for argument in takes]
+    tensors = [argument.name for argument in takes if str(argument.type) == "Tensor"]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(**dict(zip(names, args, strict=False)), **kwargs)
+        arguments = dict(zip(names, args, strict=False), **kwargs)
+        check_arguments(name, arguments, tensors)
+        return function(**arguments)
 
     return call
 
@@ -177,4 +183,4 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"qlr::{_name}", by_name(_name, _fake), lib=LIBRARY)
+    torch.library.register_fake(f"qlr::{_name}", checked(_name, _fake), lib=LIBRARY)

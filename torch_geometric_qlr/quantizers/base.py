@@ -13,6 +13,7 @@ from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.reference import affine_params, truncation_step
 from torch_geometric_qlr.quantizers.functional import fake_quantize, floor, scale_gradient
+from torch_geometric_qlr.quantizers.signature import SignedState
 from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, skewness, value_range
 from torch_geometric_qlr.quantizers.stored import entries, with_values
 from torch_geometric_qlr.quantizers.torch_state import is_abstract
@@ -39,7 +40,7 @@ class RangeState:
     NAMES = ("missing", "growing", "fixed")
 
 
-class RangeQuantizer(nn.Module):
+class RangeQuantizer(SignedState):
     r"""Base class of quantizers with a range :math:`[\alpha, \beta] \ni 0` and a multiplier
     :math:`\gamma`, see :class:`~torch_geometric_qlr.quantizers.LearnedRangeQuant`.
 
@@ -258,9 +259,15 @@ class RangeQuantizer(nn.Module):
         except InputError as error:
             raise InputError(f"{self._name}: {error}") from None
 
-    def output(self) -> OutputQuantizer | None:
-        """For a kernel that quantizes its own result; :obj:`None` if the range needs the data."""
-        if not self.is_static or self.range_state != RangeState.FIXED:
+    def output(self, *, growing: bool = False) -> OutputQuantizer | None:
+        r"""For a kernel that quantizes its own result; :obj:`None` if the range needs the data.
+
+        Args:
+            growing (bool): Whether a range that is still growing will do, as far as it has come.
+                (default: :obj:`False`)
+        """
+        least = RangeState.GROWING if growing else RangeState.FIXED
+        if not self.is_static or self.range_state < least:
             return None
         return self._output_quantizer()
 

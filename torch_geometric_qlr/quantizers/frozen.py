@@ -71,7 +71,7 @@ class FrozenRange(RangeQuantizer):
                 static = self._static = super().code_params(x)
         return static
 
-    def output(self) -> OutputQuantizer | None:
+    def output(self, *, growing: bool = False) -> OutputQuantizer | None:
         if not self.is_static or not self._usable:
             return None
         self._check_made()

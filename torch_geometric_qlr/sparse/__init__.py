@@ -9,9 +9,10 @@ from torch_geometric_qlr.sparse.adjacency import (
     is_matrix,
     to_edge_index,
 )
-from torch_geometric_qlr.sparse.cache import AdjacencyCache
+from torch_geometric_qlr.sparse.cache import AdjacencyCache, limit_memory
 from torch_geometric_qlr.sparse.csr import CSRGraph, csr_graph, sparse_csr
 from torch_geometric_qlr.sparse.incidence import Incidence, symmetric_edges
+from torch_geometric_qlr.sparse.memo import EdgeMemo, anchor_in
 from torch_geometric_qlr.sparse.normalize import (
     gcn_edges,
     in_form_of,
@@ -23,14 +24,17 @@ __all__ = [
     "Adjacency",
     "AdjacencyCache",
     "CSRGraph",
+    "EdgeMemo",
     "Incidence",
     "adjacency_size",
+    "anchor_in",
     "csr_graph",
     "gcn_edges",
     "in_form_of",
     "infer_num_nodes",
     "inverse_sqrt_degree",
     "is_matrix",
+    "limit_memory",
     "propagation_adjacency",
     "sparse_csr",
     "symmetric_edges",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 
-__all__ = ["AdjacencyCache"]
+__all__ = ["AdjacencyCache", "Entry", "Fingerprint", "limit_memory", "parts_of"]
 
 T = TypeVar("T")
 
@@ -20,11 +22,12 @@ T = TypeVar("T")
 class AdjacencyCache:
     r"""Remembers results per adjacency *object*, without keeping the object alive.
 
-    A result is used again only if the object and the tensors inside it are the same and none was
-    changed in place since (their version counters tell). Writing through ``.data``, through a NumPy
-    view, or through the tensor that a ``torch.sparse_csr_tensor`` was built from escapes the
-    counters, as it escapes autograd's own check. Nothing is remembered for tensors that require
-    grad, for inference tensors (they have no counter) and under ``torch.compile``.
+    A result is used again only if the object and the tensors inside it are the same, and neither
+    they nor the result were changed in place since (their version counters tell). Writing through
+    ``.data``, through a NumPy view, or through the tensor that a ``torch.sparse_csr_tensor`` was
+    built from escapes the counters, as it escapes autograd's own check. Nothing is remembered for
+    tensors that require grad, for inference tensors (they have no counter) and under
+    ``torch.compile``. All caches together keep at most what :func:`limit_memory` allows.
 
     Example:
         >>> cache, edge_index = AdjacencyCache(), torch.tensor([[0, 1], [1, 0]])
@@ -41,6 +44,7 @@ class AdjacencyCache:
 
     def __init__(self) -> None:
         self._entries: Any = WeakIdKeyDictionary()
+        self._lock = threading.RLock()
 
     def get(self, adj: Any, key: Hashable, build: Callable[[], T], *depends: Tensor | None) -> T:
         r"""The result remembered under ``key``, or that of ``build()``.
@@ -53,19 +57,31 @@ class AdjacencyCache:
             build (Callable): Computes it.
             *depends (torch.Tensor, optional): Further tensors it was computed from (edge weights).
         """
-        if torch.compiler.is_compiling():
-            return build()
         parts = [part for part in (*_tensors(adj), *depends) if part is not None]
-        if any(part.requires_grad or part.is_inference() for part in parts):
+        if torch.compiler.is_compiling() or not can_remember(parts):
             return build()
-        known = self._entries.get(adj)
-        if known is not None and key in known and known[key][0].matches(parts):
-            return known[key][1]
+        known = self.find(adj, key)
+        if known is not None and known.made_from.matches(parts) and known.is_unchanged():
+            known_result: T = known.result
+            return known_result
         # What is made in inference mode could not serve a later training step.
         with torch.inference_mode(False), torch.no_grad():
             result = build()
-        self._entries.setdefault(adj, {})[key] = (_Fingerprint(parts), result)
+        self.keep(adj, key, Entry(result, Fingerprint(parts)))
         return result
+
+    def find(self, owner: Any, key: Hashable) -> Entry | None:
+        """What is kept for an object."""
+        with self._lock:
+            entry: Entry | None = self._entries.get(owner, {}).get(key)
+        return entry
+
+    def keep(self, owner: Any, key: Hashable, entry: Entry) -> None:
+        """Keeps something for an object while it lives, or until memory runs short."""
+        with self._lock:
+            kept = self._entries.setdefault(owner, {})
+            kept[key] = entry
+        _BUDGET.take(entry, lambda: kept.pop(key, None))
 
     def clear(self) -> None:
         r"""Forgets everything."""
@@ -75,7 +91,35 @@ class AdjacencyCache:
         return len(self._entries)
 
 
-class _Fingerprint:
+def can_remember(parts: list[Tensor]) -> bool:
+    """Whether a change of these tensors would be noticed."""
+    return not any(part.requires_grad or part.is_inference() for part in parts)
+
+
+class Entry:
+    r"""One thing that is remembered.
+
+    Args:
+        result (Any): What was computed.
+        made_from (Fingerprint): What it was computed from.
+    """
+
+    __slots__ = ("__weakref__", "made_from", "nbytes", "result", "state")
+
+    def __init__(self, result: Any, made_from: Fingerprint) -> None:
+        self.result, self.made_from = result, made_from
+        tensors = list(parts_of(result))
+        self.state = Fingerprint(tensors) if can_remember(tensors) else None
+        self.nbytes = sum(
+            t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided
+        )
+
+    def is_unchanged(self) -> bool:
+        """Whether nobody has written into the result since."""
+        return self.state is None or self.state.matches(list(parts_of(self.result)))
+
+
+class Fingerprint:
     """The identity of some tensors and the state they were in."""
 
     def __init__(self, parts: list[Tensor]) -> None:
@@ -91,10 +135,63 @@ class _Fingerprint:
         )
 
 
+def parts_of(value: Any) -> Iterator[Tensor]:
+    """The tensors of a result."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, SparseTensor):
+        yield from (t for t in _tensors(value) if t is not None)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from parts_of(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from parts_of(getattr(value, field.name))
+
+
 def _tensors(adj: Any) -> list[Tensor | None]:
     """The tensors whose identity and version stand for an adjacency's."""
     if isinstance(adj, SparseTensor):
         return [adj.storage.row(), adj.storage.col(), adj.storage.value()]
     if isinstance(adj, EdgeIndex):
         return [adj, adj._data]  # the wrapper does not see what happens through ``as_tensor()``
-    return [adj]
+    return [adj] if isinstance(adj, Tensor) else []
+
+
+# All caches together ##############################################################################
+
+
+class _Budget:
+    """Counts what the caches keep, and drops the oldest where it is too much."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken: list[tuple[weakref.ref[Entry], Callable[[], Any]]] = []
+        self._lock = threading.Lock()
+
+    def take(self, entry: Entry, drop: Callable[[], Any]) -> None:
+        with self._lock:
+            alive = [(e, ref, d) for ref, d in self._taken if (e := ref()) is not None]
+            alive.append((entry, weakref.ref(entry), drop))
+            total = sum(e.nbytes for e, _, _ in alive)
+            while alive and total > self.limit:
+                oldest, _, forget = alive.pop(0)
+                total -= oldest.nbytes
+                forget()
+            self._taken = [(ref, d) for _, ref, d in alive]
+
+
+_BUDGET = _Budget(4 << 30)
+
+
+def limit_memory(nbytes: int) -> None:
+    r"""Bounds what is remembered of graphs, in bytes, together for the whole process (by default
+    4 GiB). Over it, the oldest is forgotten, and computed again when it is needed.
+
+    Args:
+        nbytes (int): The limit; 0 remembers nothing.
+
+    Example:
+        >>> limit_memory(4 << 30)
+    """
+    _BUDGET.limit = nbytes

@@ -241,19 +241,23 @@ def csr_graph(
     """
 
     def build() -> CSRGraph:
-        if edge_weight is None and is_compressed(adj):
+        if is_compressed(adj):
             return _from_matrix(adj, num_src, num_dst)
-        edge_index, value = to_edge_index(adj, edge_weight)
+        edge_index, value = to_edge_index(adj)
         sizes = _sizes(adj, edge_index, num_src, num_dst)
         # Detached where possible: the values of a matrix are a view that would keep it alive.
         if value is not None and not value.requires_grad:
             value = value.detach()
         return CSRGraph.from_edge_index(edge_index.detach(), value, *sizes)
 
-    if edge_weight is not None and edge_weight.requires_grad:
-        to_edge_index(adj, edge_weight)  # checks them
-        return csr_graph(adj, num_src=num_src, num_dst=num_dst).with_weight(edge_weight)
-    return _CACHE.get(adj, ("csr", num_src, num_dst, edge_weight is None), build, edge_weight)
+    if edge_weight is None:
+        return _CACHE.get(adj, ("csr", num_src, num_dst), build)
+    to_edge_index(adj, edge_weight)  # checks them
+    graph = csr_graph(adj, num_src=num_src, num_dst=num_dst)
+    if edge_weight.requires_grad:
+        return graph.with_weight(edge_weight)
+    key = ("weighted", num_src, num_dst)
+    return _CACHE.get(adj, key, lambda: graph.with_weight(edge_weight.detach()), edge_weight)
 
 
 def _from_matrix(adj: Adjacency, num_src: int | None, num_dst: int | None) -> CSRGraph:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import ConfigError, InputError
-from torch_geometric_qlr.ops import affine_params, row_layout, storage_bits
-from torch_geometric_qlr.tensor.checks import check_codes, check_params, check_values
+from torch_geometric_qlr.ops import affine_params, storage_bits
+from torch_geometric_qlr.ops.checks import Check
+from torch_geometric_qlr.tensor.checks import check_codes, check_values
 from torch_geometric_qlr.tensor.serial import dense_bits, from_dense_bits, read_state
 
 __all__ = ["PackedTensor"]
@@ -62,15 +63,14 @@ class PackedTensor:
     zero_point: Tensor
 
     def __post_init__(self) -> None:
-        layout = row_layout(self.num_cols, self.bits)
-        data = self.data
-        if data.dtype != torch.uint8 or data.dim() != 2 or data.size(1) != layout.stride:
-            raise InputError(
-                f"PackedTensor: data must be uint8 of shape [N, {layout.stride}] for "
-                f"{self.num_cols} columns at {self.bits} bits, got {data.dtype} of shape "
-                f"{list(data.shape)}. Use PackedTensor.from_codes or from_float."
-            )
-        check_params(self.scale, self.zero_point, self.size(0), self.num_cols, data.device)
+        check = Check("PackedTensor")
+        parts = {"data": self.data, "scale": self.scale, "zero_point": self.zero_point}
+        for name, part in parts.items():
+            if not isinstance(part, Tensor):
+                check.fail(f"{name} is {type(part).__name__}, it must be a tensor")
+        check.place(parts)
+        check.packed_rows(self.data, self.num_cols, self.bits, "data")
+        check.params(self.scale, self.zero_point, self.data.size(0), self.num_cols)
 
     @classmethod
     def from_float(
@@ -93,8 +93,12 @@ class PackedTensor:
             bits (int): From 1 to 8; 3 is stored in 4, and 5 to 7 in 8.
             truncate (bool): Quantize to 8 bits and keep the top :obj:`bits` (BT, BT*).
             skew (torch.Tensor, optional): The threshold shift :math:`k` of BT*.
-            check (bool): Refuse NaN and infinite values, which costs one pass and, on a GPU, a
-                synchronisation.
+            check (bool): Refuse NaN and infinite values also on a GPU, at the cost of one pass and
+                a synchronisation; without it they get codes at the ends of the range there. On a
+                CPU they are refused in any case, while they are quantized.
+
+        Raises:
+            InputError: If :obj:`x` is no float matrix or holds NaN or Inf, or the ranges do not fit.
 
         Example:
             >>> x = torch.rand(100, 64)
@@ -104,7 +108,6 @@ class PackedTensor:
         """
         width = storage_bits(bits)
         check_values(x, check)
-        check_params(scale, zero_point, x.size(0), x.size(1), x.device)
         data = torch.ops.qlr.quantize_pack(x, scale, zero_point, bits, truncate, skew)
         return cls(data, x.size(1), width, *affine_params(scale, zero_point, bits, truncate))
 
@@ -190,11 +193,6 @@ class PackedTensor:
             >>> packed.index_select(torch.tensor([2, 0])).unpack().flatten()
             tensor([2, 0], dtype=torch.uint8)
         """
-        if index.dim() != 1 or index.dtype not in (torch.int32, torch.int64):
-            raise InputError(
-                f"index_select: index must be a vector of int32 or int64, got {index.dtype} of "
-                f"shape {list(index.shape)}"
-            )
         return self._with_rows(torch.ops.qlr.index_select(self.data, index), index)
 
     def __getitem__(self, rows: slice) -> PackedTensor:

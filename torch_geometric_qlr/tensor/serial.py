@@ -60,10 +60,19 @@ def read_state(state: dict[str, Any], version: int) -> tuple[int, int, int, dict
         raise CheckpointError(
             f"packed tensor: written as version {found}, this package reads version {version}"
         )
-    if bits not in PACKED_BITS or rows < 0 or cols < 0:
+    if bits not in PACKED_BITS or not 0 <= rows <= _most_rows(cols) or not 0 <= cols <= _MOST:
         raise CheckpointError(f"packed tensor: the header says [{rows}, {cols}] at {bits} bits")
     _check_payload(entries, bits, rows, cols)
     return bits, rows, cols, entries
+
+
+_MOST = 2**31 - 2**16
+
+
+def _most_rows(cols: int) -> int:
+    """Sizes that need no payload, where there are no columns, are not taken at their word: also an
+    empty row takes 16 bytes."""
+    return _MOST if cols else 2**20
 
 
 def _check_payload(entries: dict[str, Tensor], bits: int, rows: int, cols: int) -> None:

@@ -1,7 +1,8 @@
 """Model to model: what a user calls."""
 
 from torch_geometric_qlr.transforms.compose import Compose
-from torch_geometric_qlr.transforms.convert import Convert, conversion, convert, convert_
+from torch_geometric_qlr.transforms.convert import Convert, conversion, convert, convert_, report
+from torch_geometric_qlr.transforms.pack_features import pack_features
 from torch_geometric_qlr.transforms.quantize import (
     Quantize,
     plan,
@@ -26,9 +27,11 @@ __all__ = [
     "conversion",
     "convert",
     "convert_",
+    "pack_features",
     "plan",
     "quant_parameters",
     "quantize",
     "quantize_",
+    "report",
     "weight_parameters",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 from typing import TypeVar
@@ -13,26 +12,29 @@ from torch_geometric_qlr.errors import (
     AlreadyQuantizedError,
     ConfigError,
     NothingToQuantizeError,
+    QLRWarning,
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.nn import QuantLayer
+from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.packed import Conversion, PackedLayer, pack_layers
+from torch_geometric_qlr.nn.state import state_of
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
-__all__ = ["Convert", "conversion", "convert", "convert_"]
+__all__ = ["Convert", "conversion", "convert", "convert_", "report"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def convert(model: M, backend: str = "auto") -> M:
+def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     r"""A copy of a quantized model that computes on packed integer codes, for inference.
 
     It gives what ``model.eval()`` gives, with weights at their own width in memory and in the
     ``state_dict``. Linears multiply codes, convs gather packed source rows along a CSR that is
     built once per adjacency object, and where ranges are static a result is written as the codes
     that the next layer reads. A layer that has no packed form computes as before with unpacked
-    weights; a warning names it, and :func:`conversion` lists all layers.
+    weights; a warning names it, and :func:`report` lists all layers.
 
     For the same input a quantizer gives the same codes, and layers agree to float32 rounding. Where
     a float result is quantized *again* and lies within a rounding error of the middle between two
@@ -48,6 +50,8 @@ def convert(model: M, backend: str = "auto") -> M:
         backend (str): Who computes packed operations: :obj:`"auto"`, :obj:`"cpu"`,
             :obj:`"reference"`, see :func:`torch_geometric_qlr.ops.use_backend`.
             (default: :obj:`"auto"`)
+        fuse (bool): Whether a result that was seen to be read by one quantizer only, when the model
+            first ran, is never written as floats. The answers are the same. (default: :obj:`True`)
 
     Raises:
         NothingToQuantizeError: If the model is not quantized.
@@ -65,7 +69,7 @@ def convert(model: M, backend: str = "auto") -> M:
         >>> packed = qlr.convert(model)
         >>> torch.allclose(packed(x, edge_index), out, atol=1e-5)
         True
-        >>> print(qlr.conversion(packed))
+        >>> print(qlr.report(packed))
         module       layer          runs as         weight bits  weight bytes  note
         convs.0      PackedGCNConv  packed sum      -            -
         convs.0.lin  PackedLinear   packed product  4            512 -> 384
@@ -74,10 +78,10 @@ def convert(model: M, backend: str = "auto") -> M:
         packed: 4 of 4 layers
     """
     _check(model, backend)
-    return convert_(copy.deepcopy(model), backend)
+    return convert_(copy_of(model), backend, fuse=fuse)
 
 
-def convert_(model: M, backend: str = "auto") -> M:
+def convert_(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     r"""Converts a quantized model in place and returns it, see :func:`convert`.
 
     Example:
@@ -88,19 +92,20 @@ def convert_(model: M, backend: str = "auto") -> M:
         (True, 'PackedLinear')
     """
     _check(model, backend)
-    done = pack_layers(model, backend)
+    done = pack_layers(model, backend, fuse=fuse)
     told = [f"{e.name or e.layer} ({e.note})" for e in done.entries if e.note]
     if told:
         shown = "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
         warnings.warn(
             f"{len(told)} of {len(done.entries)} converted layers compute in floating point, are "
-            f"slow or have parts without a range: {shown}. See qlr.conversion(model).",
+            f"slow or have parts without a range: {shown}. See qlr.report(model).",
+            QLRWarning,
             stacklevel=2,
         )
     return model
 
 
-def conversion(model: nn.Module) -> Conversion:
+def report(model: nn.Module) -> Conversion:
     r"""What computes each layer of a converted model, and why not packed. Prints as a table.
 
     Args:
@@ -117,6 +122,10 @@ def conversion(model: nn.Module) -> Conversion:
     return done
 
 
+#: The name of :func:`report` in release 0.1; it goes with 1.0.
+conversion = report
+
+
 def _check(model: nn.Module, backend: str) -> None:
     if not isinstance(model, nn.Module):
         raise UnsupportedLayerError(
@@ -124,7 +133,7 @@ def _check(model: nn.Module, backend: str) -> None:
         )
     with use_backend(backend):
         pass
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and m.quantizers}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and state_of(m)}
     for name, layer in layers.items():
         if isinstance(layer, PackedLayer):
             raise AlreadyQuantizedError(
@@ -144,8 +153,8 @@ def _check_calibrated(layers: dict[str, QuantLayer]) -> None:
     ranges = [
         q
         for layer in layers.values()
-        for key, found in layer.quantizers.items()
-        if key not in layer.weight_names
+        for key, found in state_of(layer).items()
+        if key not in type(layer)._qlr_made.weight_names
         for q in found.modules()
         if isinstance(q, LearnedRangeQuant)
     ]

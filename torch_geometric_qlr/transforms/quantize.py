@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -12,9 +11,11 @@ from torch import nn
 from torch_geometric_qlr.config import QLRConfig, check_fields
 from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
+from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.rewrite import apply_plan
+from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 __all__ = ["Quantize", "plan", "quantize", "quantize_", "quant_parameters", "weight_parameters"]
@@ -76,6 +77,7 @@ def quantize_(model: M, config: QLRConfig | int | str | None = None, **kwargs: A
     resolved = _config(config, kwargs)
     apply_plan(model, make_plan(model, resolved), resolved)
     model.register_load_state_dict_post_hook(report_fresh_ranges)
+    follow(model)
     return model
 
 
@@ -108,7 +110,7 @@ def quantize(model: M, config: QLRConfig | int | str | None = None, **kwargs: An
     """
     resolved = _config(config, kwargs)
     make_plan(model, resolved)  # refuses before anything is copied
-    return quantize_(copy.deepcopy(model), resolved)
+    return quantize_(copy_of(model), resolved)
 
 
 def quant_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

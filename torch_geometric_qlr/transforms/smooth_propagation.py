@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import UnsupportedLayerError
 from torch_geometric_qlr.nn.checks import check_model
+from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.propagation.smooth import (
     SmoothMessagePassing,
     SmoothOptions,
+    SmoothState,
     smooth_layer,
 )
 from torch_geometric_qlr.nn.registry import find_spec
@@ -204,12 +205,12 @@ class SmoothPropagation:
                 f"{f' ({found})' if found else ', since none propagates'}. Pass a model with "
                 f"normalised, linear propagation, such as GCN or GraphSAGE with mean aggregation."
             )
-        out = copy.deepcopy(model)
+        out = copy_of(model)
         for entry in plan.entries:
             layer = out.get_submodule(entry.name)
             assert isinstance(layer, MessagePassing)
             if entry.reason:
-                layer.smoothing_note = f"not smoothed: {entry.reason}"
+                layer._qlr_smooth = SmoothState(None, "", f"not smoothed: {entry.reason}")
             else:
                 (source,) = _spec(layer).sources
                 smooth_layer(layer, source, self.options, f"smoothed: {self._summary()}")

@@ -10,7 +10,9 @@ from conv_zoo import flat
 from torch import Tensor, nn
 
 import torch_geometric_qlr as qlr
+from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed import PackedMessagePassing
+from torch_geometric_qlr.nn.packed.conversion import how_it_runs
 from torch_geometric_qlr.transforms.convert import convert
 
 CONFIGS: list[dict[str, Any]] = [
@@ -73,10 +75,11 @@ def assert_agrees(model: nn.Module, converted: nn.Module, *args: Any) -> None:
 
 def forbid_float_messages(monkeypatch: Any) -> None:
     """Makes a conv that claims to be packed fail where it would not be."""
-    fall_back = PackedMessagePassing.__mro__[2].propagate
+    fall_back = QuantMessagePassing._qlr_propagate
 
     def propagate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        assert self.reason, f"{type(self).__name__} runs in floating point"
+        packed = isinstance(self, PackedMessagePassing)
+        assert not packed or how_it_runs(self)[1], f"{type(self).__name__} runs in floating point"
         return fall_back(self, *args, **kwargs)
 
-    monkeypatch.setattr(PackedMessagePassing.__mro__[2], "propagate", propagate)
+    monkeypatch.setattr(QuantMessagePassing, "_qlr_propagate", propagate)

@@ -178,21 +178,18 @@ def test_hops_with_something_in_between_go_one_by_one() -> None:
     seen: list[int] = []
     conv = next(m for m in converted.modules() if isinstance(m, MessagePassing))
     conv.register_propagate_forward_hook(lambda *_: seen.append(1))
-    assert deviation(expected, run(converted, X, EDGES)) < 1e-5
+    with pytest.warns(UserWarning, match="in floating point: a hook sits on its messages"):
+        assert deviation(expected, run(converted, X, EDGES)) < 1e-5
     assert len(seen) == conv.K
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_fusion_changes_no_bit(name: str) -> None:
     model = quantized(build(name), (X, EDGES), bits=4)
-    fused, plain = packed(model), packed(model)
-    plain._forward_pre_hooks.clear()
-    plain._forward_hooks.clear()
-    plain._forward_pre_hooks_with_kwargs.clear()
-    plain._forward_hooks_always_called.clear()
+    fused, plain = packed(model), packed(model, fuse=False)
+    run(fused, X, EDGES)
     difference = deviation(run(plain, X, EDGES), run(fused, X, EDGES))
-    # A constant factor is multiplied into the scale before the sum, not into its result.
-    assert difference == 0.0 or name in ("appnp", "smp") and difference < 1e-6
+    assert difference == 0.0
 
 
 @pytest.mark.parametrize("name", ["gcn", "sage", "gat"])
@@ -200,7 +197,7 @@ def test_packed_features(name: str) -> None:
     model = quantized(build(name), (X, EDGES), bits=4, granularity={"input": "tensor"})
     converted = packed(model)
     if name == "gcn":
-        features = converted.convs[0].lin.pack_input(X)
+        features = qlr.pack_features(converted, X)
         with torch.no_grad():
             assert torch.equal(converted(features, EDGES), converted(X, EDGES))
             with counted() as counts:

@@ -3,6 +3,16 @@
 // Room for the columns of a row, in any layout a kernel may write.
 inline int64_t round_up(int64_t cols) { return (cols + 1023) / 256 * 256; }
 
+// Whether all values seen are numbers: only what is NaN or infinite is not zero times zero.
+struct FiniteCheck {
+  F::vf sum;  // zero to begin with
+  QLR_ALWAYS_INLINE F::vf see(F::vf y) {
+    sum = F::fma(y, F::zero(), sum);
+    return y;
+  }
+  QLR_ALWAYS_INLINE bool holds() const { return !F::any_nan(sum); }
+};
+
 // x / by, rounded as a division rounds it, for a fraction of its time. With the rounded inverse and
 // two steps of correction by fused multiplications the quotient is the correctly rounded one
 // (Markstein 1990), while nothing overflows or gets denormal: hence the limits.
@@ -41,7 +51,7 @@ inline bool divides_fast(const QlrQuantizer& q, int64_t count) {
 class Affines {
  public:
   Affines(const QlrQuantizer& q, int64_t rows, int64_t cols)
-      : q_(q), by_row_(q.axis == QLR_PER_ROW), padded_(by_row_ ? 0 : round_up(cols)),
+      : q_(q), by_row_(q.axis == QLR_PER_ROW), padded_(by_row_ || cols == 0 ? 0 : round_up(cols)),
         values_(3 * padded_) {
     const int64_t count = by_row_ ? rows : q.axis == QLR_PER_COLUMN ? cols : 1;
     fast_ = divides_fast(q, count);

@@ -1,6 +1,11 @@
 // What the columns of a result need, computed once per call and padded to whole vectors. All that a
 // vector of columns needs lies side by side, so that one pointer leads to it.
 
+// The code next to a zero point; 0 for one that is NaN.
+inline int32_t near_zero_point(float zero, int32_t top) {
+  return static_cast<int32_t>(std::nearbyint(std::min(std::max(0.f, zero), static_cast<float>(top))));
+}
+
 class Columns {
  public:
   // `center` is an integer near the zero point. It is subtracted from the integer sums, where
@@ -34,7 +39,7 @@ class Columns {
   void set_source(const QlrPacked& source, int64_t cols) {
     const int32_t top = (1 << source.bits) - 1;
     const float first = source.axis == QLR_PER_TENSOR ? source.zero[0] : 0.5f * (top + 1);
-    center_ = static_cast<int32_t>(std::nearbyint(std::min(std::max(first, 0.f), float(top))));
+    center_ = near_zero_point(first, top);
     for (int64_t f = 0; f < cols; ++f) {
       if (source.axis == QLR_PER_ROW) {  // its scales and zero points go with the edges
         at(kResidual, f) = 1.f;

@@ -13,7 +13,7 @@ inline int32_t extremum_rows(const QlrGraph& graph, const QlrPacked& source,
       if (e == end) std::memset(best.data(), 0, emitter.padded() * sizeof(int32_t));
       else extremum_row<B, MAX>(rows, e, end, best.data());
       // A row without neighbours is 0, not the value of code 0.
-      emitter.row(i, IntegerSums{best.data(), e < end ? emitter.center() : 0, e < end ? 1.f : 0.f, 1.f});
+      emitter.row(i, IntegerSums{best.data(), e < end ? emitter.center() : 0, e < end ? 1.f : 0.f});
     }
     emitter.finish();
   });
@@ -26,10 +26,18 @@ inline int32_t extremum_bits(const QlrGraph& graph, const QlrPacked& source, boo
                  : extremum_rows<B, false>(graph, source, epilogue, threads);
 }
 
-// Codes compare like values only where all rows share scale and zero point.
+// Codes compare like values only where all rows share scale and zero point, and the scale is one.
+inline bool compare_like_values(const QlrPacked& source) {
+  if (source.axis == QLR_PER_ROW) return false;
+  bool ordered = true;
+  for (int64_t k = 0; k < (source.axis == QLR_PER_COLUMN ? source.cols : 1); ++k)
+    ordered &= source.scale[k] > 0.f && std::isfinite(source.scale[k]);
+  return ordered;
+}
+
 inline int32_t packed_extremum(const QlrGraph& graph, const QlrPacked& source, bool largest,
                                const QlrEpilogue& epilogue, int threads) {
-  if (source.axis == QLR_PER_ROW) return QLR_UNSUPPORTED;
+  if (!compare_like_values(source)) return QLR_UNSUPPORTED;
   switch (source.bits) {
     case 1: return extremum_bits<1>(graph, source, largest, epilogue, threads);
     case 2: return extremum_bits<2>(graph, source, largest, epilogue, threads);
@@ -94,8 +102,8 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
   scaled.zero = zeros.data();
   const Emitter emitter(source.cols, graph.rows, &scaled, epilogue);
   AttentionColumns at(source, rows.layout, heads, emitter.padded());
-  return parallel_edges(graph, source.rows, source.cols, threads,
-                        [&](int64_t first, int64_t last) {
+  return emitter.status(parallel_edges(graph, source.rows, source.cols, threads,
+                                       [&](int64_t first, int64_t last) {
     Scratch<float> sums(emitter.padded());
     for (int64_t i = first; i < last; ++i) {
       const int64_t e = graph.rowptr[i], end = graph.rowptr[i + 1];
@@ -104,10 +112,10 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
         attention_pass<4>(rows, source, alpha, heads, at, f, e, end, sums.data());
       for (; f < source.cols; f += F::W)
         attention_pass<1>(rows, source, alpha, heads, at, f, e, end, sums.data());
-      emitter.row(i, FloatSums{sums.data(), 0.f, 1.f});
+      emitter.row(i, FloatSums{sums.data(), 0.f});
     }
     emitter.finish();
-  });
+  }));
 }
 
 // K vectors of float columns over the edges of a block.
@@ -152,7 +160,7 @@ inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_
           float_pass<2>(x, cols, graph, w, f, e, count, sums.data());
         for (; f < cols; f += F::W) float_pass<1>(x, cols, graph, w, f, e, count, sums.data());
       }
-      emitter.row(i, FloatSums{sums.data(), 0.f, emitter.row_factor(i, end - begin)});
+      emitter.row(i, FloatSums{sums.data(), 0.f}, end - begin);
     }
     emitter.finish();
   });

@@ -8,11 +8,6 @@
 
 constexpr int64_t kMaxInputs = 1 << 15;                      // 255 * 255 * 2^15 < 2^31
 
-inline int32_t near_zero_point(float zero, int bits) {
-  const float top = static_cast<float>((1 << bits) - 1);
-  return static_cast<int32_t>(std::nearbyint(std::min(std::max(zero, 0.f), top)));
-}
-
 struct LinearWeight {
   // `x_center` is the integer near the zero point of the input.
   LinearWeight(const QlrPacked& w, int32_t x_center)
@@ -23,7 +18,7 @@ struct LinearWeight {
     for (int64_t o = 0; o < outputs; ++o) {
       unpack_row(w.data + o * layout.stride, layout, codes.data());
       const float zero = w.zero[w.axis == QLR_PER_ROW ? o : 0];
-      const int32_t near = near_zero_point(zero, w.bits);
+      const int32_t near = near_zero_point(zero, (1 << w.bits) - 1);
       // Of 8 bits only 128 leaves bytes for sure; what is missing to the integer comes later.
       const int32_t shift = w.bits == 8 ? 128 : near;
       int32_t total = 0;
@@ -56,7 +51,7 @@ struct LinearInput {
 
   LinearInput(const QlrPacked& packed) : x(packed), layout(packed.cols, packed.bits) {
     const float middle = static_cast<float>(1 << (x.bits - 1));
-    center = near_zero_point(x.axis == QLR_PER_TENSOR ? x.zero[0] : middle, x.bits);
+    center = near_zero_point(x.axis == QLR_PER_TENSOR ? x.zero[0] : middle, (1 << x.bits) - 1);
   }
   float scale(int64_t row) const { return x.scale[x.axis == QLR_PER_ROW ? row : 0]; }
   float residual(int64_t row) const {
@@ -77,9 +72,10 @@ struct ProductSums {
   int32_t x_sum;    // of (c_x - center), if the weights have a center or a residual
   float residual;   // of x
   bool has_residual;
-  float factor;
+  float scale;      // of x
   static constexpr float rest = 0.f;
 
+  F::vf scale_of(F::vf column_scale) const { return F::mul(column_scale, F::set1(scale)); }
   F::vf at(int64_t o) const {
     F::vi p = F::load_int(products + o);
     if (w.has_center) {
@@ -134,7 +130,7 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
     }
     emitter.finish();
   });
-  return QLR_OK;
+  return emitter.status(QLR_OK);
 }
 
 inline int32_t packed_linear(const QlrPacked& x, const QlrPacked& weight,

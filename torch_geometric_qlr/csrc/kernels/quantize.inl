@@ -1,25 +1,29 @@
 // Values to codes and back, and the fake quantization of training.
 
+// Whether all values of these rows were finite.
 template <bool FAST>
-inline void quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
+inline bool quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
                           const Affines& affines, uint8_t* packed, int64_t first, int64_t last) {
   const Layout layout(cols, storage_bits(q.bits));
   const Coder coder(q);
+  FiniteCheck check{F::zero()};
   for (int64_t i = first; i < last; ++i) {
     const float* row = x + i * cols;
     const Affine of_row = affines.row(i);
     const auto code_at = [&](int64_t f) QLR_ALWAYS_INLINE {
-      return F::to_int(coder.template code<FAST>(load_columns(row, f, cols), affines.at(of_row, f)));
+      const F::vf y = check.see(load_columns(row, f, cols));
+      return F::to_int(coder.template code<FAST>(y, affines.at(of_row, f)));
     };
     pack_row_of(code_at, layout, packed + i * layout.stride);
   }
+  return check.holds();
 }
 
 // For one and two bits: their thresholds, F::W columns of each code side by side.
 class QuantizerThresholds {
  public:
   QuantizerThresholds(const QlrQuantizer& q, const Affines& affines, int64_t cols)
-      : any_(affines.fast() && thresholds_suit(q)), values_(any_ ? kCodes * round_up(cols) : 0) {
+      : any_(affines.fast() && cols > 0 && thresholds_suit(q)), values_(any_ ? kCodes * round_up(cols) : 0) {
     if (!any_) return;
     std::fill_n(values_.data(), kCodes * round_up(cols), std::nanf(""));
     find_thresholds(q, nullptr, -INFINITY, cols, [&](int64_t f, int n, float threshold) {
@@ -28,16 +32,19 @@ class QuantizerThresholds {
   }
   bool any() const { return any_; }
 
+  // Whether all values of these rows were finite.
   template <int BITS>
-  void pack_rows(const float* x, int64_t cols, uint8_t* packed, int64_t first, int64_t last) const {
+  bool pack_rows(const float* x, int64_t cols, uint8_t* packed, int64_t first, int64_t last) const {
     const Layout layout(cols, BITS);
+    FiniteCheck check{F::zero()};
     const auto thresholds_at = [t = values_.data()](int64_t f) { return t + f * kCodes; };
     for (int64_t i = first; i < last; ++i) {
-      const auto value_at = [=, row = x + i * cols](int64_t f) QLR_ALWAYS_INLINE {
-        return load_columns(row, f, cols);
+      const auto value_at = [cols, &check, row = x + i * cols](int64_t f) QLR_ALWAYS_INLINE {
+        return check.see(load_columns(row, f, cols));
       };
       pack_row_by<BITS>(value_at, thresholds_at, layout, packed + i * layout.stride);
     }
+    return check.holds();
   }
 
  private:
@@ -50,28 +57,35 @@ inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const Q
                              uint8_t* packed, int threads) {
   const Affines affines(q, rows, cols);
   const QuantizerThresholds thresholds(q, affines, cols);
+  std::atomic<bool> finite{true};
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    if (thresholds.any() && q.bits == 1) thresholds.pack_rows<1>(x, cols, packed, first, last);
-    else if (thresholds.any()) thresholds.pack_rows<2>(x, cols, packed, first, last);
-    else if (affines.fast()) quantize_rows<true>(x, cols, q, affines, packed, first, last);
-    else quantize_rows<false>(x, cols, q, affines, packed, first, last);
+    const bool all =
+        thresholds.any() && q.bits == 1 ? thresholds.pack_rows<1>(x, cols, packed, first, last)
+        : thresholds.any() ? thresholds.pack_rows<2>(x, cols, packed, first, last)
+        : affines.fast() ? quantize_rows<true>(x, cols, q, affines, packed, first, last)
+                         : quantize_rows<false>(x, cols, q, affines, packed, first, last);
+    if (!all) finite.store(false, std::memory_order_relaxed);
   });
-  return QLR_OK;
+  return finite.load() ? QLR_OK : QLR_NOT_FINITE;
 }
 
 inline int32_t pack(const uint8_t* codes, int64_t rows, int64_t cols, int bits, uint8_t* packed,
                     int threads) {
   const Layout layout(cols, bits);
   const int64_t width = layout.unit * layout.fields;
+  std::atomic<bool> fit{true};
   parallel_rows(rows, cols, threads, [&](int64_t first, int64_t last) {
     Scratch<uint8_t> row(layout.padded_cols());
+    uint8_t used = 0;
     for (int64_t i = first; i < last; ++i) {
-      std::memcpy(row.data(), codes + i * cols, cols);
+      copy(row.data(), codes + i * cols, cols);
+      for (int64_t f = 0; f < cols; ++f) used |= row[f];
       for (int64_t u = 0; u < layout.units; ++u)
         pack_unit(row.data() + u * width, layout, packed + i * layout.stride + u * layout.unit);
     }
+    if (used >> bits) fit.store(false, std::memory_order_relaxed);
   });
-  return QLR_OK;
+  return fit.load() ? QLR_OK : QLR_BAD_CODE;
 }
 
 inline int32_t unpack(const QlrPacked& source, uint8_t* codes, int threads) {
@@ -80,7 +94,7 @@ inline int32_t unpack(const QlrPacked& source, uint8_t* codes, int threads) {
     Scratch<uint8_t> row(layout.padded_cols());
     for (int64_t i = first; i < last; ++i) {
       unpack_row(source.data + i * layout.stride, layout, row.data());
-      std::memcpy(codes + i * source.cols, row.data(), source.cols);
+      copy(codes + i * source.cols, row.data(), source.cols);
     }
   });
   return QLR_OK;
@@ -113,6 +127,12 @@ inline int32_t dequantize(const QlrPacked& source, float* values, int threads) {
   return QLR_OK;
 }
 
+// Where x is finite; a NaN or an infinity stands for itself, and no gradient passes there.
+inline F::vf where_finite(F::vf x) {
+  return F::between(x, F::set1(-std::numeric_limits<float>::max()),
+                    F::set1(std::numeric_limits<float>::max()));
+}
+
 // The values of the codes of some rows, and where the gradient passes.
 template <bool FAST>
 inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
@@ -126,8 +146,9 @@ inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer&
     for (int64_t f = 0; f < cols; f += F::W) {
       const Affine a = affines.at(of_row, f);
       F::vf scale = a.scale.by, zero = a.zero;
-      const F::vf raw = coder.template raw<FAST>(F::load_partial(x + i * cols + f, cols - f), a);
-      F::vf in = F::between(raw, F::zero(), coder.raw_top), code;
+      const F::vf value = F::load_partial(x + i * cols + f, cols - f);
+      const F::vf finite = where_finite(value), raw = coder.template raw<FAST>(value, a);
+      F::vf in = F::mul(finite, F::between(raw, F::zero(), coder.raw_top)), code;
       if (coder.truncate) {
         code = coder.template cut<FAST>(raw);
         in = F::mul(in, F::between(code, F::zero(), coder.top));
@@ -136,7 +157,8 @@ inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer&
       } else {
         code = raw;
       }
-      const F::vf y = F::mul(scale, F::sub(coder.clamp(code, coder.top), zero));
+      const F::vf y =
+          F::choose(finite, F::mul(scale, F::sub(coder.clamp(code, coder.top), zero)), value);
       const int64_t count = std::min<int64_t>(F::W, cols - f), at = i * cols + f;
       if (count == F::W) {
         F::store(x_hat + at, y);
@@ -168,8 +190,8 @@ struct BackwardRow {
   const uint8_t* mask;
   float* grad_x;
 
-  // g * (x_hat - x * mask), and stores g * mask. The difference is exact enough in float: both
-  // are of the size of x; what needs double is the sum over many rows.
+  // g * (x_hat - x * mask), and stores g * mask; both are 0 where x is not finite. The difference is
+  // exact enough in float: both are of the size of x; what needs double is the sum over many rows.
   F::vf step(int64_t at, int64_t count) const {
     uint8_t padded[F::W] = {0};
     const uint8_t* m = mask + at;
@@ -178,7 +200,7 @@ struct BackwardRow {
       m = padded;
     }
     const F::vf inside = F::load_field(m, 0, 1), g = F::load_partial(grad + at, count);
-    const F::vf gx = F::mul(g, inside);
+    const F::vf value = F::load_partial(x + at, count), gx = F::choose(inside, g, F::zero());
     if (count >= F::W) {
       F::store(grad_x + at, gx);
     } else {
@@ -186,8 +208,9 @@ struct BackwardRow {
       F::store(out, gx);
       std::memcpy(grad_x + at, out, count * sizeof(float));
     }
-    return F::mul(g, F::fnma(F::load_partial(x + at, count), inside,
-                             F::load_partial(x_hat + at, count)));
+    const F::vf apart = F::sub(F::load_partial(x_hat + at, count),
+                               F::choose(inside, value, F::zero()));
+    return F::choose(where_finite(value), F::mul(g, apart), F::zero());
   }
   // The sum of a row: short float sums joined in double.
   double sum(int64_t begin, int64_t cols) const {

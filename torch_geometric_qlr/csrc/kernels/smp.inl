@@ -37,7 +37,9 @@ class SmpSteps {
 
   int32_t hop(const float* values, const QlrQuantizer& quantizer, const QlrPacked& source,
               float weight, const QlrEpilogue& epilogue) {
-    quantize_pack(values, graph_.rows, cols_, quantizer, const_cast<uint8_t*>(source.data), threads_);
+    const int32_t coded = quantize_pack(values, graph_.rows, cols_, quantizer,
+                                        const_cast<uint8_t*>(source.data), threads_);
+    if (coded != QLR_OK) return coded;
     const float scale = *source.scale * weight;
     QlrPacked weighted = source;
     weighted.scale = &scale;

@@ -16,11 +16,13 @@ class PackedSpmm {
   int32_t run(int threads) const {
     const int64_t bytes = rows_.layout.stride;
     const bool weighted = weights_.any();
-    return parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
-      if (weighted) weighted_rows(first, last);
-      else plain_rows(first, last);
-      emitter_.finish();
-    });
+    const int32_t status =
+        parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
+          if (weighted) weighted_rows(first, last);
+          else plain_rows(first, last);
+          emitter_.finish();
+        });
+    return emitter_.status(status);
   }
 
  private:
@@ -33,8 +35,8 @@ class PackedSpmm {
         continue;
       }
       sum_row<B>(rows_, e, end, sums.data());
-      emitter_.row(i, IntegerSums{sums.data(), int32_t(emitter_.center() * degree),
-                                  float(degree), emitter_.row_factor(i, degree)});
+      emitter_.row(i, IntegerSums{sums.data(), int32_t(emitter_.center() * degree), float(degree)},
+                   degree);
     }
   }
   // A row whose sums could leave int32: partial sums, each exact, are joined in float.
@@ -50,7 +52,7 @@ class PackedSpmm {
         total[f] += double(part[f]) - double(emitter_.center()) * double(stop - e);
     }
     for (int64_t f = 0; f < source_.cols; ++f) sums[f] = static_cast<float>(total[f]);
-    emitter_.row(i, FloatSums{sums.data(), float(end - begin), emitter_.row_factor(i, end - begin)});
+    emitter_.row(i, FloatSums{sums.data(), float(end - begin)}, end - begin);
   }
   // Up to kBlockEdges edges of a row, and their weights as the sums want them.
   struct Block {
@@ -98,8 +100,7 @@ class PackedSpmm {
                         sums.data(), now.e == begin);
       rest += now.weights.rest;
       if (e < end) continue;
-      emitter_.row(now.row, FloatSums{sums.data(), float(rest),
-                                      emitter_.row_factor(now.row, end - begin)});
+      emitter_.row(now.row, FloatSums{sums.data(), float(rest)}, end - begin);
       if (row >= last) return;
       rest = 0;
     }

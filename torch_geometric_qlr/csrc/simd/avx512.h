@@ -35,6 +35,11 @@ struct F {
   static vf round(vf a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
+  static bool any_nan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+  // a where `where` is not 0, else b.
+  static vf choose(vf where, vf a, vf b) {
+    return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(where, zero(), _CMP_NEQ_UQ), a);
+  }
   static vi to_int(vf a) { return _mm512_cvtps_epi32(a); }
   static vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
   static vi load_int(const int32_t* p) { return _mm512_loadu_si512(p); }

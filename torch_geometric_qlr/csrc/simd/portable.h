@@ -30,6 +30,11 @@ struct F {
   static vf max(vf a, vf b) { return a > b ? a : b; }
   static vf min(vf a, vf b) { return a < b ? a : b; }
   static vf round(vf a) { return std::nearbyint(a); }
+  static bool any_nan(vf a) { return a != a; }
+  // a where `where` is not 0, else b.
+  static vf choose(vf where, vf a, vf b) {
+    return where != 0.f ? a : b;
+  }
   static vi to_int(vf a) { return static_cast<int32_t>(std::nearbyint(a)); }
   static vf to_float(vi a) { return static_cast<float>(a); }
   static vi load_int(const int32_t* p) { return *p; }

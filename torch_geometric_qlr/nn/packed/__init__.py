@@ -1,10 +1,13 @@
-"""Converted layers: the quantized ones, re-classed once more, that compute on packed codes."""
+"""Converted layers: the quantized ones, re-classed once more, that compute on packed codes only."""
 
 from torch_geometric_qlr.nn.packed.conversion import Conversion, ConversionEntry
-from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.packed.linear import PackedLinearLayer, PackedWeightLayer
-from torch_geometric_qlr.nn.packed.message_passing import PackedMessagePassing
-from torch_geometric_qlr.nn.packed.rewrite import pack_layers
+from torch_geometric_qlr.nn.packed.layer import (
+    PackedLayer,
+    PackedLinearLayer,
+    PackedMessagePassing,
+    PackedWeightLayer,
+)
+from torch_geometric_qlr.nn.packed.pack import pack_layers
 
 __all__ = [
     "Conversion",

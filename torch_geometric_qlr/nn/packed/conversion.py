@@ -7,11 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from torch_geometric_qlr.nn.codes.gather import kernel_of, why_not_now
+from torch_geometric_qlr.nn.codes.product import why_no_product
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.nn.linear import QuantLinearLayer
+from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.packed.weights import PackedWeight
+from torch_geometric_qlr.nn.state import float_class, state_of
 from torch_geometric_qlr.quantizers import FrozenRange
 
-__all__ = ["Conversion", "ConversionEntry"]
+__all__ = ["Conversion", "ConversionEntry", "how_it_runs"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class ConversionEntry:
 
 @dataclass(frozen=True)
 class Conversion:
-    r"""The result of :func:`torch_geometric_qlr.conversion`: prints as a table.
+    r"""The result of :func:`torch_geometric_qlr.report`: prints as a table.
 
     Args:
         model (str): Class of the model.
@@ -97,16 +102,18 @@ class Conversion:
 
 
 def _entry(name: str, layer: Any) -> ConversionEntry:
-    weights = [q for q in layer.quantizers.values() if isinstance(q, PackedWeight)]
-    ranges = [q for q in layer.quantizers.modules() if isinstance(q, FrozenRange)]
+    state = state_of(layer)
+    weights = [q for q in state.values() if isinstance(q, PackedWeight)]
+    ranges = [q for q in state.modules() if isinstance(q, FrozenRange)]
     unused = [q.path for q in ranges if not bool(q.calibrated)]
-    notes = [note for note in (layer.reason, _slow(layer)) if note]
+    runs_as, reason = how_it_runs(layer)
+    notes = [note for note in (reason, _slow(layer, reason)) if note]
     if unused:
         notes.append(f"never saw data: {', '.join(unused)}")
     return ConversionEntry(
         name=name,
         layer=type(layer).__name__,
-        runs_as=layer.runs_as,
+        runs_as=runs_as,
         bits=tuple(w.bits for w in weights),
         float_bytes=sum(4 * w.shape.numel() for w in weights),
         packed_bytes=sum(w.packed.nbytes for w in weights),
@@ -114,15 +121,43 @@ def _entry(name: str, layer: Any) -> ConversionEntry:
     )
 
 
-def _slow(layer: Any) -> str:
+_IN_FLOAT = "quantized in float"
+_RUNS_AS = {
+    "spmm": "packed sum",
+    "attention": "packed attention",
+    "coefficients": "packed attention",
+}
+
+
+def how_it_runs(layer: Any) -> tuple[str, str]:
+    r"""What computes a converted layer as it is set up now, and why it is not packed.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    if isinstance(layer, QuantMessagePassing):
+        choice = kernel_of(layer)
+        reason = choice.reason or why_not_now(layer)
+        return (_IN_FLOAT, reason) if reason else (_RUNS_AS[choice.kernel], "")
+    if isinstance(layer, QuantLinearLayer):
+        reason = why_no_product(layer)
+        return (_IN_FLOAT, reason) if reason else ("packed product", "")
+    if float_class(layer) is nn.Embedding:
+        return "packed lookup", ""
+    return _IN_FLOAT, "only its weights are quantized"
+
+
+def _slow(layer: Any, reason: str) -> str:
     """What an operation without a kernel costs, where that is known beforehand."""
-    route = getattr(layer, "route", None)
-    if route is None or layer.reason or route.reduce not in ("max", "min"):
+    if reason or not isinstance(layer, QuantMessagePassing):
         return ""
-    sources: Any = layer.quantizers[layer._source_keys[route.source]]
+    choice, state = kernel_of(layer), state_of(layer)
+    if choice.reduce not in ("max", "min"):
+        return ""
+    sources: Any = state[state.source_keys[choice.source]]
     if all(q.config.granularity != "node" for q in sources):
         return ""
     return (
-        f"slow {route.reduce}: its source rows have a range each, whose codes do not compare; "
+        f"slow {choice.reduce}: its source rows have a range each, whose codes do not compare; "
         f"granularity 'tensor' would"
     )

@@ -1,4 +1,5 @@
-"""What every converted layer shares: packed weights, fixed ranges, inference only."""
+"""Converted layers: the quantized ones, re-classed once more. Packed weights, fixed ranges,
+inference only."""
 
 from __future__ import annotations
 
@@ -7,67 +8,33 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.packed.scope import backend_scope
-from torch_geometric_qlr.nn.packed.weights import PackedWeightAccess
+from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
+from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
+from torch_geometric_qlr.nn.state import where_is
 
-__all__ = ["PackedLayer"]
+__all__ = ["PackedLayer", "PackedLinearLayer", "PackedMessagePassing", "PackedWeightLayer"]
 
 
 class PackedLayer(QuantLayer):
     r"""Mixin of all converted layers.
 
-    Where a layer cannot compute on codes it falls back to the quantized layer it is made from, with
-    the weights unpacked for the call: :obj:`runs_as` and :obj:`reason` say so.
-
-    Attributes:
-        runs_as (str): What computes its result.
-        reason (str): Why it is not packed; empty if it is.
+    A layer that cannot compute on codes computes as the quantized layer does, with the weights
+    unpacked for the call; :func:`torch_geometric_qlr.report` says why.
     """
 
-    class_prefix: ClassVar[str] = "Packed"
-    weight_access = PackedWeightAccess
-
-    path: str = ""
-    backend: str = "auto"
-    runs_as: str = ""
-    reason: str = ""
-    #: Set once a result was needed both as floats and as codes, see `deferred.py`.
-    keeps_floats: bool = False
+    _qlr_prefix: ClassVar[str] = "Packed"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._check_call(args)
-        with backend_scope(self.backend):
-            return super().forward(*args, **kwargs)
-
-    def _check_call(self, args: tuple[Any, ...]) -> None:
-        where = self.path or type(self).__name__
-        if self.training:  # type: ignore[attr-defined]
-            raise InputError(
-                f"{where}: a converted model is for inference, and this one is in training mode. "
-                f"Call model.eval(); to train on, use the quantized model and convert it again."
-            )
-        first = args[0] if args else None
-        for x in first if isinstance(first, (tuple, list)) else (first,):
-            if not isinstance(x, Tensor):
-                continue
-            if x.requires_grad and torch.is_grad_enabled():
-                raise InputError(
-                    f"{where}: the input requires grad, and codes have no gradient. Pass "
-                    f"x.detach(), or call the model under torch.no_grad()."
-                )
-            if x.is_floating_point() and x.dtype != torch.float32:
-                raise InputError(
-                    f"{where}: x is {str(x.dtype).removeprefix('torch.')}, this model was "
-                    f"converted for float32. Cast it: x.float()."
-                )
+        _check_call(self, (*args, *kwargs.values()))
+        return super().forward(*args, **kwargs)
 
     def reset_parameters(self) -> None:
         r"""Refused: there is nothing left to initialize."""
         raise InputError(
-            f"{self.path or type(self).__name__}: the weights of a converted model are packed "
-            f"codes. Reset the float model, quantize and convert it."
+            f"{where_is(self)}: the weights of a converted model are packed codes. Reset the float "
+            f"model, quantize and convert it."
         )
 
     _reset_parameters = reset_parameters
@@ -75,3 +42,72 @@ class PackedLayer(QuantLayer):
     # Some layers of PyG save their float weight themselves, which is not there any more.
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         nn.Module._save_to_state_dict(self, *args, **kwargs)  # type: ignore[arg-type]
+
+
+class PackedMessagePassing(PackedLayer, QuantMessagePassing):
+    r"""A conv whose messages are integer codes, gathered from packed rows along a CSR that is built
+    once per graph."""
+
+
+class PackedLinearLayer(PackedLayer, QuantLinearLayer):
+    r"""A Linear that multiplies integer codes. It takes float features, a
+    :class:`~torch_geometric_qlr.tensor.PackedTensor`, whose codes are used as they are, and
+    :obj:`torch.sparse` features, of which it reads the stored values only."""
+
+
+class PackedWeightLayer(PackedLayer, QuantWeightLayer):
+    r"""A layer whose weights are stored as packed codes and unpacked while it computes; an
+    embedding looks up packed rows and unpacks only those."""
+
+
+def _check_call(layer: Any, values: tuple[Any, ...]) -> None:
+    if layer.training:
+        raise InputError(
+            f"{where_is(layer)}: a converted model is for inference, and this one is in training "
+            f"mode. Call model.eval(); to train on, use the quantized model and convert it again."
+        )
+    if torch.jit.is_tracing():
+        raise UnsupportedLayerError(
+            f"{where_is(layer)}: torch.jit.trace does not work on converted models. Use "
+            f"torch.compile, or trace the float model."
+        )
+    if torch.compiler.is_exporting():
+        raise UnsupportedLayerError(
+            f"{where_is(layer)}: torch.export does not work on converted models yet. Export the "
+            f"quantized model, or use torch.compile."
+        )
+    for value in values:
+        _check_gradient(layer, value)
+    if values:
+        _check_dtype(layer, values[0])
+
+
+def _check_gradient(layer: Any, value: Any) -> None:
+    if isinstance(value, (tuple, list)):
+        for v in value:
+            _check_gradient(layer, v)
+    elif isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise InputError(
+            f"{where_is(layer)}: an input requires grad, and codes have no gradient. Pass it "
+            f"detached, call the model under torch.no_grad(), or take gradients of the quantized "
+            f"model in eval()."
+        )
+
+
+def _check_dtype(layer: Any, features: Any) -> None:
+    own = next((p.dtype for p in layer._parameters.values() if p is not None), torch.float32)
+    if own != torch.float32:
+        raise InputError(
+            f"{where_is(layer)}: the converted model was cast to {_name(own)}, and packed layers "
+            f"compute in float32. Cast the model back with model.float(), and x with x.float()."
+        )
+    for x in features if isinstance(features, (tuple, list)) else (features,):
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float32:
+            raise InputError(
+                f"{where_is(layer)}: x is {_name(x.dtype)}, this model was converted for float32. "
+                f"Cast it: x.float()."
+            )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.message_passing import QuantMessagePassing, uncompiled_propagate
+from torch_geometric_qlr.nn.layer import QuantLayer, own_state
+from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.propagation._common import num_entries
 from torch_geometric_qlr.nn.propagation._step import (
     MultiplierState,
@@ -26,9 +27,10 @@ from torch_geometric_qlr.nn.propagation._step import (
     gradient_step,
     initial_multiplier,
 )
+from torch_geometric_qlr.nn.pyg import drop_bound_propagate, uncompiled_propagate
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
-__all__ = ["SmoothMessagePassing", "SmoothOptions", "smooth_layer"]
+__all__ = ["SmoothMessagePassing", "SmoothOptions", "SmoothState", "smooth_layer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +64,45 @@ class SmoothOptions:
 
 
 @dataclass
+class SmoothState:
+    r"""What is known of a smooth layer; its attribute ``_qlr_smooth``.
+
+    Args:
+        options (SmoothOptions, optional): How it is smoothed; :obj:`None` if it is not.
+        source (str): What it hands to `propagate` as features.
+        note (str): What :func:`torch_geometric_qlr.plan` says of it.
+    """
+
+    options: Any
+    source: str
+    note: str
+
+
+@dataclass
 class _Pass:
     """What lasts from the first propagation of a forward to its last."""
 
     teleport: Tensor
     bound: float
     state: tuple[Tensor, Tensor]
+
+
+class _Running(threading.local):
+    """The forward of each smooth layer that runs in this thread."""
+
+    def __init__(self) -> None:
+        self.passes: dict[nn.Module, _Pass] = {}
+
+
+_RUNNING = _Running()
+
+
+def _passes(layer: Any) -> dict[nn.Module, _Pass]:
+    """Where the running forward is kept: not on the layer, unless it is being traced."""
+    if torch.compiler.is_compiling():
+        passes: dict[nn.Module, _Pass] = layer._qlr_passes
+        return passes
+    return _RUNNING.passes
 
 
 class SmoothMessagePassing(MessagePassing):
@@ -78,45 +113,40 @@ class SmoothMessagePassing(MessagePassing):
     quantizes, so that both products of a step are quantized like any other.
     """
 
-    #: The class whose propagation is smoothed, and what it hands to `propagate` as features.
-    wrapped_class: ClassVar[type[nn.Module]]
-    smooth_options: SmoothOptions
-    smoothing_note: str
-    _smooth_source: str
-    _pass: _Pass | None = None
-
-    @property
-    def products_per_hop(self) -> int:
-        """How often the layer's operator is applied where it used to be applied once."""
-        return self.smooth_options.products
+    #: The class whose propagation is smoothed.
+    _qlr_wrapped: ClassVar[type[nn.Module]]
+    _qlr_smooth: SmoothState
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._check_one_set(args[0] if args else kwargs.get("x"))
-        outer, self._pass = self._pass, None
+        _check_one_set(self, args[0] if args else kwargs.get("x"))
+        passes = _passes(self)
+        outer = passes.pop(self, None)
         try:
             return super().forward(*args, **kwargs)
         finally:
-            self._keep_state()
-            self._pass = outer
+            _keep_state(self, passes.pop(self, None))
+            if outer is not None:
+                passes[self] = outer
 
     def reset_parameters(self) -> None:
         r"""Resets the layer's parameters, and starts a persistent multiplier anew."""
         super().reset_parameters()
-        if self._is_persistent:
-            self.smooth_multiplier.fill_(self.smooth_options.init_lambda)
-            self.smooth_slack.fill_(self.smooth_options.init_slack)
+        if _is_persistent(self):
+            self._qlr_multiplier.fill_(self._qlr_smooth.options.init_lambda)
+            self._qlr_slack.fill_(self._qlr_smooth.options.init_slack)
 
     def propagate(self, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
-        options, value = self.smooth_options, kwargs[self._smooth_source]
+        options, value = self._qlr_smooth.options, kwargs[self._qlr_smooth.source]
         end = 0 if self.flow == "source_to_target" else 1
         h = value[end] if isinstance(value, (tuple, list)) else value
-        now = self._start(h, edge_index) if self._pass is None else self._pass
+        passes = _passes(self)
+        now = passes[self] if self in passes else _start(self, h, edge_index)
 
         def product(x: Tensor) -> Tensor:
             if isinstance(value, (tuple, list)):
                 pair = (x, value[1]) if end == 0 else (value[0], x)
-                return self._propagate_once(edge_index, kwargs, pair)
-            return self._propagate_once(edge_index, kwargs, x)
+                return self._qlr_propagate_once(edge_index, kwargs, pair)
+            return self._qlr_propagate_once(edge_index, kwargs, x)
 
         out = gradient_step(options, h, product(h), now.teleport)
         if options.correction:
@@ -124,11 +154,11 @@ class SmoothMessagePassing(MessagePassing):
             out, now.state, _ = constrained_step(
                 options, out, change, product(change), now.state, now.bound
             )
-        self._pass = now
+        passes[self] = now
         return out
 
-    def _propagate_once(self, edge_index: Any, kwargs: dict[str, Any], x: Any) -> Tensor:
-        kwargs = {**kwargs, self._smooth_source: x}
+    def _qlr_propagate_once(self, edge_index: Any, kwargs: dict[str, Any], x: Any) -> Tensor:
+        kwargs = {**kwargs, self._qlr_smooth.source: x}
         quantizes = isinstance(self, QuantMessagePassing)
         if not quantizes and (self.explain or self.decomposed_layers > 1):
             out: Tensor = uncompiled_propagate()(self, edge_index, **kwargs)
@@ -136,39 +166,12 @@ class SmoothMessagePassing(MessagePassing):
         out = super().propagate(edge_index, **kwargs)
         return out
 
-    def _start(self, h: Tensor, edge_index: Any) -> _Pass:
-        if self._is_persistent:
-            # Copies: backward needs the values that this call started with.
-            state = (self.smooth_multiplier.clone(), self.smooth_slack.clone())
-        else:
-            state = initial_multiplier(self.smooth_options, h)
-        bound = self.smooth_options.tau * num_entries(edge_index)
-        return _Pass(self.smooth_options.eta * h, bound, state)
-
-    def _keep_state(self) -> None:
-        if self._is_persistent and self.training and self._pass is not None:
-            multiplier, slack = self._pass.state
-            self.smooth_multiplier.copy_(multiplier.detach())
-            self.smooth_slack.copy_(slack.detach())
-
-    @property
-    def _is_persistent(self) -> bool:
-        return self.smooth_options.multiplier_state == "persistent"
-
-    def _check_one_set(self, x: Any) -> None:
-        if isinstance(x, (tuple, list)) and any(other is not x[0] for other in x[1:]):
-            raise InputError(
-                f"{type(self).__name__}: x is a pair, one set of nodes sending to another. "
-                f"Smoothing compares a representation with what was propagated, so both must be "
-                f"the same nodes: pass one x, or exclude the layer from SmoothPropagation."
-            )
-
     # A generated class cannot be found by its name, so an object is rebuilt from what it wraps.
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         if isinstance(self, QuantLayer):
             rebuild, args, state, *_ = super().__reduce_ex__(protocol)
         else:
-            rebuild, args, state = _new, (type(self).wrapped_class,), self.__dict__
+            rebuild, args, state = _new, (type(self)._qlr_wrapped,), own_state(self)
         return _rebuild, (rebuild, args), state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SmoothMessagePassing:
@@ -179,9 +182,39 @@ class SmoothMessagePassing(MessagePassing):
         return new
 
     @classmethod
-    def wrap(cls, wrapped: type[nn.Module]) -> type[Any]:
+    def _qlr_wrap(cls, wrapped: type[nn.Module]) -> type[Any]:
         """The smooth class of a layer class, quantized or not."""
         return _smooth_class(wrapped)
+
+
+def _start(layer: Any, h: Tensor, edge_index: Any) -> _Pass:
+    options = layer._qlr_smooth.options
+    if _is_persistent(layer):
+        # Copies: backward needs the values that this call started with.
+        state = (layer._qlr_multiplier.clone(), layer._qlr_slack.clone())
+    else:
+        state = initial_multiplier(options, h)
+    return _Pass(options.eta * h, options.tau * num_entries(edge_index), state)
+
+
+def _keep_state(layer: Any, last: _Pass | None) -> None:
+    if _is_persistent(layer) and layer.training and last is not None:
+        multiplier, slack = last.state
+        layer._qlr_multiplier.copy_(multiplier.detach())
+        layer._qlr_slack.copy_(slack.detach())
+
+
+def _is_persistent(layer: Any) -> bool:
+    return bool(layer._qlr_smooth.options.multiplier_state == "persistent")
+
+
+def _check_one_set(layer: Any, x: Any) -> None:
+    if isinstance(x, (tuple, list)) and any(other is not x[0] for other in x[1:]):
+        raise InputError(
+            f"{type(layer).__name__}: x is a pair, one set of nodes sending to another. Smoothing "
+            f"compares a representation with what was propagated, so both must be the same nodes: "
+            f"pass one x, or exclude the layer from SmoothPropagation."
+        )
 
 
 _CLASSES: dict[type, type] = {}
@@ -212,10 +245,10 @@ def _make_class(wrapped: type[Any]) -> type[Any]:
         "edge_updater": wrapped.edge_updater,
         "__module__": wrapped.__module__,
         "__doc__": f"{wrapped.__name__} whose propagation is smoothed.",
-        "wrapped_class": wrapped,
+        "_qlr_wrapped": wrapped,
     }
     if issubclass(wrapped, QuantLayer):
-        namespace["float_class"] = wrapped.float_class
+        namespace["_qlr_made"] = wrapped._qlr_made
     bases: tuple[Any, ...] = (SmoothMessagePassing, wrapped)
     return type(f"Smooth{wrapped.__name__}", bases, namespace)
 
@@ -229,17 +262,16 @@ def smooth_layer(layer: MessagePassing, source: str, options: SmoothOptions, not
         options (SmoothOptions): How.
         note (str): What :func:`torch_geometric_qlr.plan` says of the layer.
     """
-    layer.smooth_options = options
-    layer.smoothing_note = note
-    layer._smooth_source = source
-    layer.__dict__.pop("propagate", None)
+    layer._qlr_smooth = SmoothState(options, source, note)
+    layer._qlr_passes = {}
+    drop_bound_propagate(layer)
     # Features that a layer cached were propagated in another way.
     for name in [n for n in layer.__dict__ if n.startswith("_cached_")]:
         setattr(layer, name, None)
     if options.multiplier_state == "persistent":
         tensor = next(iter([*layer.parameters(), *layer.buffers()]), torch.empty(0))
         for name, start in (("multiplier", options.init_lambda), ("slack", options.init_slack)):
-            layer.register_buffer(f"smooth_{name}", torch.tensor(start, device=tensor.device))
+            layer.register_buffer(f"_qlr_{name}", torch.tensor(start, device=tensor.device))
     if isinstance(layer, QuantMessagePassing) and options.products > 1:
         _double_quantizers(layer)
     layer.__class__ = _smooth_class(type(layer))
@@ -247,7 +279,7 @@ def smooth_layer(layer: MessagePassing, source: str, options: SmoothOptions, not
 
 def _double_quantizers(layer: QuantMessagePassing) -> None:
     """Every hop gets a second quantizer, for its change; the first keeps its range."""
-    for point, found in layer.quantizers.items():
+    for point, found in layer._qlr.items():
         if not (point.startswith("source_") or point in ("message", "aggregate")):
             continue
         doubled: list[LearnedRangeQuant] = []
@@ -258,7 +290,7 @@ def _double_quantizers(layer: QuantMessagePassing) -> None:
             doubled += [quantizer, fresh]
         for hop, quantizer in enumerate(doubled):
             quantizer.path = _at_hop(quantizer.path, hop)
-        layer.quantizers[point] = nn.ModuleList(doubled).train(layer.training)
+        layer._qlr[point] = nn.ModuleList(doubled).train(layer.training)
 
 
 def _at_hop(path: str, hop: int) -> str:

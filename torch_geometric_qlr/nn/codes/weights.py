@@ -9,30 +9,45 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import CheckpointError
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.ops import storage_bits
+from torch_geometric_qlr.quantizers import RangeQuantizer
+from torch_geometric_qlr.quantizers.signature import KEY, Signature, differences
 from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["PackedWeight", "PackedWeightAccess"]
+__all__ = ["PackedWeight"]
+
+#: What torch notes in the metadata of a state that is to replace tensors, not to fill them.
+_ASSIGNS = "assign_to_params_buffers"
+_NAMES = ("header", "codes", "scale", "zero_point")
 
 
 class PackedWeight(nn.Module):
     r"""The codes of one weight, in place of the quantizer that made them.
 
     The ``state_dict`` holds the dense stream of bits of
-    :meth:`~torch_geometric_qlr.tensor.PackedTensor.to_state`.
+    :meth:`~torch_geometric_qlr.tensor.PackedTensor.to_state`, and the signature of the quantizer.
 
     Args:
         packed (PackedTensor): The weight as a matrix.
         shape (torch.Size): Its own shape.
         path (str): Where it sits, for error messages.
+        signature (Signature, optional): Of the quantizer that made the codes; if it is not known,
+            that of the first state which is loaded.
     """
 
     data: Tensor
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, packed: PackedTensor, shape: torch.Size, path: str = "") -> None:
+    def __init__(
+        self,
+        packed: PackedTensor,
+        shape: torch.Size,
+        path: str = "",
+        signature: Signature | None = None,
+    ) -> None:
         super().__init__()
+        self.signature = signature
         self.bits, self.num_cols, self.shape, self.path = packed.bits, packed.num_cols, shape, path
         self.register_buffer("data", packed.data)
         self.register_buffer("scale", packed.scale)
@@ -41,14 +56,14 @@ class PackedWeight(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_quantizer(cls, quantizer: LearnedRangeQuant, weight: Tensor) -> PackedWeight:
+    def from_quantizer(cls, quantizer: RangeQuantizer, weight: Tensor) -> PackedWeight:
         r"""The codes that a quantizer gives a weight.
 
         Args:
-            quantizer (LearnedRangeQuant): The weight's quantizer.
+            quantizer (RangeQuantizer): The weight's quantizer.
             weight (torch.Tensor): The float weight.
         """
-        quantizer(weight)  # a weight that has not been used yet starts its range now
+        cls.start(quantizer, weight)
         matrix = quantizer.groups.matrix(weight)
         scale, zero_point, skew = quantizer.code_params(matrix)
         if matrix.dim() != 2:
@@ -61,7 +76,14 @@ class PackedWeight(nn.Module):
             truncate=quantizer.config.truncates,
             skew=skew,
         )
-        return cls(packed, weight.shape, quantizer.path)
+        return cls(packed, weight.shape, quantizer.path, Signature.of(quantizer))
+
+    @staticmethod
+    @torch.no_grad()
+    def start(quantizer: RangeQuantizer, weight: Tensor) -> None:
+        """Starts the range of a weight that has not been used yet."""
+        if not bool(quantizer.calibrated):
+            quantizer(weight)
 
     @classmethod
     def empty(
@@ -116,6 +138,8 @@ class PackedWeight(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         destination |= {f"{prefix}{name}": t for name, t in self.packed.to_state().items()}
+        if self.signature is not None:
+            destination[prefix + KEY] = self.signature.to_tensor()
 
     def _load_from_state_dict(
         self,
@@ -127,44 +151,50 @@ class PackedWeight(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = ("header", "codes", "scale", "zero_point")
-        missing = [prefix + name for name in names if prefix + name not in state_dict]
+        own = {prefix + name for name in (*_NAMES, KEY)}
+        if strict:
+            unexpected_keys += [k for k in state_dict if k.startswith(prefix) and k not in own]
+            if self.signature is not None and prefix + KEY not in state_dict:
+                missing_keys.append(prefix + KEY)
+        missing = [prefix + name for name in _NAMES if prefix + name not in state_dict]
         if missing:
             missing_keys += missing
             return
-        loaded = PackedTensor.from_state({name: state_dict[prefix + name] for name in names})
+        self._load_codes(state_dict, prefix, keeps=local_metadata.get(_ASSIGNS, False))
+
+    def _load_codes(self, state: dict[str, Any], prefix: str, keeps: bool) -> None:
+        """Takes the codes of a state, all of them or nothing."""
+        where = self.path or prefix[:-1]
+        try:
+            loaded = PackedTensor.from_state({name: state[prefix + name] for name in _NAMES})
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from error
         if (loaded.shape, loaded.bits) != (self.packed.shape, self.bits):
             raise CheckpointError(
-                f"{self.path or prefix}: the checkpoint holds {list(loaded.shape)} codes at "
-                f"{loaded.bits} bits, the model {list(self.packed.shape)} at {self.bits}. Convert "
-                f"a model of the same configuration and load into that."
+                f"{where}: the checkpoint holds {list(loaded.shape)} codes at {loaded.bits} bits, "
+                f"the model {list(self.packed.shape)} at {self.bits}. Convert a model of the same "
+                f"configuration and load into that."
             )
-        loaded = loaded.to(self.data.device)
+        for difference in differences(state, prefix, self.signature):
+            raise CheckpointError(difference)
+        if self.signature is None and prefix + KEY in state:
+            self.signature = self._signature_for(state[prefix + KEY], where)
+        loaded = loaded if keeps else loaded.to(self.data.device)
         self.data, self.scale, self.zero_point = loaded.data, loaded.scale, loaded.zero_point
         self._transposed = None
 
+    def _signature_for(self, state: Any, where: str) -> Signature:
+        """The signature of a state, if codes of this width can have it."""
+        try:
+            signature = Signature.from_tensor(state)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: the checkpoint has {error}.") from error
+        if storage_bits(signature.bits) != self.bits:
+            raise CheckpointError(
+                f"{where}: the checkpoint holds codes of {self.bits} bits, and says that they "
+                f"were made with {signature.bits}; it is damaged."
+            )
+        return signature
+
     def extra_repr(self) -> str:
         return f"shape={list(self.shape)}, bits={self.bits}"
-
-
-class PackedWeightAccess:
-    """Reads ``layer.weight`` of a converted layer: unpacked on demand, once per forward."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, layer: Any, owner: type) -> Any:
-        if layer is None:
-            return self
-        packed = layer.quantizers._modules.get(self.name)
-        if not isinstance(packed, PackedWeight):
-            return layer._parameters.get(self.name)
-        weights = layer.__dict__.get("_quantized_weights")
-        if weights is None:
-            return packed.dequantize()
-        if self.name not in weights:
-            weights[self.name] = packed.dequantize()
-        return weights[self.name]
-
-    def __set__(self, layer: Any, value: Any) -> None:
-        raise TypeError(f"the weight {self.name!r} of a converted layer is packed; it is read only")

@@ -1,4 +1,4 @@
-"""From quantized layers to packed ones, in place: everything is built first, then re-classed."""
+"""From quantized layers to converted ones, in place: everything is built first, then re-classed."""
 
 from __future__ import annotations
 
@@ -8,87 +8,82 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
+from torch_geometric_qlr.nn.codes.chains import Chains
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.conversion import Conversion
-from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.packed.linear import (
+from torch_geometric_qlr.nn.packed.layer import (
+    PackedLayer,
     PackedLinearLayer,
+    PackedMessagePassing,
     PackedWeightLayer,
-    why_no_product,
 )
-from torch_geometric_qlr.nn.packed.message_passing import PackedMessagePassing
-from torch_geometric_qlr.nn.packed.routes import Route, find_route
-from torch_geometric_qlr.nn.packed.scope import open_scope_around
-from torch_geometric_qlr.nn.packed.weights import PackedWeight
+from torch_geometric_qlr.nn.running import CHAINS, follow
+from torch_geometric_qlr.nn.state import float_class, state_of
 from torch_geometric_qlr.quantizers import freeze_ranges
 
 __all__ = ["pack_layers"]
 
-_RUNS_AS = {
-    "spmm": "packed sum",
-    "attention": "packed attention",
-    "coefficients": "packed attention",
-}
-
 
 class _Site(NamedTuple):
     layer: Any
+    mixin: type[PackedLayer]
     weights: dict[str, PackedWeight]
-    route: Route | None
-    runs_as: str
-    reason: str
 
 
-def pack_layers(model: nn.Module, backend: str) -> Conversion:
+def pack_layers(model: nn.Module, backend: str, *, fuse: bool = True) -> Conversion:
     r"""Re-classes the quantized layers of a model.
 
     Args:
         model (torch.nn.Module): A quantized model.
         backend (str): Who computes packed operations.
+        fuse (bool): Whether results may pass from layer to layer as codes.
     """
     named = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, QuantLayer) and layer.quantizers
+        if isinstance(layer, QuantLayer) and state_of(layer)  # type: ignore[arg-type]
     }
     model.eval()
     sites = {name: _build(name, layer) for name, layer in named.items()}
     for name, site in sites.items():
         _become(name, site, backend)
     model.requires_grad_(False)
-    open_scope_around(model)
+    setattr(model, CHAINS, Chains(fuse))
+    follow(model)
     return Conversion.of(model)
 
 
 def _build(name: str, layer: Any) -> _Site:
-    if "float_class" not in vars(type(layer)):
+    if "_qlr_made" not in vars(type(layer)):
         raise UnsupportedLayerError(
             f"{name or type(layer).__name__}: {type(layer).__name__} is derived from a quantized "
             f"layer, and what it adds has no packed form. Derive it from "
-            f"{layer.float_class.__name__}, and let qlr.quantize(model) quantize it."
+            f"{float_class(layer).__name__}, and let qlr.quantize(model) quantize it."
         )
-    weights = {}
-    for key in layer.weight_names:
+    state, weights = state_of(layer), {}
+    for key in type(layer)._qlr_made.weight_names:
         weight = layer._parameters.get(key)
-        if key in layer.quantizers and isinstance(weight, Tensor):
+        if key in state and isinstance(weight, Tensor):
             _check_dtype(f"{name}.{key}" if name else key, weight)
-            quantizer = layer.quantizers[key]
-            weights[key] = (
-                quantizer  # its codes come from a file
-                if isinstance(quantizer, PackedWeight)
-                else PackedWeight.from_quantizer(quantizer, weight)
-            )
-    if isinstance(layer, QuantMessagePassing):
-        route = find_route(layer)
-        return _Site(layer, weights, route, _RUNS_AS.get(route.kernel, ""), route.reason)
-    if isinstance(layer, QuantLinearLayer):
-        reason = why_no_product(layer)
-        return _Site(layer, weights, None, "" if reason else "packed product", reason)
-    if layer.float_class is nn.Embedding:
-        return _Site(layer, weights, None, "packed lookup", "")
-    return _Site(layer, weights, None, "", "only its weights are quantized")
+            found = state[key]
+            if isinstance(found, PackedWeight):  # its codes come from a file
+                weights[key] = found
+            elif bool(weight.isfinite().all()):  # what is not a number stays one
+                weights[key] = _packed(layer, key, weight)
+    return _Site(layer, _mixin(layer), weights)
+
+
+def _packed(layer: Any, key: str, weight: Tensor) -> PackedWeight:
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        # The float table is renormalised where it is looked up; codes cannot be changed later.
+        index = torch.arange(weight.size(0), device=weight.device)
+        weight = torch.embedding_renorm_(
+            weight.detach().clone(), index, layer.max_norm, layer.norm_type
+        )
+    return PackedWeight.from_quantizer(state_of(layer)[key], weight)
 
 
 def _check_dtype(path: str, weight: Tensor) -> None:
@@ -100,22 +95,17 @@ def _check_dtype(path: str, weight: Tensor) -> None:
 
 
 def _become(name: str, site: _Site, backend: str) -> None:
-    layer, cls = site.layer, type(site.layer)
+    layer, cls, state = site.layer, type(site.layer), state_of(site.layer)
     for key, weight in site.weights.items():
-        layer.quantizers[key] = weight
+        state[key] = weight
         del layer._parameters[key]
-    freeze_ranges(layer.quantizers)
+    freeze_ranges(state)
     # Features that a layer cached were propagated with other weights or in another way.
     for key in [n for n in layer.__dict__ if n.startswith("_cached_")]:
         setattr(layer, key, None)
-    made = quant_class(_mixin(layer), layer.float_class, layer.weight_names)
-    layer.__class__ = cls.wrap(made) if hasattr(cls, "wrapped_class") else made
-    assert isinstance(layer, PackedLayer)
-    layer.path, layer.backend = name, backend
-    layer.runs_as, layer.reason = site.runs_as or "quantized in float", site.reason
-    if isinstance(layer, PackedMessagePassing):
-        assert site.route is not None
-        layer.route = site.route
+    made = quant_class(site.mixin, cls._qlr_made.base, cls._qlr_made.weight_names)
+    layer.__class__ = cls._qlr_wrap(made) if hasattr(cls, "_qlr_wrapped") else made
+    state.converted, state.path, state.backend = True, name, backend
 
 
 def _mixin(layer: QuantLayer) -> type[PackedLayer]:

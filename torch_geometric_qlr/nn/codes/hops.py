@@ -1,0 +1,171 @@
+"""Layers whose forward is nothing but hops that follow each other: all of them in one call.
+
+On a graph that fits the caches a hop takes less time than the calls that lead to it, so these
+layers hand the whole chain to one operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import APPNP, SGConv
+
+from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out, plain
+from torch_geometric_qlr.nn.codes.edges import ready_edges
+from torch_geometric_qlr.nn.codes.gather import (
+    kernel_of,
+    weighted_graph,
+    why_not_now,
+)
+from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
+from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
+from torch_geometric_qlr.nn.propagation.smp import SMP
+from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.quantizers import RangeQuantizer, RangeState
+from torch_geometric_qlr.tensor import OutputQuantizer
+from torch_geometric_qlr.tensor import functional as packed
+from torch_geometric_qlr.tensor.functional import Steps
+
+__all__ = ["all_hops", "is_observing", "takes_all_hops"]
+
+
+def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
+    r"""The forward of a layer in one call.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+        arguments (dict): What its forward was called with, by name.
+
+    Returns:
+        Any: The result, or :obj:`None` if the layer has to go hop by hop.
+    """
+    known = _FORWARDS.get(float_class(layer).forward)
+    if known is None or arguments.get("return_history"):
+        return None
+    forward, per_step = known
+    if layer.K < 1 or getattr(layer, "cached", False) or not _chains(layer, arguments["x"]):
+        return None
+    state = state_of(layer)
+    own = state[state.source_keys["x"]]
+    own = list(own) if isinstance(own, nn.ModuleList) else [own]
+    quantizers = [own[hop % len(own)] for hop in range(per_step * layer.K)]
+    return forward(layer, arguments, quantizers)
+
+
+def is_observing(layer: Any) -> bool:
+    r"""Whether the quantizers of the hops are still observing, which needs hop after hop.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    ranges = (q for q in state_of(layer).modules() if isinstance(q, RangeQuantizer))
+    return any(q.range_state != RangeState.FIXED for q in ranges)
+
+
+def takes_all_hops(base: Any) -> bool:
+    """Whether there is an operation for the whole forward of a class."""
+    return base.forward in _FORWARDS
+
+
+def _chains(layer: Any, x: Any) -> bool:
+    """Whether nothing happens between hops but what a kernel does."""
+    choice = kernel_of(layer)
+    if choice.kernel != "spmm" or choice.reduce != "sum" or "aggregate" in state_of(layer):
+        return False
+    if hasattr(type(layer), "_qlr_wrapped"):
+        return False  # every hop is a step of something else
+    return has_codes(layer, x) and x.dim() == 2 and not why_not_now(layer)
+
+
+def _steps(layer: Any, quantizers: list[Any], like: Tensor) -> Steps | None:
+    """How the hops quantize, if all of them do it with one number each that is known before."""
+    outputs = [quantizer.output(growing=True) for quantizer in quantizers]
+    known = [out for out in outputs if out is not None and out.scale.numel() == 1]
+    if len(known) < len(outputs):
+        return None
+
+    def join() -> Steps:
+        with torch.inference_mode(False), torch.no_grad():
+            return Steps.of(known, like)
+
+    # They stay the same objects while the layer stays what it is, so they are joined once.
+    versions = tuple((id(out.scale), out.bits, id(out.zero_point)) for out in known)
+    held, joined = state_of(layer).remembered("steps", versions, lambda: (known, join()))
+    return joined if held else join()
+
+
+def _chain(
+    layer: Any, x: Any, adj: Any, edge_weight: Tensor | None, quantizers: list[Any], **terms: Any
+) -> Any:
+    state = state_of(layer)
+    steps = _steps(layer, quantizers[1:], quantizers[0].gamma)
+    if steps is None:
+        return None
+    codes = codes_of(x, quantizers[0])
+    nodes = codes.size(0)
+    graph, weight = weighted_graph(layer, adj, nodes, nodes, {"edge_weight": edge_weight})
+
+    def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
+        assert e == NO_EPILOGUE
+        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
+            return packed.propagate(
+                *(graph.rowptr, graph.col, codes, steps), edge_weight=weight, out=out, **terms
+            )
+
+    stage = Stage(run, (nodes, codes.size(1)), codes.device, state, biases=False)
+    # What is added in every hop must be there when the hops run.
+    return handed_out(stage) if "addend" not in terms else stage.value()
+
+
+def _appnp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
+    edges, weight = ready_edges(layer, arguments) or _as_given(arguments)
+    term = plain(arguments["x"])
+    terms = {"factor": 1 - layer.alpha, "addend": term, "addend_scale": layer.alpha}
+    return _chain(layer, term, edges, weight, quantizers, **terms)
+
+
+def _sgconv(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
+    ready = ready_edges(layer, arguments)
+    y = None if ready is None else _chain(layer, arguments["x"], *ready, quantizers)
+    return None if y is None else layer.lin(y)
+
+
+def _as_given(arguments: dict[str, Any]) -> tuple[Any, Any]:
+    return arguments["edge_index"], arguments.get("edge_weight")
+
+
+def _smp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
+    persistent = layer.multiplier_state == "persistent"
+    changes = persistent or layer.dropout > 0 or layer.feature_dropout > 0
+    steps = _steps(layer, quantizers, quantizers[0].gamma)
+    if steps is None or (layer.training and changes) or not layer.correction:
+        return None
+    x = plain(arguments["x"])
+    adj, weight = layer._adjacency(x, *_as_given(arguments))
+    nodes = x.size(0)
+    graph, weight = weighted_graph(layer, adj, nodes, nodes, {"edge_weight": weight})
+    start = (layer.init_lambda, layer.init_slack)
+    if persistent:
+        start = (float(layer.multiplier), float(layer.slack))
+    with backend_scope(state_of(layer).backend), torch._C.DisableTorchFunctionSubclass():
+        return packed.smp(
+            *(graph.rowptr, graph.col, x, steps),
+            edge_weight=weight,
+            init_lambda=start[0],
+            init_slack=start[1],
+            bound=layer.tau * graph.num_edges,
+            primal=layer.primal,
+            projection=layer.projection or "none",
+            **{name: getattr(layer, name) for name in ("mu", "eta", "eta_lambda", "eta_slack")},
+        )
+
+
+#: What computes a forward, and how many hops there are to each of its `K` steps.
+_FORWARDS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
+    APPNP.forward: (_appnp, 1),
+    SGConv.forward: (_sgconv, 1),
+    SMP.forward: (_smp, 2),
+}

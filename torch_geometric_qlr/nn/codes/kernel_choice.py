@@ -1,0 +1,216 @@
+"""Which kernel computes a conv's messages: what its own ``message`` does is read and tried."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_geometric.nn.conv as convs
+from torch import Tensor
+from torch_geometric.nn import MessagePassing, aggr
+
+from torch_geometric_qlr.nn.pyg import has_own_propagate
+from torch_geometric_qlr.nn.state import float_class, state_of
+
+__all__ = ["KernelChoice", "choose_kernel", "copies_source", "is_pure"]
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    r"""How one conv propagates.
+
+    Args:
+        kernel (str): :obj:`"spmm"`, :obj:`"attention"`, :obj:`"coefficients"` (attention, with
+            coefficients that :obj:`message` computes) or an empty string for none.
+        source (str): Argument of :obj:`propagate` that is gathered.
+        weight (str): Argument that multiplies it, if any.
+        reduce (str): :obj:`"sum"`, :obj:`"mean"`, :obj:`"max"` or :obj:`"min"`.
+        reason (str): Why there is no kernel.
+        is_optional (bool): Whether :obj:`weight` may be :obj:`None`.
+        unless (str): Argument of :obj:`propagate` with which the messages are something else.
+    """
+
+    kernel: str = ""
+    source: str = ""
+    weight: str = ""
+    reduce: str = "sum"
+    reason: str = ""
+    is_optional: bool = True
+    unless: str = ""
+
+
+_REDUCE: Mapping[type, str] = {
+    aggr.SumAggregation: "sum",
+    aggr.MeanAggregation: "mean",
+    aggr.MaxAggregation: "max",
+    aggr.MinAggregation: "min",
+}
+
+# Layers whose `message` computes coefficients and multiplies its source by them, and nothing else.
+_COEFFICIENTS: Mapping[Callable[..., Any], str] = {
+    convs.AGNNConv.message: "x",
+    convs.FAConv.message: "x",
+    convs.HANConv.message: "x",
+    convs.HGTConv.message: "v",
+    convs.TransformerConv.message: "value",
+}
+
+
+# Layers whose `message` is a copy unless an argument is given, for which it reads a weight.
+_COPIES: Mapping[Callable[..., Any], tuple[str, str]] = {
+    convs.RGCNConv.message: ("x", "edge_type_ptr"),
+}
+
+
+def choose_kernel(layer: Any) -> KernelChoice:
+    r"""The kernel for a quantized conv, or why there is none. It depends on the code of the layer
+    and its options, never on values that training or a file may replace.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    cls: Any = float_class(layer)
+    reason = _obstacle(layer, cls)
+    if reason:
+        return KernelChoice(reason=reason)
+    reduce, sources = _REDUCE[type(layer.aggr_module)], state_of(layer).source_keys
+    source = _COEFFICIENTS.get(cls.message, "")
+    if source in sources:
+        if reduce != "sum":
+            return KernelChoice(reason=f"it attends with {layer.aggr_module}")
+        if getattr(layer, "lin_edge", None) is not None:
+            return KernelChoice(reason="its messages add edge features")
+        return KernelChoice("coefficients", source)
+    if cls.message in _COPIES:
+        source, unless = _COPIES[cls.message]
+        return KernelChoice("spmm", source, reduce=reduce, unless=unless)
+    if len(sources) > 1:
+        return KernelChoice(reason=f"its messages combine {' and '.join(sources)}")
+    (source,) = sources
+    return _by_message(layer, cls, source, reduce)
+
+
+def _obstacle(layer: Any, cls: Any) -> str:
+    state = state_of(layer)
+    if not state.source_keys:
+        if "message" in state:
+            return "it computes a message per edge"
+        return "its messages stay in floating point"
+    for name in ("forward", "propagate", "message", "aggregate", "update", "message_and_aggregate"):
+        if name != "forward" and (name in state.replaced or name in layer.__dict__):
+            return f"its {name}() was replaced on the object"
+    if has_own_propagate(cls):
+        return "it has a propagate() of its own"
+    for name in ("aggregate", "update"):
+        if getattr(cls, name) is not getattr(MessagePassing, name):
+            return f"it has an {name}() of its own"
+    if type(layer.aggr_module) not in _REDUCE:
+        return f"it aggregates with {layer.aggr_module}"
+    if layer.node_dim not in (-2, 0):
+        return f"its nodes are along dimension {layer.node_dim}"
+    return ""
+
+
+def _by_message(layer: Any, cls: Any, source: str, reduce: str) -> KernelChoice:
+    taken = list(inspect.signature(cls.message).parameters)[1:]
+    others = [name for name in taken if name != f"{source}_j"]
+    if f"{source}_j" not in taken or len(others) > 1:
+        return KernelChoice(reason=f"its messages are made of {', '.join(taken)}")
+    if not is_pure(cls.message):
+        return KernelChoice(reason="its message() reads more than its arguments")
+    sender, other = f"{source}_j", others[0] if others else ""
+    if not other:
+        if copies_source(cls.message, sender):
+            return KernelChoice("spmm", source, reduce=reduce)
+        return KernelChoice(reason=f"its messages are no multiple of {sender}")
+    is_optional = copies_source(cls.message, sender, other, given=False)
+    if copies_source(cls.message, sender, other, heads=True):
+        if reduce != "sum":
+            return KernelChoice(reason=f"it attends with {layer.aggr_module}")
+        return KernelChoice("attention", source, other, is_optional=is_optional)
+    if copies_source(cls.message, sender, other):
+        return KernelChoice("spmm", source, other, reduce, is_optional=is_optional)
+    if is_optional and not _reads(cls.message, other):
+        return KernelChoice("spmm", source, reduce=reduce)
+    return KernelChoice(reason=f"its messages are no multiple of {sender}")
+
+
+def _reads(message: Any, argument: str) -> bool:
+    """Whether the code of a message looks at an argument at all."""
+    return any(
+        argument in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
+        for i in dis.get_instructions(message.__code__)
+    )
+
+
+def is_pure(message: Any) -> bool:
+    r"""Whether a message is made of its arguments alone: its code reads neither the layer nor
+    variables of its module or of a function around it, which may have other values later.
+
+    Args:
+        message (callable): The method.
+
+    Example:
+        >>> from torch_geometric.nn import GCNConv, FAConv
+        >>> is_pure(GCNConv.message), is_pure(FAConv.message)
+        (True, False)
+    """
+    if not isinstance(message, types.FunctionType) or message.__closure__:
+        return False
+    code = message.__code__
+    if not code.co_varnames or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+        return False
+    own = code.co_varnames[0]
+    for instruction in dis.get_instructions(code):
+        values = (
+            instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+        )
+        if instruction.opname.startswith("LOAD_FAST") and own in values:
+            return False
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            found = message.__globals__.get(str(instruction.argval), None)
+            constant = isinstance(found, (types.ModuleType, type, types.BuiltinFunctionType))
+            if str(instruction.argval) in message.__globals__ and not constant:
+                return False
+    return True
+
+
+def copies_source(
+    message: Any, source: str, weight: str = "", *, heads: bool = False, given: bool = True
+) -> bool:
+    r"""Whether a message returns its source, times its weight if it has one: tried with several
+    values, among them negative ones, fractions and zeros.
+
+    Args:
+        message (callable): The method; it is called without a layer.
+        source (str): The argument that holds source features.
+        weight (str): The argument that may multiply them.
+        heads (bool): Whether to try with one weight per head.
+        given (bool): Whether to give it a weight.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (7, 2, 4) if heads else (7, 4)
+    for scale in (1.0, -3.0, 0.01, 1e3):
+        x = torch.randn(shape, generator=generator) * scale
+        x[0], x[1] = 0.0, x[1].round()
+        w = torch.randn(shape[:-1], generator=generator) * scale
+        w[2] = 0.0
+        arguments: dict[str, Tensor | None] = {source: x.clone()}
+        if weight:
+            arguments[weight] = w.clone() if given else None
+        try:
+            with torch.no_grad():
+                out = message(None, **arguments)
+        except Exception:  # whatever a user's message does with numbers it was not made for
+            return False
+        expected = x * w.unsqueeze(-1) if weight and given else x
+        if not isinstance(out, Tensor) or out.shape != x.shape or not torch.equal(out, expected):
+            return False
+        if not torch.equal(arguments[source], x):  # type: ignore[arg-type]
+            return False  # it writes into the features
+    return True

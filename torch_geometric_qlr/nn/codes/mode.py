@@ -1,0 +1,53 @@
+"""Who computes on packed codes: a converted layer always, a quantized one while it is evaluated.
+
+A quantized model in ``eval()`` under ``no_grad`` runs the operations of the converted one, so the
+two agree bit for bit. Where gradients are needed, or the operations have no kernel or cannot be
+followed (tracing, function transforms), it computes in floating point with rounded numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_geometric_qlr.nn.state import state_of
+from torch_geometric_qlr.ops import computes_packed, use_backend
+
+__all__ = ["backend_scope", "computes_on_codes", "has_codes"]
+
+
+def backend_scope(name: str) -> contextlib.AbstractContextManager[None]:
+    """The back end a model was converted for."""
+    return contextlib.nullcontext() if name == "auto" else use_backend(name)
+
+
+def computes_on_codes(layer: nn.Module) -> bool:
+    r"""Whether a quantized layer computes on codes now.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    if state_of(layer).converted:
+        return True
+    if layer.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return computes_packed()
+
+
+def has_codes(layer: nn.Module, x: Any) -> bool:
+    r"""Whether a value can be packed for a layer that computes on codes.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+        x (Any): What it was given as features.
+    """
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype != torch.float32:
+        return False
+    # A quantized layer is not there to be fast: what has no kernel is computed in floats.
+    plain = x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
+    return x.dim() >= 2 and (plain or state_of(layer).converted)

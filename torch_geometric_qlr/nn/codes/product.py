@@ -1,0 +1,108 @@
+"""Products of packed features with packed weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import Linear
+from torch_geometric.utils import is_torch_sparse_tensor
+
+from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
+from torch_geometric_qlr.nn.codes.mode import backend_scope
+from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
+from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.nn.weight_access import weight_codes
+from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
+from torch_geometric_qlr.tensor import functional as packed
+
+__all__ = ["product", "why_no_product"]
+
+_FORWARDS = (nn.Linear.forward, Linear.forward)
+
+
+def why_no_product(layer: nn.Module) -> str:
+    r"""Why a quantized Linear cannot multiply codes, or an empty string if it can.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    state = state_of(layer)
+    if "forward" in state.replaced:
+        return "its forward was replaced on the object"
+    if float_class(layer).forward not in _FORWARDS:
+        return "it is not a plain x W^T + b"
+    missing = [name for name in ("input", "weight") if name not in state]
+    if missing:
+        return f"its {' and '.join(missing)} stays in floating point"
+    if state["input"].config.granularity == "feature":
+        return "its input has a range per feature, which does not leave the integer product"
+    return ""
+
+
+def product(layer: Any, x: Any) -> Tensor:
+    r"""What a quantized Linear gives for dense, packed or sparse features.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+        x (torch.Tensor or PackedTensor): The features.
+    """
+    if isinstance(x, Tensor) and is_torch_sparse_tensor(x):
+        return handed_out(_of_sparse(layer, x))
+    if isinstance(x, PackedTensor) or x.dim() == 2:
+        return handed_out(_of_codes(layer, codes_of(x, state_of(layer)["input"])))
+    rows = x.reshape(-1, x.size(-1))
+    stage = _of_codes(layer, codes_of(rows, state_of(layer)["input"]))
+    return stage.value().view(*x.shape[:-1], stage.shape[1])
+
+
+def _of_codes(layer: Any, codes: PackedTensor) -> Stage:
+    state, weight, own_bias = state_of(layer), weight_codes(layer, "weight").packed, layer.bias
+
+    def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
+        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
+            return packed.linear(
+                codes,
+                _stretched(weight, e.column),
+                bias=_joined(own_bias, e),
+                relu=e.relu,
+                out=out,
+            )
+
+    shape = (codes.size(0), weight.size(0))
+    return Stage(run, shape, codes.device, state, biases=own_bias is None, stretches=True)
+
+
+def _of_sparse(layer: Any, x: Tensor) -> Stage:
+    state = state_of(layer)
+    x = state["input"].quantize_sparse(x)
+    x = x if x.layout == torch.sparse_csr else x.to_sparse_csr()
+    rowptr, col, values = x.crow_indices(), x.col_indices(), x.values()
+    weight, own_bias = weight_codes(layer, "weight").transposed(), layer.bias
+
+    def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
+        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
+            bias = _joined(own_bias, e)
+            return packed.sparse_linear(
+                rowptr, col, values, weight, bias=bias, relu=e.relu, out=out
+            )
+
+    shape = (x.size(0), weight.size(1))
+    return Stage(run, shape, x.device, state, biases=own_bias is None)
+
+
+def _joined(own: Tensor | None, e: Epilogue) -> Tensor | None:
+    """The layer's own bias and what follows it: one of them, or batch norm's factor and shift."""
+    if own is None or (e.bias is None and e.column is None):
+        return own if e.bias is None else e.bias
+    assert e.column is not None and e.bias is not None
+    return torch.addcmul(e.bias, e.column, own)
+
+
+def _stretched(x: PackedTensor, row: Tensor | None) -> PackedTensor:
+    """The values of a packed tensor times a constant for every row."""
+    if row is None:
+        return x
+    scale, zero_point = torch.broadcast_tensors(x.scale * row.view(-1, 1), x.zero_point)
+    return PackedTensor(x.data, x.num_cols, x.bits, scale, zero_point)

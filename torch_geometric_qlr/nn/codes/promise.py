@@ -1,0 +1,296 @@
+"""A result of which only the codes exist, inside a chain whose readers are all known.
+
+When a converted model ran for the first time it was seen that a layer's result goes through a few
+known operations to one quantizer and nowhere else (see `recorder.py`). From then on the kernel
+does these operations and quantizes on the way out, when the layer is called, and what the layer
+returns stands for the floats that were never written. The operations that follow are recognised
+and skipped. Should the model take another way this time, the floats are computed after all: the
+packed rows that they are made of are still there, and nobody else can change those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
+from torch_geometric_qlr.nn.codes.steps import (
+    HARMLESS,
+    IN_PLACE,
+    Step,
+    function_name,
+    recognise,
+    with_step,
+)
+from torch_geometric_qlr.tensor import PackedTensor
+
+#: Functions that ask about a tensor, or of which the dispatcher sees all that they do.
+_NEEDS_NO_FLOATS = HARMLESS | {
+    *("relu", "relu_", "add", "add_", "__add__", "__radd__", "__iadd__", "batch_norm", "dropout"),
+    *("view", "reshape", "flatten", "contiguous", "detach", "float", "to", "cpu"),
+}
+
+__all__ = ["Chain", "ChainPlan", "Promise", "promised_codes", "realised"]
+
+
+class ChainPlan:
+    r"""What happens to a result between its layer and the quantizer that reads it.
+
+    Args:
+        steps (tuple): The operations, in order.
+        quantizer (FrozenRange): The reader.
+    """
+
+    def __init__(self, steps: tuple[Step, ...], quantizer: Any) -> None:
+        self.steps, self.quantizer = steps, quantizer
+        self.addend_at = next((i for i, s in enumerate(steps) if s.kind == "addend"), None)
+        self._versions: tuple[Any, ...] | None = None
+        self._epilogues: list[Epilogue] = []
+
+    def epilogues(self, stage: Stage) -> list[Epilogue] | None:
+        """What the kernel does for the result after 0, 1, ... steps, with the operands as they are
+        now; :obj:`None` if the kernel cannot do this."""
+        versions = (stage.adds, stage.biases, stage.stretches, *self.versions())
+        if versions != self._versions:
+            made: list[Epilogue] = [NO_EPILOGUE]
+            for step in self.steps:
+                after = with_step(stage, made[-1], step)
+                if after is None:
+                    return None
+                made.append(after)
+            self._epilogues, self._versions = made, versions
+        return self._epilogues
+
+    def versions(self, end: int | None = None) -> tuple[int, ...]:
+        """Changes with every change in place of an operand of the first steps."""
+        return tuple(_version(t) for step in self.steps[:end] for t in step.operands)
+
+
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
+
+
+class Chain:
+    r"""One result on its way along a plan.
+
+    Args:
+        plan (ChainPlan): The way.
+        stage (Stage): The kernel.
+        epilogues (list): What it does after so many steps.
+        leave (callable): Called when the model takes another way.
+    """
+
+    def __init__(
+        self,
+        plan: ChainPlan,
+        stage: Stage,
+        epilogues: list[Epilogue],
+        leave: Callable[[], None],
+    ) -> None:
+        self.plan, self.stage, self.epilogues, self.leave = plan, stage, epilogues, leave
+        self.versions = plan.versions()
+        self.codes: PackedTensor | None = None
+        self._addend: Tensor | None = None
+        self._addend_version = 0
+        self._values: dict[int, Tensor] = {}
+        if plan.addend_at is None:
+            self._compute()
+
+    def add(self, addend: Tensor) -> None:
+        """The addend has come, so everything that the kernel needs is there."""
+        self._addend, self._addend_version = addend, _version(addend)
+        self._compute()
+
+    def _compute(self) -> None:
+        last = self.epilogues[-1]
+        if self._addend is not None:
+            last = last._replace(addend=self._addend)
+        self.codes = self.stage.compute(last, self.plan.quantizer.output())
+
+    def _base(self, position: int) -> int:
+        """The first position that shares memory with this one."""
+        while position > 0 and self.plan.steps[position - 1].is_alias:
+            position -= 1
+        return position
+
+    def has_floats(self, position: int) -> bool:
+        """Whether the floats exist, and may have been written to since."""
+        return self._base(position) in self._values
+
+    def value(self, position: int, shape: torch.Size) -> Tensor:
+        """The floats after so many steps: the model took another way."""
+        self.leave()
+        base = self._base(position)
+        if base not in self._values:
+            self._check_unchanged(base)
+            epilogue = self.epilogues[base]
+            if epilogue.addend is not None:
+                epilogue = epilogue._replace(addend=self._addend)
+            self._values[base] = self.stage.compute(epilogue, None)
+        return self._values[base].view(shape)
+
+    def _check_unchanged(self, position: int) -> None:
+        """A sum that was taken keeps its value; it cannot be taken again if operands changed."""
+        needs_addend = self.plan.addend_at is not None and position > self.plan.addend_at
+        now = self.plan.versions(position)
+        same = self.versions[: len(now)] == now
+        if needs_addend:
+            assert self._addend is not None
+            same = same and _version(self._addend) == self._addend_version != -1
+        if not same:
+            raise InputError(
+                f"{self.stage.owner.path}: the model reads a result that it did not read when it "
+                f"first ran, after what was added to it has been changed in place. Convert it "
+                f"with qlr.convert(model, fuse=False)."
+            )
+
+
+class Promise(Tensor):
+    """A float tensor whose values are computed when somebody needs them after all."""
+
+    _qlr_promise: Any  # a Chain, or a PackedTensor that a user passed
+    _position: int
+
+    @staticmethod
+    def __new__(cls, made_of: Any, shape: tuple[int, ...], device: Any, at: int = 0) -> Promise:
+        out: Promise = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32, device=device)
+        out._qlr_promise, out._position = made_of, at
+        return out
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function_name(func) not in _NEEDS_NO_FLOATS:
+            # It may read the memory: from here on these are ordinary tensors.
+            args, kwargs = realised(args), realised(kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    # What is next on the way is seen below autograd, where the same operation has one name.
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        followed = None if kwargs else _followed(func, args)
+        if followed is not None:
+            return followed
+        plain = _floats_of(args)
+        out = func(*plain, **_floats_of(kwargs))
+        if func.overloadpacket is torch.ops.aten.set_ and isinstance(args[0], Promise):
+            # The one change of a tensor itself that is not seen as a function before.
+            args[0]._qlr_promise = plain[0]
+        originals = {id(p): a for p, a in zip(plain, args, strict=True)}
+        return originals.get(id(out), out)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return repr(realised(self))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return realised(self).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        out: Tensor = realised(self).clone()
+        return out
+
+
+def _followed(func: Any, args: tuple[Any, ...]) -> Any:
+    """The result, if an operation is the next one of the plan of one of its arguments."""
+    for x in args[:2]:
+        if not isinstance(x, Promise) or not isinstance(x._qlr_promise, Chain):
+            continue
+        chain, at = x._qlr_promise, x._position
+        if at >= len(chain.plan.steps) or chain.has_floats(at):
+            continue
+        step = recognise(func, args, x, tuple(x.shape) == chain.stage.shape)
+        if step is None or not step.is_like(chain.plan.steps[at]):
+            continue
+        if chain.versions != chain.plan.versions():
+            continue  # an operand was changed between the layer and the operation
+        if step.kind == "addend" and not _takes(chain, _floats_of(_other(args, x))):
+            continue
+        if func in IN_PLACE:
+            x._position += 1
+            return x
+        shape = (x.size(0), *step.options[1:]) if step.kind == "view" else tuple(x.shape)
+        out = Promise(chain, shape, x.device, at + 1)
+        return (out, *_NO_STATISTICS) if step.kind == "norm" else out
+    return None
+
+
+_NO_STATISTICS = (torch.empty(0), torch.empty(0))
+
+
+def _takes(chain: Chain, addend: Tensor) -> bool:
+    if chain.codes is not None:  # something else was added to the same result before
+        return False
+    chain.add(addend)
+    return True
+
+
+def _other(args: tuple[Any, ...], x: Tensor) -> Any:
+    return args[1] if x is args[0] else args[0]
+
+
+def realised(value: Any) -> Any:
+    """The same with ordinary tensors for promises, in any nesting of tuples, lists and dicts.
+    Whoever holds a promise holds an ordinary tensor afterwards."""
+    return _replaced(value, _become_plain)
+
+
+def _floats_of(value: Any) -> Any:
+    return _replaced(value, _floats)
+
+
+def _replaced(value: Any, function: Callable[[Promise], Tensor]) -> Any:
+    if isinstance(value, Promise):
+        return function(value)
+    if isinstance(value, dict):
+        made = {k: _replaced(v, function) for k, v in value.items()}
+        return type(value)(made) if value else value
+    if isinstance(value, (tuple, list)):
+        items = [_replaced(v, function) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _floats(x: Promise) -> Tensor:
+    made_of = x._qlr_promise
+    if isinstance(made_of, Chain):
+        return made_of.value(x._position, x.shape)
+    if isinstance(made_of, PackedTensor):
+        # From here on somebody may write into them.
+        made_of = x._qlr_promise = made_of.dequantize()
+    floats: Tensor = made_of.view(x.shape)
+    return floats
+
+
+def _become_plain(x: Promise) -> Tensor:
+    floats = _floats(x)
+    try:
+        torch.utils.swap_tensors(x, floats)
+    except RuntimeError:  # something of C++ or a weak reference holds on to it
+        return floats
+    return x
+
+
+def promised_codes(x: Promise, quantizer: Any) -> PackedTensor | None:
+    r"""The codes that exist already; :obj:`None` if they are to be made of the floats.
+
+    Args:
+        x (Promise): The result.
+        quantizer (FrozenRange): Who reads it. Codes that a user passed are taken as they are.
+    """
+    made_of = x._qlr_promise
+    if isinstance(made_of, PackedTensor):
+        return made_of if tuple(x.shape) == tuple(made_of.shape) else None
+    if not isinstance(made_of, Chain) or made_of.plan.quantizer is not quantizer:
+        return None
+    at_end = x._position == len(made_of.plan.steps) and not made_of.has_floats(x._position)
+    return made_of.codes if at_end else None

@@ -1,0 +1,58 @@
+"""Copies of models that keep activations of their last batch.
+
+``copy.deepcopy`` refuses a tensor that has a history, such as the embedding that an autoencoder
+keeps for its loss, and a matrix of ``torch.sparse`` in compressed layout. A copy of a model needs
+nothing of them but their values.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["copy_of"]
+
+M = TypeVar("M", bound=nn.Module)
+
+#: What holds no tensors, or is copied by reference.
+_ATOMS = (str, bytes, int, float, complex, bool, type(None), type, types.FunctionType)
+
+
+def copy_of(model: M) -> M:
+    r"""A deep copy of a model, whatever tensors it keeps.
+
+    Args:
+        model (torch.nn.Module): The model.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> model.kept = model(torch.rand(3, 4))
+        >>> copy_of(model).kept.shape
+        torch.Size([3, 2])
+    """
+    memo: dict[int, Any] = {}
+    _copy_difficult_tensors(model, memo, set())
+    return copy.deepcopy(model, memo)
+
+
+def _copy_difficult_tensors(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Puts copies of what ``deepcopy`` would refuse where it looks first."""
+    if isinstance(value, _ATOMS) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None or value.layout not in (torch.strided, torch.sparse_coo):
+            memo[id(value)] = value.detach().clone()
+        return
+    if isinstance(value, dict):
+        parts = list(value.values())
+    elif isinstance(value, (list, tuple, set)):
+        parts = list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    for part in parts:
+        _copy_difficult_tensors(part, memo, seen)

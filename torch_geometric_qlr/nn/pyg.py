@@ -1,0 +1,99 @@
+"""The private parts of PyG that are relied on, all in this file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import is_sparse
+
+__all__ = [
+    "drop_bound_propagate",
+    "fuses",
+    "has_hooks",
+    "has_own_propagate",
+    "node_counts",
+    "uncompiled_propagate",
+]
+
+_HOOKS = tuple(
+    f"_{name}_forward_{kind}hooks"
+    for name in ("propagate", "message", "aggregate", "message_and_aggregate")
+    for kind in ("", "pre_")
+)
+
+
+def uncompiled_propagate() -> Any:
+    """What :meth:`propagate` is before PyG compiles it, with explanations and decomposition."""
+    # PyG replaces `propagate` on a class by generated code and keeps the original beside it.
+    return getattr(MessagePassing, "_orig_propagate", MessagePassing.propagate)
+
+
+def has_own_propagate(cls: type) -> bool:
+    """Whether a user's class overrides :meth:`propagate` (PyG's generated code is none)."""
+    for base in cls.__mro__:
+        if base is MessagePassing:
+            return False
+        own = vars(base).get("propagate")
+        if own is not None and not _is_generated(base, own):
+            return True
+    return False
+
+
+def _is_generated(cls: type, method: Any) -> bool:
+    """PyG writes its generated code into modules of its own, and keeps its name on the class."""
+    if method in (uncompiled_propagate(), MessagePassing.propagate):
+        return True
+    return method in (vars(cls).get("_jinja_propagate"), vars(cls).get("_orig_propagate")) or (
+        getattr(method, "__module__", "").endswith("_propagate")
+    )
+
+
+def drop_bound_propagate(layer: nn.Module) -> None:
+    """PyG binds :meth:`propagate` to an object for explanations; a quantized layer decides at each
+    call instead."""
+    bound = layer.__dict__.get("propagate")
+    function = getattr(bound, "__func__", None)
+    cls = type(layer)
+    known = [getattr(cls, n, None) for n in ("_orig_propagate", "_jinja_propagate")]
+    if function is not None and (function in known or function is uncompiled_propagate()):
+        del layer.__dict__["propagate"]
+
+
+def has_hooks(layer: Any) -> bool:
+    """Whether somebody watches or changes the messages of a layer."""
+    return any(getattr(layer, hooks) for hooks in _HOOKS)
+
+
+def fuses(layer: Any, adj: Any) -> bool:
+    """Whether PyG takes the product of the whole matrix, which reads its values."""
+    return bool(layer.fuse) and is_sparse(adj)
+
+
+def node_counts(
+    layer: Any, adj: Any, size: Any, kwargs: dict[str, Any]
+) -> tuple[list[int | None], int]:
+    r"""The sizes of both sets of nodes as PyG finds them out, and the number of those that receive.
+
+    Args:
+        layer (MessagePassing): The layer.
+        adj (torch.Tensor or EdgeIndex or SparseTensor): Edges or matrix.
+        size (tuple, optional): What :meth:`propagate` was given.
+        kwargs (dict): Its other arguments.
+    """
+    i, j = (1, 0) if layer.flow == "source_to_target" else (0, 1)
+    sizes: list[int | None] = layer._check_input(adj, size)
+    for name in layer._fused_user_args if fuses(layer, adj) else layer._user_args:
+        if name[-2:] not in ("_i", "_j"):
+            continue
+        value = kwargs.get(name[:-2])
+        if isinstance(value, (tuple, list)):
+            for dim, of in enumerate(value):
+                if isinstance(of, Tensor):
+                    layer._set_size(sizes, dim, of)
+        elif isinstance(value, Tensor):
+            layer._set_size(sizes, j if name[-2:] == "_j" else i, value)
+    count = sizes[i] if sizes[i] is not None else sizes[j]
+    assert count is not None
+    return sizes, count

@@ -1,0 +1,107 @@
+"""Which quantized model is running in this thread, from its call to its return.
+
+The hooks sit on the model that was quantized or converted. A call that ended in an exception no
+hook is told of (Ctrl-C) is recognised by its frame, which is not on the stack any more.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["CHAINS", "RunningModel", "follow", "is_own_hook", "running_model"]
+
+#: The attribute of a converted model that holds its `Chains`.
+CHAINS = "_qlr_chains"
+
+
+class RunningModel:
+    r"""One call of a quantized or converted model.
+
+    Args:
+        model (torch.nn.Module): The model.
+        frame (FrameType): Where it was called.
+        arguments (tuple): With what.
+    """
+
+    def __init__(self, model: nn.Module, frame: FrameType, arguments: Any) -> None:
+        self.model, self.frame, self.arguments = model, frame, arguments
+        #: Weights that the model reads itself, by layer and name.
+        self.weights: dict[Any, dict[str, Any]] = {}
+        #: What a converted model keeps of its call, see `codes/chains.py`.
+        self.scope: Any = None
+
+
+class _Running(threading.local):
+    def __init__(self) -> None:
+        self.models: list[RunningModel] = []
+
+
+_RUNNING = _Running()
+
+
+def running_model() -> RunningModel | None:
+    """The innermost quantized model that runs in this thread."""
+    if torch.compiler.is_compiling():
+        return None
+    models = _RUNNING.models
+    while models:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not models[-1].frame:
+            frame = frame.f_back
+        if frame is not None:
+            return models[-1]
+        models.pop()
+    return None
+
+
+def follow(model: nn.Module) -> None:
+    r"""Notes from now on when a model runs.
+
+    Args:
+        model (torch.nn.Module): A quantized or converted model.
+    """
+    if not any(map(is_own_hook, model._forward_pre_hooks.values())):
+        model.register_forward_pre_hook(_enter, with_kwargs=True)
+        model.register_forward_hook(_leave, always_call=True)
+
+
+def is_own_hook(hook: Any) -> bool:
+    """Whether a hook is one of this module's."""
+    return hook is _enter or hook is _leave
+
+
+def _enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return None
+    running_model()  # forgets calls that were interrupted
+    running = RunningModel(module, _calling_frame(), (args, kwargs))
+    _RUNNING.models.append(running)
+    chains = module.__dict__.get(CHAINS)
+    if chains is None:
+        return None
+    running.scope, args, kwargs = chains.enter(module, args, kwargs)
+    return args, kwargs
+
+
+def _calling_frame() -> FrameType:
+    """The frame of torch's own code that calls the module, and its hooks whatever happens."""
+    frame: Any = sys._getframe(2)
+    return frame.f_back if frame.f_code.co_name == "inner" else frame
+
+
+def _leave(module: nn.Module, args: Any, out: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return None
+    running = running_model()
+    if running is None or running.model is not module:
+        return None
+    try:
+        return None if running.scope is None else running.scope.leave(out)
+    finally:
+        _RUNNING.models.pop()

@@ -1,0 +1,200 @@
+"""What the package keeps on a layer, all of it under one private name: ``layer._qlr``.
+
+The object is a module, so that quantizers move, save and load with the layer. What belongs to one
+call of the layer lies in a :class:`Call` of the running thread, never on the layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "STATE",
+    "Call",
+    "LayerState",
+    "MadeClass",
+    "float_class",
+    "is_quantizable",
+    "state_of",
+    "where_is",
+]
+
+#: The attribute of a layer that holds its :class:`LayerState`; a prefix of everything else.
+STATE = "_qlr"
+
+
+class MadeClass(NamedTuple):
+    r"""What a generated class was made of; its attribute ``_qlr_made``.
+
+    Args:
+        mixin (type): The family.
+        base (type): The float class.
+        weight_names (tuple): Parameters that are read through a quantizer.
+    """
+
+    mixin: type
+    base: type[nn.Module]
+    weight_names: tuple[str, ...]
+
+
+class Call:
+    """One call of a layer, in one thread."""
+
+    __slots__ = ("arguments", "hop", "prepared", "weights")
+
+    def __init__(self, arguments: Any = None) -> None:
+        #: What the layer was called with.
+        self.arguments = arguments
+        #: How many times `propagate` has run.
+        self.hop = 0
+        #: The flag that the layer sees switched off, because its edges come prepared.
+        self.prepared = ""
+        #: Weights as the layer multiplies by them, made when they are first read.
+        self.weights: dict[str, Tensor] = {}
+
+
+class _Calls(threading.local):
+    def __init__(self) -> None:
+        self.running: dict[LayerState, Call] = {}
+
+
+_CALLS = _Calls()
+
+
+class LayerState(nn.ModuleDict):
+    r"""The quantizers of a layer by the place where they act, and what is known of the layer.
+
+    Args:
+        quantizers (dict, optional): By :data:`torch_geometric_qlr.config.POINTS`; raw weights
+            under their own names.
+
+    Attributes:
+        path (str): Name of the layer in its model.
+        source_keys (dict): Argument of `propagate` that is quantized per node -> its place.
+        expects_features (bool): Whether the first argument of the forward must hold features.
+        replaced (dict): Methods that somebody replaced on the object, by name.
+        converted (bool): Whether the layer computes on codes only.
+        backend (str): Who computes packed operations.
+        choice (Any): The kernel for its messages, found out once.
+    """
+
+    def __init__(self, quantizers: dict[str, nn.Module] | None = None) -> None:
+        super().__init__(quantizers)
+        self.path = ""
+        self.source_keys: dict[str, str] = {}
+        self.expects_features = False
+        self.replaced: dict[str, Callable[..., Any]] = {}
+        self.converted = False
+        self.backend = "auto"
+        self.reason = ""
+        self.runs_as = ""
+        self.choice: Any = None
+        self._traced: Call | None = None
+        self._made: dict[str, Any] = {}
+
+    # One call #####################################################################################
+
+    @property
+    def call(self) -> Call | None:
+        """The call that is running in this thread."""
+        if torch.compiler.is_compiling():
+            return self._traced
+        # A call that is compiled in parts runs some of them here.
+        return _CALLS.running.get(self, self._traced)
+
+    def begin(self, arguments: Any = None) -> Call | None:
+        """Starts a call, and returns the one around it for :meth:`end`."""
+        if torch.compiler.is_compiling():
+            outer, self._traced = self._traced, Call()
+            return outer
+        outer = _CALLS.running.get(self)
+        _CALLS.running[self] = Call(arguments)
+        return outer
+
+    def restart(self) -> None:
+        """The layer computes once more in the same call."""
+        call = self.call
+        if call is not None:
+            call.hop = 0
+
+    def end(self, outer: Call | None) -> None:
+        """Ends the call."""
+        if torch.compiler.is_compiling() or self not in _CALLS.running:
+            self._traced = outer
+        elif outer is None:
+            del _CALLS.running[self]
+        else:
+            _CALLS.running[self] = outer
+
+    # What is quantized where ######################################################################
+
+    def quantizer_at(self, point: str) -> Any:
+        """The quantizer that acts at a place now: one per hop, or one for each kind of thing that
+        the hops propagate in turn."""
+        found = self[point]
+        if not isinstance(found, nn.ModuleList):
+            return found
+        call = self.call
+        return found[(0 if call is None else call.hop) % len(found)]
+
+    def quantize_at(self, point: str, value: Any) -> Any:
+        """The value through the quantizer of that place, if there is one. Tensors in a tuple or a
+        dict share its range; what holds no features (integers, sparse tensors) passes."""
+        if point not in self:
+            return value
+        if isinstance(value, (tuple, list)):
+            items = [self.quantize_at(point, v) for v in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {k: self.quantize_at(point, v) for k, v in value.items()}
+        return self.quantizer_at(point)(value)[0] if is_quantizable(value) else value
+
+    def remembered(self, key: str, versions: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What was made of weights and ranges, as long as these have not changed."""
+        known = self._made.get(key)
+        if known is None or known[0] != versions:
+            known = self._made[key] = (versions, make())
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}, "_traced": None}
+
+
+def is_quantizable(value: Any) -> bool:
+    """Whether a value is a dense tensor of floats."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
+
+
+def state_of(layer: nn.Module) -> LayerState:
+    r"""What the package keeps on a quantized layer.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    state: Any = layer._modules[STATE]
+    return state
+
+
+def float_class(layer: nn.Module) -> type[nn.Module]:
+    r"""The class of a layer before it was quantized; its own if it is not.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> float_class(qlr.quantize(torch.nn.Linear(4, 2), bits=4)).__name__
+        'Linear'
+    """
+    made: MadeClass | None = getattr(type(layer), "_qlr_made", None)
+    return type(layer) if made is None else made.base
+
+
+def where_is(layer: nn.Module) -> str:
+    """How an error message names a layer."""
+    return state_of(layer).path or type(layer).__name__

@@ -1,0 +1,173 @@
+"""What ``layer.weight`` reads: the parameter, or the values that the model computes with.
+
+Outside of a running model a quantized layer shows its float ``Parameter``, on which initializers,
+optimizers and checkpoints work. While a model runs, whoever reads a weight gets its quantized
+values: the layer itself, and a model that multiplies by the weight of one of its layers. A
+converted layer has nothing else to show; what it shows cannot be written to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.nn.codes.mode import computes_on_codes
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.nn.running import running_model
+from torch_geometric_qlr.nn.state import STATE, LayerState
+
+__all__ = ["ReadOnlyWeight", "WeightAccess", "weight_codes"]
+
+
+class WeightAccess:
+    """Reads a weight of a layer.
+
+    A data descriptor, so that it wins over the instance. ``nn.Module`` itself stores parameters;
+    what else is stored under the name (by ``torch.nn.utils.spectral_norm``, say) goes to the
+    instance.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Any, owner: type) -> Any:
+        if layer is None:
+            return self
+        state: LayerState | None = layer._modules.get(STATE)
+        found = None if state is None else state._modules.get(self.name)
+        if isinstance(found, PackedWeight):
+            assert state is not None
+            return self._unpacked(state, found)
+        raw = self._raw(layer, owner)
+        if raw is None or state is None or found is None:
+            return raw
+        weights = _weights_of_call(state)
+        if weights is None:
+            return raw
+        if self.name not in weights:
+            weights[self.name] = _quantized(layer, state, self.name, raw)
+        return weights[self.name]
+
+    def _raw(self, layer: Any, owner: type) -> Any:
+        if self.name in layer._parameters:
+            return layer._parameters[self.name]
+        if self.name in layer.__dict__:
+            return layer.__dict__[self.name]
+        raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
+
+    def _unpacked(self, state: LayerState, packed: PackedWeight) -> Tensor:
+        call = state.call
+        if call is None:
+            value = packed.dequantize()
+            return value if torch.compiler.is_compiling() else value.as_subclass(ReadOnlyWeight)
+        if self.name not in call.weights:
+            call.weights[self.name] = packed.dequantize()
+        return call.weights[self.name]
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        state: LayerState | None = layer._modules.get(STATE)
+        if state is not None and isinstance(state._modules.get(self.name), PackedWeight):
+            raise _refusal(state.path, self.name)
+        layer.__dict__[self.name] = value
+
+    def __delete__(self, layer: Any) -> None:
+        del layer.__dict__[self.name]
+
+
+def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
+    """Where the weights of what is running are kept: the layer's call, or else the model's."""
+    call = state.call
+    if call is not None:
+        return call.weights
+    model = running_model()
+    return None if model is None else model.weights.setdefault(state, {})
+
+
+def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
+    if computes_on_codes(layer):
+        return weight_codes(layer, name).dequantize()
+    value: Tensor = state[name](raw)[0]
+    return value
+
+
+def weight_codes(layer: nn.Module, name: str) -> PackedWeight:
+    r"""The packed codes of a weight: those of a converted layer, or those of a quantized one as it
+    is now, made again when the weight or its range has changed.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+        name (str): The parameter.
+    """
+    state: Any = layer._modules[STATE]
+    found = state[name]
+    if isinstance(found, PackedWeight):
+        return found
+    weight: Any = layer._parameters[name]
+    tensors = (weight, *found.parameters(), *found.buffers())
+    if any(t.is_inference() for t in tensors):  # they have no versions
+        return PackedWeight.from_quantizer(found, weight)
+    PackedWeight.start(found, weight)
+    versions = tuple((id(t), t._version, t.data_ptr()) for t in tensors)
+    made: PackedWeight = state.remembered(
+        name, versions, lambda: PackedWeight.from_quantizer(found, weight)
+    )
+    return made
+
+
+def _refusal(path: str, name: str) -> InputError:
+    return InputError(
+        f"{path}.{name} is made of packed codes, which cannot be written to. Change the float "
+        f"weight of the quantized model, and convert it again."
+        if path
+        else f"{name} is made of packed codes, which cannot be written to. Change the float weight "
+        f"of the quantized model, and convert it again."
+    )
+
+
+_HARMLESS = {"requires_grad_", "detach_", "share_memory_", "retain_grad"}
+_WRITES = {f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+_WRITES |= {"__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__setitem__"}
+_WRITES |= {"__set__"}
+
+
+class ReadOnlyWeight(Tensor):
+    """The values of a packed weight: a tensor for everything but writing."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__") and name not in _HARMLESS
+        target = args[0] if args else None
+        out = kwargs.get("out")
+        if isinstance(out, cls) or (
+            isinstance(target, cls)
+            and (in_place or name in _WRITES or kwargs.get("inplace") is True)
+        ):
+            raise _refusal("", "a weight of a converted layer")
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*(_plain(a) for a in args), **{k: _plain(v) for k, v in kwargs.items()})
+        if isinstance(result, Tensor) and isinstance(target, cls):
+            if result.data_ptr() and _shares_memory(result, target):
+                return result.as_subclass(cls)
+        if name in ("numpy", "__array__"):
+            result.flags.writeable = False
+        return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ReadOnlyWeight):
+        return value.as_subclass(Tensor)
+    if type(value) in (tuple, list):
+        return type(value)(_plain(v) for v in value)
+    return value
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    with torch._C.DisableTorchFunctionSubclass():
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
