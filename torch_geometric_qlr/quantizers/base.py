@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
