@@ -23,6 +23,7 @@ from torch_geometric_qlr.quantizers.torch_state import (
     is_abstract,
     is_recomputing,
     is_transformed,
+    may_be_recomputed,
     outside_of_transforms,
     unwrapped,
 )
@@ -55,6 +56,19 @@ def test_is_recomputing_by_the_id_of_the_graph_task() -> None:
     assert torch._C._current_graph_task_id() == -1 and not is_recomputing()
     x.sum().backward()
     assert seen == [True] and not is_recomputing()
+
+
+def test_may_be_recomputed_by_hooks_on_what_is_saved() -> None:
+    found = []
+
+    def look(x: Tensor) -> Tensor:
+        found.append(may_be_recomputed())
+        return x * 2
+
+    x = torch.ones(2, requires_grad=True)
+    for how in (plain, modern, reentrant):
+        how(look, x)
+    assert found == [False, True, True] and not may_be_recomputed()
 
 
 def test_is_transformed_and_unwrapped() -> None:
@@ -212,6 +226,10 @@ def test_what_is_remembered_is_bounded_and_not_copied() -> None:
     q = make("tensor", "running", 1)
     for _ in range(100):
         q(data(4, 6))
+    assert not q._recent._entries  # nothing can compute these again
+    with torch.no_grad():
+        for _ in range(100):
+            q(data(4, 6))
     assert len(q._recent._entries) == 32
     assert not copy.deepcopy(q)._recent._entries
 

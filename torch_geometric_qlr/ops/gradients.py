@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["axis_of", "backward", "save_for_backward", "save_for_second", "second"]
+__all__ = ["axis_of", "backward", "residual", "save_for_backward", "save_for_second", "second"]
 
 Reduce = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
@@ -20,6 +20,12 @@ Reduce = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 def axis_of(scale: Tensor) -> int:
     """-1 for a scale per tensor, 0 per row, 1 per column."""
     return -1 if scale.numel() == 1 else 0 if scale.size(-1) == 1 else 1
+
+
+def residual(x: Tensor, x_hat: Tensor, mask: Tensor) -> Tensor:
+    """What the scale is multiplied by: the rounding residual or the clipped value, and nothing
+    where a value is not finite and stands for itself."""
+    return torch.where(x.isfinite(), x_hat - torch.where(mask, x, 0), 0)
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -49,9 +55,9 @@ def second(ctx: Any, grad_x: Tensor | None, grad_rho: Tensor | None) -> tuple[Te
     """Derivatives of the first ones, which force fields train on; codes are held fixed."""
     grad, x, x_hat, mask = ctx.saved_tensors
     rho = torch.zeros((), device=grad.device) if grad_rho is None else grad_rho
-    finite = x.isfinite()
-    of_grad = torch.where(finite, rho * (x_hat - torch.where(mask, x, 0)), 0)
+    of_grad = rho * residual(x, x_hat, mask)
     if grad_x is not None:
         of_grad = of_grad + torch.where(mask, grad_x, 0)
-    of_x, of_x_hat = torch.where(mask, -rho * grad, 0), torch.where(finite, rho * grad, 0)
+    of_x = torch.where(mask, -rho * grad, 0)
+    of_x_hat = torch.where(x.isfinite(), rho * grad, 0)
     return of_grad.to(grad.dtype), of_x.to(x.dtype), of_x_hat.to(x.dtype), None, None

@@ -102,9 +102,10 @@ class _FakeQuantize(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
         x, scale, x_hat, mask = ctx.saved_tensors
         of_x, of_scale = tangents[:2]
-        tangent = torch.zeros_like(x) if of_x is None else of_x * mask
+        tangent = torch.zeros_like(x) if of_x is None else torch.where(mask, of_x, 0)
         if of_scale is not None:
-            tangent = tangent + ((x_hat - x * mask) / scale * of_scale).to(x.dtype)
+            residual = gradients.residual(x, x_hat, mask)
+            tangent = tangent + (residual / scale * of_scale).to(x.dtype)
         return tangent, None
 
     @staticmethod
@@ -149,9 +150,10 @@ class _Gradients(torch.autograd.Function):
             torch.zeros_like(t) if tangent is None else tangent
             for t, tangent in zip((grad, x, x_hat), tangents, strict=False)
         )
-        residual = of_grad * (x_hat - x * mask) + grad * (of_x_hat - of_x * mask)
+        change = torch.where(x.isfinite(), of_x_hat - torch.where(mask, of_x, 0), 0)
+        reduced = of_grad * gradients.residual(x, x_hat, mask) + grad * change
         dims = list(range(x.dim())) if ctx.axis == -1 else [1 - ctx.axis]
-        return of_grad * mask, residual.float().sum(dims, keepdim=ctx.axis != -1)
+        return torch.where(mask, of_grad, 0), reduced.float().sum(dims, keepdim=ctx.axis != -1)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:

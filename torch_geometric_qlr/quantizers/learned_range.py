@@ -26,6 +26,7 @@ from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, fing
 from torch_geometric_qlr.quantizers.torch_state import (
     is_abstract,
     is_recomputing,
+    may_be_recomputed,
     outside_of_transforms,
     unwrapped,
 )
@@ -75,7 +76,7 @@ class LearnedRangeQuant(RangeQuantizer):
 
     **What observes nothing.** A forward that autograd computes again in its backward pass
     (checkpointing, invertible layers): it is given the range of the first time, found by the data
-    among the last 32 training batches of the quantizer; of batches that are equal the latest
+    among the last 32 such training batches of the quantizer; of batches that are equal the latest
     counts. Forwards under :func:`torch.func.vmap`, and with tensors without values (meta, fake).
     Compiled code counts the first evaluation batch only.
 
@@ -181,7 +182,7 @@ class LearnedRangeQuant(RangeQuantizer):
         if is_recomputing() and state != RangeState.MISSING:
             return self._range_of_first_time(batch)
         if seen is batch.seen:
-            own = self._observe(batch, state)
+            own = self._observe(batch, state, may_be_recomputed())
         else:
             with outside_of_transforms():
                 own = self._observe(batch._replace(seen=seen), state)
@@ -201,12 +202,12 @@ class LearnedRangeQuant(RangeQuantizer):
             )
 
     @torch.no_grad()
-    def _observe(self, batch: Batch, state: int) -> Range:
+    def _observe(self, batch: Batch, state: int, remembers: bool = False) -> Range:
         """Returns the batch's own range."""
         seen = self._range_of(batch)
         self._check_finite(seen.lo, seen.hi)
         if self.training:
-            self._train_on(batch, seen, state)
+            self._train_on(batch, seen, state, remembers)
         elif torch.compiler.is_compiling():
             if state == RangeState.MISSING:
                 self._start(batch, seen)
@@ -218,7 +219,7 @@ class LearnedRangeQuant(RangeQuantizer):
 
     # In training ##################################################################################
 
-    def _train_on(self, batch: Batch, seen: Range, state: int) -> None:
+    def _train_on(self, batch: Batch, seen: Range, state: int, remembers: bool) -> None:
         if state == RangeState.MISSING:
             self._start(batch, seen)
         elif self.is_static:
@@ -226,7 +227,7 @@ class LearnedRangeQuant(RangeQuantizer):
         if state != RangeState.FIXED:
             self._agree()
             self._set_state(RangeState.FIXED)
-        if self.is_static and not torch.compiler.is_compiling():
+        if remembers and self.is_static:
             self._recent.add(fingerprint(batch.seen, seen), self._own_range().clone())
 
     def _follow(self, seen: Range) -> None:

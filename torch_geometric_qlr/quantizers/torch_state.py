@@ -14,6 +14,7 @@ __all__ = [
     "is_abstract",
     "is_recomputing",
     "is_transformed",
+    "may_be_recomputed",
     "outside_of_transforms",
     "unwrapped",
 ]
@@ -23,6 +24,15 @@ def is_recomputing() -> bool:
     r"""Whether this code runs inside of autograd's backward pass, as a forward does that is
     computed again there (:func:`torch.utils.checkpoint.checkpoint`, invertible layers)."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def may_be_recomputed() -> bool:
+    r"""Whether autograd may compute this forward again: it saves nothing now, or something else
+    than what it is given."""
+    if torch.compiler.is_compiling():
+        return False
+    hooks: object = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None or not torch.is_grad_enabled()
 
 
 def is_transformed() -> bool:
