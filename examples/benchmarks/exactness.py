@@ -31,6 +31,7 @@ from torch_geometric.nn import APPNP, GCN, GIN, MLP, GraphSAGE
 import torch_geometric_qlr as qlr
 from _recipe import load_citation
 from torch_geometric_qlr.nn import SMPGNN
+from torch_geometric_qlr.nn.codes import chains, gather, hops, product
 from torch_geometric_qlr.ops import reference
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 from torch_geometric_qlr.tensor import PackedTensor, spmm

@@ -128,29 +128,19 @@ def _read_child(layer: Any) -> str | None:
 
 def _look_up(layer: Any, input: Tensor) -> Tensor:
     """Rows of a table, quantized after they were looked up."""
+    index = input.reshape(-1)
     if layer._qlr.converted or (computes_on_codes(layer) and layer.max_norm is None):
-        rows = weight_codes(layer, "weight").packed.index_select(input.reshape(-1))
-        return rows.dequantize().view(*input.shape, rows.num_cols)
+        packed = weight_codes(layer, "weight").packed.index_select(index)
+        return packed.dequantize().view(*input.shape, packed.num_cols)
     weight, quantizer = layer._parameters["weight"], layer._qlr["weight"]
-    looked_up = F.embedding(
-        input.reshape(-1),
-        weight,
-        layer.padding_idx,
-        layer.max_norm,
-        layer.norm_type,
-        layer.scale_grad_by_freq,
-        layer.sparse,
-    )
+    options = (layer.padding_idx, layer.max_norm, layer.norm_type, layer.scale_grad_by_freq)
+    rows = F.embedding(index, weight, *options, layer.sparse)
     PackedWeight.start(quantizer, weight)
     scale, zero_point, skew = quantizer.code_params(quantizer.groups.matrix(weight.detach()))
-    index = input.reshape(-1)
+    if quantizer.groups.axis == 0:  # a range per row
+        scale, zero_point = scale[index], zero_point[index]
     rows = fake_quantize(
-        looked_up,
-        scale[index] if scale.dim() == 2 and scale.size(0) == weight.size(0) > 1 else scale,
-        zero_point[index]
-        if zero_point.dim() == 2 and zero_point.size(0) == weight.size(0) > 1
-        else zero_point,
-        quantizer.bits,
+        *(rows, scale, zero_point, quantizer.bits),
         truncate=quantizer.config.truncates,
         skew=skew,
     )

@@ -150,7 +150,6 @@ def expects_features(base: Any) -> bool:
     )
 
 
-@functools.cache
 def _is_known(base: Any) -> bool:
     """Whether something is prepared for the forward of a class."""
     return bool(ready_flag(base)) or takes_all_hops(base)

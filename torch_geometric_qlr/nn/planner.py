@@ -277,8 +277,8 @@ def _check_registration(name: str, module: nn.Module, spec: LayerSpec) -> None:
     hops = spec.hops(module)
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
         raise ConfigError(
-            f"{where}: the hops that {type(module).__name__} is registered with give {hops!r}; they "
-            f"give how often its forward calls propagate(), at least 1."
+            f"{where}: the hops that {type(module).__name__} is registered with give {hops!r}; "
+            f"they give how often its forward calls propagate(), at least 1."
         )
 
 

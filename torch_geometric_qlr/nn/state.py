@@ -170,7 +170,7 @@ def is_quantizable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
 
 
-def state_of(layer: nn.Module) -> LayerState:
+def state_of(layer: Any) -> LayerState:
     r"""What the package keeps on a quantized layer.
 
     Args:
@@ -180,7 +180,7 @@ def state_of(layer: nn.Module) -> LayerState:
     return state
 
 
-def float_class(layer: nn.Module) -> type[nn.Module]:
+def float_class(layer: Any) -> type[nn.Module]:
     r"""The class of a layer before it was quantized; its own if it is not.
 
     Args:
@@ -195,6 +195,6 @@ def float_class(layer: nn.Module) -> type[nn.Module]:
     return type(layer) if made is None else made.base
 
 
-def where_is(layer: nn.Module) -> str:
+def where_is(layer: Any) -> str:
     """How an error message names a layer."""
     return state_of(layer).path or type(layer).__name__

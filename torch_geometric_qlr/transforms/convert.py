@@ -41,6 +41,9 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     codes, the order of the sum before decides, and it differs by one code: some values in ten
     millions at 8 bits, fewer at less.
 
+    Conversion ends calibration: ranges that were made of evaluation batches do not grow any more,
+    in the copy nor in the model itself, so that both go on giving the same.
+
     Features may be passed as :class:`~torch_geometric_qlr.tensor.PackedTensor`, whose codes are
     taken as they are.
 
@@ -78,6 +81,9 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         packed: 4 of 4 layers
     """
     _check(model, backend)
+    for module in model.modules():
+        if isinstance(module, LearnedRangeQuant):
+            module.fix()
     return convert_(copy_of(model), backend, fuse=fuse)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from torch_geometric_qlr.errors import InputError, NothingToQuantizeError, QLRWa
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.planner import readers_of_input
 from torch_geometric_qlr.nn.state import state_of
+from torch_geometric_qlr.quantizers import RangeQuantizer
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["pack_features"]
@@ -49,8 +51,8 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
     found = {
         f"{name}.{point}" if name else point: quantizer
         for name, layer, point in readers_of_input(model)
-        if isinstance(layer, QuantLayer) and point in state_of(layer)  # type: ignore[arg-type]
-        for quantizer in [_first(state_of(layer)[point])]  # type: ignore[arg-type]
+        if isinstance(layer, QuantLayer) and point in state_of(layer)
+        for quantizer in [_first(state_of(layer)[point])]
     }
     if not found:
         raise NothingToQuantizeError(
@@ -58,7 +60,7 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
             f"convert the model first, with input_bits of at most 8."
         )
     (path, quantizer), *others = found.items()
-    packed: PackedTensor = quantizer.pack(x.float())
+    packed = quantizer.pack(x.float())
     different = [other for other, q in others if not packed.equal(q.pack(x.float()))]
     if different:
         listed = ", ".join(different)
@@ -71,5 +73,7 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
     return packed
 
 
-def _first(found: nn.Module) -> nn.Module:
-    return found[0] if isinstance(found, nn.ModuleList) else found
+def _first(found: Any) -> RangeQuantizer:
+    first: Any = found[0] if isinstance(found, nn.ModuleList) else found
+    quantizer: RangeQuantizer = first
+    return quantizer

@@ -133,12 +133,9 @@ def test_between_two_layers(name: str, layer: Any) -> None:
             for e, o in zip(expected, out, strict=True):
                 assert type(o) in (Tensor, nn.Parameter), type(o)
                 assert torch.equal(torch.from_numpy(o.numpy()), e), f"call {call}"
-            kept = tensors([] if p.kept is None else p.kept)
-            assert all(type(k) is Tensor for k in kept)
-            assert all(
-                torch.equal(k, w)
-                for k, w in zip(kept, tensors([] if q.kept is None else q.kept), strict=True)
-            )
+            kept, wanted = (tensors([] if m.kept is None else m.kept) for m in (p, q))
+            assert all(type(k) is Tensor for k in kept) and len(kept) == len(wanted)
+            assert all(map(torch.equal, kept, wanted))
 
 
 def test_results_wait_where_nothing_but_a_quantizer_reads_them() -> None:

@@ -80,6 +80,7 @@ def gather(layer: Any, edge_index: Any, size: Any, kwargs: dict[str, Any]) -> Te
     source = value[0] if isinstance(value, (tuple, list)) else value
     if not _fits(layer, choice, source, edge_index, kwargs):
         return None
+    assert isinstance(source, Tensor)
     sizes, num_dst = node_counts(layer, edge_index, size, kwargs)
     quantizer = state_of(layer).quantizer_at(state_of(layer).source_keys[choice.source])
     if choice.kernel == "spmm" or _attends_to_none(choice, source, kwargs):

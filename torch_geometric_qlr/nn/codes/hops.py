@@ -49,8 +49,8 @@ def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
     if layer.K < 1 or getattr(layer, "cached", False) or not _chains(layer, arguments["x"]):
         return None
     state = state_of(layer)
-    own = state[state.source_keys["x"]]
-    own = list(own) if isinstance(own, nn.ModuleList) else [own]
+    found = state[state.source_keys["x"]]
+    own = list(found) if isinstance(found, nn.ModuleList) else [found]
     quantizers = [own[hop % len(own)] for hop in range(per_step * layer.K)]
     return forward(layer, arguments, quantizers)
 

@@ -22,7 +22,7 @@ __all__ = ["product", "why_no_product"]
 _FORWARDS = (nn.Linear.forward, Linear.forward)
 
 
-def why_no_product(layer: nn.Module) -> str:
+def why_no_product(layer: Any) -> str:
     r"""Why a quantized Linear cannot multiply codes, or an empty string if it can.
 
     Args:
@@ -36,7 +36,7 @@ def why_no_product(layer: nn.Module) -> str:
     missing = [name for name in ("input", "weight") if name not in state]
     if missing:
         return f"its {' and '.join(missing)} stays in floating point"
-    if state["input"].config.granularity == "feature":
+    if state.quantizer_at("input").config.granularity == "feature":
         return "its input has a range per feature, which does not leave the integer product"
     return ""
 
@@ -76,7 +76,7 @@ def _of_codes(layer: Any, codes: PackedTensor) -> Stage:
 
 def _of_sparse(layer: Any, x: Tensor) -> Stage:
     state = state_of(layer)
-    x = state["input"].quantize_sparse(x)
+    x = state.quantizer_at("input").quantize_sparse(x)
     x = x if x.layout == torch.sparse_csr else x.to_sparse_csr()
     rowptr, col, values = x.crow_indices(), x.col_indices(), x.values()
     weight, own_bias = weight_codes(layer, "weight").transposed(), layer.bias

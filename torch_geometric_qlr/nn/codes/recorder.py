@@ -10,7 +10,7 @@ against it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -75,14 +75,14 @@ class Recorder:
     """Watches the results of the layers during one call of a model."""
 
     def __init__(self) -> None:
-        self._results: dict[Hashable, _Result] = {}
+        self._results: dict[Any, _Result] = {}
         self.is_over = False
 
-    def watch(self, key: Hashable, stage: Stage, value: Tensor) -> Tensor:
+    def watch(self, key: Any, stage: Stage, value: Tensor) -> Tensor:
         r"""The result of a layer, which notes from now on what is done with it.
 
         Args:
-            key (Hashable): Which result of which layer.
+            key (Any): Which result of which layer.
             stage (Stage): Its kernel.
             value (torch.Tensor): Its floats.
         """
@@ -98,7 +98,7 @@ class Recorder:
             else:
                 place.result.is_open = True
 
-    def finish(self) -> dict[Hashable, ChainPlan | None]:
+    def finish(self) -> dict[Any, ChainPlan | None]:
         """What was found out. Tensors that live on become ordinary ones."""
         self.is_over = True
         plans = {key: result.plan() for key, result in self._results.items()}

@@ -45,7 +45,7 @@ def pack_layers(model: nn.Module, backend: str, *, fuse: bool = True) -> Convers
     named = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, QuantLayer) and state_of(layer)  # type: ignore[arg-type]
+        if isinstance(layer, QuantLayer) and state_of(layer)
     }
     model.eval()
     sites = {name: _build(name, layer) for name, layer in named.items()}
@@ -86,7 +86,8 @@ def _packed(layer: Any, key: str, weight: Tensor) -> PackedWeight:
         weight = torch.embedding_renorm_(
             weight.detach().clone(), index, layer.max_norm, layer.norm_type
         )
-    return PackedWeight.from_quantizer(state_of(layer)[key], weight)
+    quantizer: Any = state_of(layer)[key]
+    return PackedWeight.from_quantizer(quantizer, weight)
 
 
 def _check_dtype(path: str, weight: Tensor) -> None:
