@@ -123,9 +123,7 @@ class Check:
                 f"{numel}"
             )
 
-    def params(
-        self, scale: Tensor, zero: Tensor, rows: Any, cols: Any, prefix: str = ""
-    ) -> None:
+    def params(self, scale: Tensor, zero: Tensor, rows: Any, cols: Any, prefix: str = "") -> None:
         """A scale and a zero point per tensor, row or column, that agree with each other."""
         names = f"{prefix}scale", f"{prefix}zero_point"
         for name, param in zip(names, (scale, zero), strict=True):
@@ -206,7 +204,9 @@ class Check:
         storage_bits(bits)
         vectors = {"step_scale": scale, "step_zero_point": zero}
         vectors |= {} if skew is None else {"step_skew": skew}
-        if scale.dim() != 1 or not all(_fits(v.shape, tuple(scale.shape)) for v in vectors.values()):
+        if scale.dim() != 1 or not all(
+            _fits(v.shape, tuple(scale.shape)) for v in vectors.values()
+        ):
             shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in vectors.items())
             self.fail(f"{', '.join(vectors)} are vectors of one length, got {shapes}")
         for name, vector in vectors.items():
@@ -517,7 +517,9 @@ def code_too_large(codes: Tensor, bits: int) -> str:
         >>> code_too_large(torch.tensor([[7]], dtype=torch.uint8), 2)[:30]
         'code 7 does not fit into 2 bit'
     """
-    return f"code {int(codes.max())} does not fit into {bits} bits; choose more bits, or clamp codes"
+    return (
+        f"code {int(codes.max())} does not fit into {bits} bits; choose more bits, or clamp codes"
+    )
 
 
 def place_not_finite(x: Tensor) -> str:

@@ -140,7 +140,9 @@ def _packed_smp(
     def hop(k: int, values: Tensor) -> Tensor:
         s, z = step_scale[k].float(), step_zero_point[k].float()
         skew = None if step_skew is None else step_skew[k]
-        codes = reference.quantize(_finite(values), s, z, step_bits, truncate=step_truncate, skew=skew)
+        codes = reference.quantize(
+            _finite(values), s, z, step_bits, truncate=step_truncate, skew=skew
+        )
         scale, zero_point = reference.affine_params(s, z, step_bits, step_truncate)
         return reference.spmm(rowptr, col, codes, scale, zero_point, edge_weight=edge_weight)
 
@@ -236,7 +238,8 @@ def _fake_quantize(
     skew: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     x_hat, mask = reference.fake_quantize(x, scale, zero_point, bits, truncate=truncate, skew=skew)
-    return x_hat.contiguous(), mask.contiguous()
+    # A range of shape [1, 1] serves any tensor, and is no reason to change its shape.
+    return x_hat.reshape(x.shape).contiguous(), mask.reshape(x.shape).contiguous()
 
 
 def _fake_quantize_backward(
