@@ -185,7 +185,8 @@ def test_ranges_of_any_precision(backend, op, half):
 @pytest.mark.parametrize("axis", ("tensor", "row", "column"))
 def test_nothing_is_a_size(backend, rows, cols, sources, axis):
     case = problem(0, targets=rows, sources=sources, cols=cols, axis=axis, mean_degree=0.0)
-    output = dict(out_scale=torch.ones(1, cols), out_zero_point=torch.zeros(1, cols), out_bits=2)
+    params = {"out_scale": torch.ones(1, cols), "out_zero_point": torch.zeros(1, cols)}
+    output = {**params, "out_bits": 2}
     graph, stride = (case.rowptr, case.col), row_layout(cols, 2).stride
     with use_backend(backend):
         for op, more in (("packed_spmm", ()), ("packed_attention", (torch.ones(0, 1),))):

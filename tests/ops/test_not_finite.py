@@ -63,9 +63,15 @@ def test_sums(backend, bad, bits, what):
     case = problem(1, cols=COLS, bits=4)
     rng = torch.Generator().manual_seed(0)
     arguments = {
-        **dict(rowptr=case.rowptr, col=case.col, packed=reference.pack(case.codes, 4)),
-        **dict(num_cols=COLS, bits=4, scale=case.scale, zero_point=case.zero_point),
-        **dict(bias=torch.randn(COLS, generator=rng), addend=torch.randn(9, COLS, generator=rng)),
+        "rowptr": case.rowptr,
+        "col": case.col,
+        "packed": reference.pack(case.codes, 4),
+        "num_cols": COLS,
+        "bits": 4,
+        "scale": case.scale,
+        "zero_point": case.zero_point,
+        "bias": torch.randn(COLS, generator=rng),
+        "addend": torch.randn(9, COLS, generator=rng),
         "row_scale": torch.rand(9, generator=rng),
     }
     if what == "source_weight":
