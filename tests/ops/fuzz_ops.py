@@ -196,12 +196,12 @@ class Fuzzer:
             return None
         if kind == 7 and x.is_floating_point():
             return x.clone().requires_grad_()
-        if x.dtype == torch.bool or not x.numel():
+        if x.dtype == torch.bool or x.is_complex() or not x.numel():
             return x
         spoilt = x.clone()
         flat = spoilt.view(-1)
         at = self.draw.randrange(flat.numel())
-        limit = 255 if x.dtype == torch.uint8 else 2**31 - 1
+        limit = 0 if x.is_floating_point() else min(torch.iinfo(x.dtype).max, 2**31 - 1)
         fill = self.draw.choice(FILLS) if x.is_floating_point() else self.draw.choice((0, 3, limit))
         if not x.is_floating_point() and x.dtype != torch.uint8 and self.draw.random() < 0.5:
             fill = -1 - fill
