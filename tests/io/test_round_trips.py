@@ -114,7 +114,7 @@ def test_smooth_propagation(order: str, convert: bool, state: str) -> None:
     for fresh in (FLOAT["gcn"](), smooth(FLOAT["gcn"]())):
         twin = read(written(model), fresh)
         assert type(twin.convs[1]) is type(model.convs[1])
-        assert twin.convs[1].smooth_options == smooth.options
+        assert twin.convs[1]._qlr_smooth.options == smooth.options
         assert_same(model, twin)
     with pytest.raises(qlr.errors.CheckpointError, match=r"convs\.1: SmoothPropagation .* options"):
         read(written(model), SmoothPropagation(tau=0.5, exclude=["convs.0"])(FLOAT["gcn"]()))
@@ -202,7 +202,7 @@ def test_modes_and_back_ends() -> None:
     twin = read(raw, FLOAT["gcn"]().train())
     assert not twin.training and not any(p.requires_grad for p in twin.parameters())
     slow = qlr.load(io.BytesIO(raw), FLOAT["gcn"](), backend="reference")
-    assert slow.convs[0].backend == "reference"
+    assert slow.convs[0]._qlr.backend == "reference"
     torch.testing.assert_close(run(slow)[0], run(twin)[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(qlr.errors.BackendError, match="unknown"):
         qlr.load(io.BytesIO(raw), FLOAT["gcn"](), backend="gpu")

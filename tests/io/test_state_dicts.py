@@ -170,7 +170,8 @@ def test_other_users_of_a_state_go_on_working() -> None:
     model = _model(False, PLAIN)
     x, edges = X, EDGES
     expected = run(model)[0]
-    assert torch.equal(functional_call(model, model.state_dict(), (x, edges)), expected)
+    with torch.no_grad():
+        assert torch.equal(functional_call(model, model.state_dict(), (x, edges)), expected)
     for average in (None, get_ema_multi_avg_fn(0.999)):
         averaged = AveragedModel(model, multi_avg_fn=average)
         for _ in range(5):

@@ -37,6 +37,7 @@ FILLS = (float("nan"), float("inf"), float("-inf"), 0.0, -1.0, 1e-40, 3e38)
 ORDINARY = 1e-4, 1e4
 #: Whose packed results depend on sums that are rounded in another order.
 CHAINED = ("packed_propagate", "packed_smp")
+EXACT = ("quantize_pack", "pack", "unpack", "dequantize_packed", "index_select", "fake_quantize")
 
 
 class Fuzzer:
@@ -195,12 +196,12 @@ class Fuzzer:
             return None
         if kind == 7 and x.is_floating_point():
             return x.clone().requires_grad_()
-        if x.dtype == torch.bool or not x.numel():
+        if x.dtype == torch.bool or x.is_complex() or not x.numel():
             return x
         spoilt = x.clone()
         flat = spoilt.view(-1)
         at = self.draw.randrange(flat.numel())
-        limit = 255 if x.dtype == torch.uint8 else 2**31 - 1
+        limit = 0 if x.is_floating_point() else min(torch.iinfo(x.dtype).max, 2**31 - 1)
         fill = self.draw.choice(FILLS) if x.is_floating_point() else self.draw.choice((0, 3, limit))
         if not x.is_floating_point() and x.dtype != torch.uint8 and self.draw.random() < 0.5:
             fill = -1 - fill
@@ -235,14 +236,7 @@ def _compare(op: str, arguments: Arguments, ours: Any, theirs: Any) -> None:
         assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape, a.dtype, b.dtype)
         if op in CHAINED or a.device.type == "meta":
             continue
-        if op in (
-            "quantize_pack",
-            "pack",
-            "unpack",
-            "dequantize_packed",
-            "index_select",
-            "fake_quantize",
-        ):
+        if op in EXACT:
             assert torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
         elif a.dtype == torch.uint8:
             _compare_codes(op, arguments, a)
@@ -250,8 +244,8 @@ def _compare(op: str, arguments: Arguments, ours: Any, theirs: Any) -> None:
             assert bool(a.isfinite().all()), "not finite"
             scale = float(b.detach().abs().max()) if b.numel() else 0.0
             assert float((a - b).detach().abs().max() if b.numel() else 0) <= 1e-4 * scale + 1e-2
-        else:  # what is not finite stays so
-            assert not bool((a.isfinite() & ~b.isfinite()).any()) or op == "packed_extremum"
+        elif not arguments.get("relu"):  # which ends a sum of minus infinity, but not one of NaN
+            assert not bool((a.isfinite() & ~b.isfinite()).any()), "a NaN or Inf was lost"
 
 
 def _compare_codes(op: str, arguments: Arguments, ours: Tensor) -> None:
@@ -259,6 +253,9 @@ def _compare_codes(op: str, arguments: Arguments, ours: Tensor) -> None:
     output = {k: v for k, v in arguments.items() if k.startswith("out_")}
     rest = {k: v for k, v in arguments.items() if k not in output}
     y = getattr(torch.ops.qlr, op)(**rest)
+    if not bool(y.isfinite().all()):  # the reference, which takes all outputs, may have answered
+        with use_backend("reference"):
+            y = getattr(torch.ops.qlr, op)(**rest)
     assert bool(y.isfinite().all()), "a value that is not finite became a code"
     params = (output["out_scale"], output["out_zero_point"], output["out_bits"])
     truncate, skew = output["out_truncate"], output["out_skew"]
@@ -307,6 +304,4 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=30)
     told = parser.parse_args()
     made, good = run(told.seed, told.seconds)
-    print(
-        f"{made} calls, {good} answered, the others refused; {', '.join(backend_info()['available'])}"
-    )
+    print(f"{made} calls, {good} answered, the others refused, on", *backend_info()["available"])

@@ -71,7 +71,7 @@ def problem(
         degree[0] = hub
     rowptr = torch.zeros(targets + 1, dtype=torch.long)
     rowptr[1:] = degree.cumsum(0)
-    col = torch.randint(sources, (int(rowptr[-1]),), generator=rng, dtype=torch.int32)
+    col = torch.randint(max(sources, 1), (int(rowptr[-1]),), generator=rng, dtype=torch.int32)
     codes = torch.randint(2**bits, (sources, cols), generator=rng, dtype=torch.uint8)
     return Problem(rowptr, col, codes, bits, *parameters(sources, cols, axis, bits, rng))
 

@@ -181,3 +181,35 @@ def test_sparse_features_times_packed_weight():
     weight = random_packed(0, 30, 12, 4, "column")
     y = sparse_linear(csr.crow_indices(), csr.col_indices(), csr.values(), weight)
     torch.testing.assert_close(y, x @ weight.dequantize(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", (-1, -4096, 2**40, 2.0, True))
+def test_widths_are_not_taken_at_their_word(columns):
+    with pytest.raises((InputError, ConfigError)):
+        PackedTensor(torch.zeros(0, 16, dtype=torch.uint8), columns, 2, ONE, ZERO)
+
+
+@pytest.mark.parametrize("part", ("data", "scale", "zero_point"))
+def test_parts_are_tensors_on_one_device(part):
+    parts = {"data": torch.zeros(3, 16, dtype=torch.uint8), "scale": ONE, "zero_point": ZERO}
+    with pytest.raises(InputError, match=part):
+        PackedTensor(num_cols=4, bits=2, **{**parts, part: 1.0})
+    with pytest.raises(InputError, match="one device"):
+        PackedTensor(num_cols=4, bits=2, **{**parts, part: parts[part].to("meta")})
+
+
+@pytest.mark.parametrize("size", ([2**40, 0], [0, 2**60], [2**31, 2**31], [-1, 5], [5, -1]))
+def test_sizes_of_a_forged_file_are_not_allocated(size):
+    state = random_packed(0, 3, 5, 2, "tensor").to_state()
+    state["header"][2:] = torch.tensor(size)
+    state["codes"] = state["codes"][:0]
+    with pytest.raises(CheckpointError):
+        PackedTensor.from_state(state)
+
+
+def test_empty_matrices_are_saved_and_read():
+    for shape in ((0, 5), (4, 0), (0, 0)):
+        codes = torch.zeros(shape, dtype=torch.uint8)
+        packed = PackedTensor.from_codes(codes, ONE, ZERO, bits=2)
+        assert PackedTensor.from_state(packed.to_state()).equal(packed)
+        assert packed.dequantize().shape == shape

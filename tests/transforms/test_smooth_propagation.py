@@ -35,6 +35,7 @@ from torch_geometric.nn import (
 import torch_geometric_qlr as qlr
 from tests.sparse.graphs import all_forms, edge_index_object, edge_lists, undirected
 from torch_geometric_qlr.errors import ConfigError, InputError, UnsupportedLayerError
+from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 from torch_geometric_qlr.transforms import Compose, Quantize, SmoothPropagation
 
@@ -66,7 +67,7 @@ def features(num_nodes: int = NODES) -> Tensor:
 
 
 def smooth_layers(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if hasattr(m, "smooth_options")]
+    return [m for m in model.modules() if isinstance(m, SmoothMessagePassing)]
 
 
 def quantizer_names(model: nn.Module) -> list[str]:

@@ -1,7 +1,7 @@
 """The ops answered by the C++ kernels.
 
-Each function takes the instruction set and what the schema says, checked. It raises :class:`Unsupported`
-where no kernel serves the combination; `registry.py` then asks the reference.
+Each function takes the instruction set and what the schema says, checked. It raises
+:class:`Unsupported` where no kernel serves the combination; `registry.py` then asks the reference.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_geometric_qlr.ops.arguments import check_values
 from torch_geometric_qlr.ops.checks import (
     PROJECTIONS,
     NotFinite,
     Refused,
-    check_values,
     code_too_large,
     place_not_finite,
 )

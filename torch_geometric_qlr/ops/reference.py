@@ -2,11 +2,11 @@
 
 Everything else in the package (fake quantization, the C++ kernels, the GPU kernels) is tested
 against these functions. Integer sums are taken in int64, weighted sums in float64 and rounded to
-float32 once, so what is aggregated is the true value to float32 precision; what is done to it then
-(mean, row scale, addend, bias, relu, codes) are operations of torch in float32, one after the other,
-so that to join them changes no bit. Edges are processed in
-blocks, so memory stays of the order of the inputs and no :math:`N \\times N` or :math:`E \\times F`
-tensor is ever made. Works on every device.
+float32 once, so what is aggregated is the true value to float32 precision. What is done to it then
+(mean, row scale, addend, bias, relu, codes) are operations of torch in float32, one after the
+other: joined in one op or apart, they give the same bits. Edges are processed in blocks, so memory
+stays of the order of the inputs and no :math:`N \\times N` or :math:`E \\times F` tensor is ever
+made. Works on every device.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def quantize(
         q = \mathrm{clamp}(\lfloor x / s + z \rceil, 0, 255), \quad
         c = \mathrm{clamp}(\lfloor (q + k) / t \rceil, 0, 2^b - 1)
 
-    A quotient that is no number has code 0: that of a NaN, or where scale or zero point are NaN. The
-    ops refuse values that are not finite, see :meth:`torch_geometric_qlr.tensor.PackedTensor.from_float`.
+    A quotient that is no number has code 0: that of a NaN, or where scale or zero point are NaN.
+    The ops refuse values that are not finite, on a CPU.
 
     Args:
         x (torch.Tensor): The values; computed in float32.
@@ -280,11 +280,11 @@ def _epilogue(
     if reduce == "mean":
         y = y / rowptr.long().diff().clamp(min=1).unsqueeze(1).float()
     if row_scale is not None:
-        y = y * row_scale.float().view(-1, 1)
+        y = y * row_scale.float().reshape(-1, 1)
     if addend is not None:
         y = y + addend_scale * addend.float()
     if bias is not None:
-        y = y + bias.float().view(-1)
+        y = y + bias.float().reshape(-1)
     return y.relu() if relu else y
 
 
@@ -336,7 +336,7 @@ def spmm(
     """
     num_rows = rowptr.numel() - 1
     y = torch.zeros((num_rows, codes.size(1)), dtype=torch.float64, device=codes.device)
-    weight = None if source_weight is None else source_weight.double().view(-1, 1)
+    weight = None if source_weight is None else source_weight.double().reshape(-1, 1)
     scale, zero_point = scale.double(), zero_point.double()
     for block, target, source in _edge_blocks(rowptr, col, codes.size(1)):
         message = codes[source].double()
@@ -346,7 +346,7 @@ def spmm(
         if weight is not None:
             message = message * weight[source]
         if edge_weight is not None:
-            message = message * edge_weight[block].double().view(-1, 1)
+            message = message * edge_weight.reshape(-1)[block].double().unsqueeze(1)
         y.index_add_(0, target, message)
     return _epilogue(y, rowptr, row_scale, bias, addend, addend_scale, reduce, relu)
 
@@ -461,7 +461,7 @@ def linear(
     w = (weight.double() - weight_zero_point.double()) * weight_scale.double()
     y = (x @ w.t()).float()
     if bias is not None:
-        y = y + bias.float().view(-1)
+        y = y + bias.float().reshape(-1)
     return y.relu() if relu else y
 
 

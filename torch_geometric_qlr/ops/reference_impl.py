@@ -238,7 +238,8 @@ def _fake_quantize(
     skew: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     x_hat, mask = reference.fake_quantize(x, scale, zero_point, bits, truncate=truncate, skew=skew)
-    return x_hat.contiguous(), mask.contiguous()
+    # A range of shape [1, 1] serves any tensor, and is no reason to change its shape.
+    return x_hat.reshape(x.shape).contiguous(), mask.reshape(x.shape).contiguous()
 
 
 def _fake_quantize_backward(

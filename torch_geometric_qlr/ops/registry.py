@@ -1,6 +1,6 @@
 """Joins schemas and implementations: on a CPU the kernels, if there are any, else the reference.
 
-Every call passes :func:`~torch_geometric_qlr.ops.checks.check_arguments` first.
+Every call passes :func:`~torch_geometric_qlr.ops.arguments.check_arguments` first.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch.autograd import forward_ad
 
 from torch_geometric_qlr.errors import InputError, QLRWarning
 from torch_geometric_qlr.ops import gradients
+from torch_geometric_qlr.ops.arguments import check_values
 from torch_geometric_qlr.ops.backend import cpu_isa
-from torch_geometric_qlr.ops.checks import Refused, check_values
+from torch_geometric_qlr.ops.checks import Refused
 from torch_geometric_qlr.ops.cpu import KERNELS
 from torch_geometric_qlr.ops.cpu_args import Unsupported
 from torch_geometric_qlr.ops.reference_impl import IMPLEMENTATIONS

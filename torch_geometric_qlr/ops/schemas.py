@@ -1,7 +1,7 @@
 """The ops of namespace ``qlr``: one schema each, and the shape of what they return.
 
 An op has a schema and a fake kernel here, checks of its arguments that all implementations share
-(`checks.py`), the reference implementation on every device
+(`arguments.py`), the reference implementation on every device
 (`registry.py`), and kernels that back ends register on top.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops.checks import check_arguments
+from torch_geometric_qlr.ops.arguments import check_arguments
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 
 __all__ = ["LIBRARY", "NAMES", "SmpOptions", "checked", "reduced_shape"]
@@ -92,7 +92,7 @@ def _rows(like: Tensor, rows: int, cols: int, out_scale: Tensor | None, out_bits
 
 
 def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function called with checked arguments, by name where the dispatcher passes by position."""
+    """The function called with checked arguments, all by name."""
     takes = getattr(torch.ops.qlr, name).default._schema.arguments
     names = [argument.name for argument in takes]
     tensors = [argument.name for argument in takes if str(argument.type) == "Tensor"]

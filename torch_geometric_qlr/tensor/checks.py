@@ -12,7 +12,7 @@ __all__ = ["check_codes", "check_values"]
 
 
 def check_values(x: Tensor, finite: bool) -> None:
-    """A float matrix, without NaN and Inf if `finite`. On a CPU the op sees to that as it quantizes."""
+    """A float matrix, without NaN and Inf if `finite`: on a CPU the op sees to that."""
     if x.layout != torch.strided or x.dim() != 2:
         raise InputError(
             f"PackedTensor.from_float: x must be a dense matrix [N, F], got {x.layout} of shape "

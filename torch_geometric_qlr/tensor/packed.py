@@ -98,7 +98,7 @@ class PackedTensor:
                 CPU they are refused in any case, while they are quantized.
 
         Raises:
-            InputError: If :obj:`x` is no float matrix or holds NaN or Inf, or the ranges do not fit.
+            InputError: If :obj:`x` is no float matrix, holds NaN or Inf, or the ranges do not fit.
 
         Example:
             >>> x = torch.rand(100, 64)

@@ -194,8 +194,8 @@ class Emitter {
   QLR_NEVER_INLINE bool quick_row(int64_t i, const Sums& sums, int64_t degree) const {
     F::vi doubt = F::set1_int(1);
     FiniteCheck check{F::zero()};
-    const auto code_at = [row = finished(i, sums, degree), coder = quick_codes_, &doubt, &check](int64_t f)
-                             QLR_ALWAYS_INLINE {
+    const auto code_at = [row = finished(i, sums, degree), coder = quick_codes_, &doubt,
+                          &check](int64_t f) QLR_ALWAYS_INLINE {
       const F::vf y = check.see(row.before_bias(f));
       return coder.code(y, Columns::block(row.columns, f), doubt);
     };
@@ -205,7 +205,8 @@ class Emitter {
   template <bool FAST, typename Sums>
   QLR_NEVER_INLINE void coded_row(int64_t i, const Sums& sums, int64_t degree) const {
     FiniteCheck check{F::zero()};
-    const auto code_at = [row = finished(i, sums, degree), coder = coder_, &check](int64_t f) QLR_ALWAYS_INLINE {
+    const auto code_at = [row = finished(i, sums, degree), coder = coder_,
+                          &check](int64_t f) QLR_ALWAYS_INLINE {
       const float* block = Columns::block(row.columns, f);
       const Affine to{{Columns::load(block, Columns::kStep), Columns::load(block, Columns::kInverse)},
                       Columns::load(block, Columns::kZero)};

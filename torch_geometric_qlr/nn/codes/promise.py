@@ -31,7 +31,7 @@ from torch_geometric_qlr.tensor import PackedTensor
 #: Functions that ask about a tensor, or of which the dispatcher sees all that they do.
 _NEEDS_NO_FLOATS = HARMLESS | {
     *("relu", "relu_", "add", "add_", "__add__", "__radd__", "__iadd__", "batch_norm", "dropout"),
-    *("view", "reshape", "flatten", "contiguous", "detach", "float", "to", "cpu"),
+    *("view", "reshape", "flatten", "contiguous", "float", "to", "cpu"),
 }
 
 __all__ = ["Chain", "ChainPlan", "Promise", "promised_codes", "realised"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
+from torch_geometric_qlr.nn.codes.mode import backend_scope
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
@@ -28,7 +29,8 @@ class PackedLayer(QuantLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         _check_call(self, (*args, *kwargs.values()))
-        return super().forward(*args, **kwargs)
+        with backend_scope(self._qlr.backend):
+            return super().forward(*args, **kwargs)
 
     def reset_parameters(self) -> None:
         r"""Refused: there is nothing left to initialize."""
