@@ -217,3 +217,15 @@ def test_speed_tables_name_the_configuration(run_benchmark: Any, tmp_path: Path)
     long, (head, *_) = shown({"adj_t": 6.0, **old})
     assert "| INT8, per tensor, packed x | " in long
     assert head[1:] == ["per tensor, packed x: INT8 / INT4 / INT2"]
+
+
+def test_batches_of_small_graphs(run_benchmark: Any, tmp_path: Path) -> None:
+    out, short = tmp_path / "batches.json", tmp_path / "short.md"
+    sizes = ("--graphs", "3", "--bits", "8", "4", "2", "--rounds", "1", "--threads", "1")
+    printed = run_benchmark("cpu_batches.py", *sizes, "--json", str(out))
+    names = {row[0] for row in cells(printed)}
+    assert {"edge_index", "INT8, float x", "INT2, per tensor, float x"} <= names
+    run_benchmark("plot_speed.py", str(out), "--summary", str(short))
+    models = [row[0] for row in cells(short.read_text())[2:]]
+    graphs = "new batches of 3 small graphs"
+    assert models == [f"GCN 32-64-64-16, {graphs}", f"GIN 32-64-64-16, {graphs}"]

@@ -1,4 +1,4 @@
-"""What cpu_kernels.py, cpu_models.py measured, as one picture and as tables.
+"""What cpu_kernels.py, cpu_models.py, cpu_batches.py measured, as one picture and as tables.
 
     python examples/benchmarks/plot_speed.py arxiv.json reddit.json --out speed.png
     python examples/benchmarks/plot_speed.py arxiv.json reddit.json --markdown speed.md
@@ -67,11 +67,11 @@ def tables(path: Path) -> list[Table]:
             )
             for t in data["tables"]
         ]
-    name = data["graph"]["name"]
-    parts = [data[key] for key in ("gcn", "appnp", "smp") if key in data]
+    graph = data["graph"].get("title", f"{data['graph']['name']} shape")
+    parts = [data[key] for key in ("gcn", "gin", "appnp", "smp") if key in data]
     return [
         Table(
-            *(f"{p['title']}, {name} shape", p["fastest_peer"]),
+            *(f"{p['title']}, {graph}", p["fastest_peer"]),
             *(named(p["seconds"]), named(p["ratios"])),
         )
         for p in parts
