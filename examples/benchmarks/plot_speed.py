@@ -67,7 +67,7 @@ def tables(path: Path) -> list[Table]:
             )
             for t in data["tables"]
         ]
-    graph = data["graph"].get("title", f"{data['graph']['name']} shape")
+    graph = data["graph"].get("title") or f"{data['graph']['name']} shape"
     parts = [data[key] for key in ("gcn", "gin", "appnp", "smp") if key in data]
     return [
         Table(
