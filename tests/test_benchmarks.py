@@ -180,3 +180,52 @@ def test_carry_over_keeps_ranges_in_one_column(run_benchmark: Any, tmp_path: Pat
     recipes = [json.loads(line)["job"]["recipe"] for line in out.read_text().splitlines()]
     assert [recipe.get("quant_lr") for recipe in recipes] == [None, None, 0.0]
     assert plot.exists()
+
+
+def test_speed_tables_name_the_configuration(run_benchmark: Any, tmp_path: Path) -> None:
+    def timed(rows: dict[str, float]) -> Any:
+        ratios = {name: {"adj_t": 6.0 / ms} for name, ms in rows.items()}
+        seconds = {name: [ms / 1e3] for name, ms in rows.items()}
+        title = "GCN 8-4-2"
+        return {"title": title, "fastest_peer": "adj_t", "seconds": seconds, "ratios": ratios}
+
+    def shown(rows: dict[str, float]) -> tuple[str, list[list[str]]]:
+        file, into = tmp_path / "times.json", tmp_path / "page.md"
+        file.write_text(json.dumps({"graph": {"name": "cora"}, "gcn": timed(rows)}))
+        into.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
+        short, long = tmp_path / "short.md", tmp_path / "long.md"
+        outputs = ("--summary", str(short), "--markdown", str(long), "--into", str(into))
+        run_benchmark("plot_speed.py", str(file), *outputs)
+        page = into.read_text()
+        assert page.startswith("before\n<!-- ") and page.endswith(" -->\nafter\n")
+        assert short.read_text() in page and "old" not in page
+        return long.read_text(), cells(short.read_text())
+
+    widths = dict(zip(("INT8", "INT4", "INT2"), (9.0, 5.9, 3.0), strict=True))
+    new = {f"{width}, float x": ms for width, ms in widths.items()}
+    new |= {f"{width}, per tensor, float x": ms / 2 for width, ms in widths.items()}
+    long, (head, _, row) = shown({"adj_t": 6.0, **new})
+    assert all(f"| {name} | " in long for name in new)
+    assert [title.split(":")[0] for title in head[1:]] == [
+        "default, float x",
+        "per tensor, float x",
+    ]
+    # Where the converted model is the slower one, it stands out.
+    assert row == ["GCN 8-4-2, cora shape", "**0.67** / 1.02 / 2.0", "1.3 / 2.0 / 4.0"]
+    # Release 0.1 measured one configuration, and did not name it.
+    old = {f"{width}, packed x": ms for width, ms in widths.items()}
+    long, (head, *_) = shown({"adj_t": 6.0, **old})
+    assert "| INT8, per tensor, packed x | " in long
+    assert head[1:] == ["per tensor, packed x: INT8 / INT4 / INT2"]
+
+
+def test_batches_of_small_graphs(run_benchmark: Any, tmp_path: Path) -> None:
+    out, short = tmp_path / "batches.json", tmp_path / "short.md"
+    sizes = ("--graphs", "3", "--bits", "8", "4", "2", "--rounds", "1", "--threads", "1")
+    printed = run_benchmark("cpu_batches.py", *sizes, "--json", str(out))
+    names = {row[0] for row in cells(printed)}
+    assert {"edge_index", "INT8, float x", "INT2, per tensor, float x"} <= names
+    run_benchmark("plot_speed.py", str(out), "--summary", str(short))
+    models = [row[0] for row in cells(short.read_text())[2:]]
+    graphs = "new batches of 3 small graphs"
+    assert models == [f"GCN 32-64-64-16, {graphs}", f"GIN 32-64-64-16, {graphs}"]

@@ -1,11 +1,15 @@
-"""What cpu_kernels.py, cpu_models.py measured, as one picture and as tables.
+"""What cpu_kernels.py, cpu_models.py, cpu_batches.py measured, as one picture and as tables.
 
     python examples/benchmarks/plot_speed.py arxiv.json reddit.json --out speed.png
     python examples/benchmarks/plot_speed.py arxiv.json reddit.json --markdown speed.md
+    python examples/benchmarks/plot_speed.py arxiv.json reddit.json --summary s.md --into README.md
 
 A panel per table: how many times faster than the fastest FP32 path of PyG each candidate is. Peers
 are grey, this package's float kernel is hatched: the part of a bar that reaches beyond it is owed
-to fewer bits.
+to fewer bits. Bars with dots have one range per tensor, the others the default configuration.
+
+The summary has a line per model: the default configuration with float features, the same with
+packed ones, and one range per tensor. `--into` writes it between two marks of another file.
 """
 
 from __future__ import annotations
@@ -13,15 +17,28 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from _runs import pyplot
 from _timing import Times, markdown
 
 COLORS = {"INT8": "#9ecae1", "INT4": "#4292c6", "INT2": "#084594"}
 OWN = ("own fp32", "own float kernel")
+
+WIDTHS = ("INT8", "INT4", "INT2")
+#: The groups of columns of the summary, and the rows of a table that they show.
+GROUPS = {
+    "default, float x": ", float x",
+    "default, packed x": ", packed x",
+    "per tensor, float x": ", per tensor, float x",
+    "per tensor, packed x": ", per tensor, packed x",
+}
+MARKS = ("<!-- speed:begin -->", "<!-- speed:end -->")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,18 +67,74 @@ def tables(path: Path) -> list[Table]:
             )
             for t in data["tables"]
         ]
-    name = data["graph"]["name"]
-    parts = [data[key] for key in ("gcn", "appnp") if key in data]
+    graph = data["graph"].get("title") or f"{data['graph']['name']} shape"
+    parts = [data[key] for key in ("gcn", "gin", "appnp", "smp") if key in data]
     return [
-        Table(f"{p['title']}, {name} shape", p["fastest_peer"], p["seconds"], p["ratios"])
+        Table(
+            *(f"{p['title']}, {graph}", p["fastest_peer"]),
+            *(named(p["seconds"]), named(p["ratios"])),
+        )
         for p in parts
     ]
+
+
+def named(rows: dict[str, T]) -> dict[str, T]:
+    """Rows under names that say the configuration.
+
+    Files of release 0.1 have one configuration, a range per tensor, and do not name it.
+    """
+    if any("per tensor" in name for name in rows):
+        return rows
+    return {re.sub("^(INT\\d+), ", r"\1, per tensor, ", name): row for name, row in rows.items()}
+
+
+# In short ########################################################################################
+
+
+def summary(found: list[Table]) -> str:
+    """A line per model: how many times faster than its fastest float path."""
+    models = [table for table in found if any(name.endswith(" x") for name in table.ratios)]
+    groups = {
+        group: suffix
+        for group, suffix in GROUPS.items()
+        if any(f"{WIDTHS[0]}{suffix}" in table.ratios for table in models)
+    }
+    header = ["model", *(f"{group}: {' / '.join(WIDTHS)}" for group in groups)]
+    lines = [header, ["---"] * len(header)]
+    for table in models:
+        lines.append([table.title, *(cell(table, suffix) for suffix in groups.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(table: Table, suffix: str) -> str:
+    """The three widths; bold where the converted model is the slower one."""
+    rows = [table.ratios.get(width + suffix) for width in WIDTHS]
+    if None in rows:
+        return "\N{EN DASH}"
+    ratios = [row[str(table.fastest)] for row in rows if row is not None]
+    return " / ".join(shown(r) if r >= 1 else f"**{shown(r)}**" for r in ratios)
+
+
+def shown(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 1.05 else f"{ratio:.2f}"
+
+
+def write_into(path: Path, text: str) -> None:
+    """Replaces what is between the marks of a file."""
+    before, rest = path.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+
+
+# As a picture ####################################################################################
 
 
 def style(name: str) -> dict[str, Any]:
     if name in OWN:
         return {"color": "white", "edgecolor": "black", "hatch": "///"}
-    return {"color": COLORS.get(name[:4], "#bdbdbd")}
+    # The default configuration stands out.
+    option = {"hatch": "...", "edgecolor": "white"} if "per tensor" in name else {}
+    return {"color": COLORS.get(name[:4], "#bdbdbd"), **option}
 
 
 def main() -> None:
@@ -69,10 +142,16 @@ def main() -> None:
     parser.add_argument("json", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, help="write the picture here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser.add_argument("--summary", type=Path, help="write a line per model here")
+    parser.add_argument("--into", type=Path, help="and between the marks of this file")
     args = parser.parse_args()
     found = [table for path in args.json for table in tables(path)]
     if args.markdown is not None:
         args.markdown.write_text("\n".join(map(str, found)))
+    if args.summary is not None:
+        args.summary.write_text(summary(found) + "\n")
+    if args.into is not None:
+        write_into(args.into, summary(found))
     if args.out is not None:
         draw(args.out, [table for table in found if table.fastest is not None])
 

@@ -158,8 +158,8 @@ def register_conv(
     An unregistered layer works as well: its messages are quantized per edge. Registering one of the
     copy or attention family lets its sources be quantized once per node instead, which is what
     packed inference gathers. Works as a decorator. Whether its messages really are copies is found
-    out from :obj:`message` itself when a model is converted; if they are not, they are computed as
-    they stand, from rounded sources.
+    out from :obj:`message` itself when the layer first computes on codes; if they are not, they are
+    computed as they stand, from rounded sources.
 
     Args:
         cls (type): The layer.

@@ -36,10 +36,11 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     that the next layer reads. A layer that has no packed form computes as before with unpacked
     weights; a warning names it, and :func:`report` lists all layers.
 
-    For the same input a quantizer gives the same codes, and layers agree to float32 rounding. Where
-    a float result is quantized *again* and lies within a rounding error of the middle between two
-    codes, the order of the sum before decides, and it differs by one code: some values in ten
-    millions at 8 bits, fewer at less.
+    Under :func:`torch.no_grad` the quantized model computes with the same operations, so the two
+    agree bit for bit. With gradients, or without kernels, it computes in floating point, and they
+    agree to float32 rounding. Batch norm that a kernel takes over rounds in another order as well.
+    Where such a result is quantized *again* and lies beside the middle between two codes, it may
+    differ by one code.
 
     Conversion ends calibration: ranges that were made of evaluation batches do not grow any more,
     in the copy nor in the model itself, so that both go on giving the same.
@@ -54,7 +55,8 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
             :obj:`"reference"`, see :func:`torch_geometric_qlr.ops.use_backend`.
             (default: :obj:`"auto"`)
         fuse (bool): Whether a result that was seen to be read by one quantizer only, when the model
-            first ran, is never written as floats. The answers are the same. (default: :obj:`True`)
+            first ran, is never written as floats. The answers are the same. Code that does
+            something else later gets its floats all the same. (default: :obj:`True`)
 
     Raises:
         NothingToQuantizeError: If the model is not quantized.
@@ -68,9 +70,10 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         >>> from torch_geometric.nn import GCN
         >>> x, edge_index = torch.rand(3, 8), torch.tensor([[0, 1], [1, 2]])
         >>> model = qlr.quantize(GCN(8, 16, num_layers=2, out_channels=4), bits=4).eval()
-        >>> out = model(x, edge_index)
+        >>> with torch.no_grad():
+        ...     out = model(x, edge_index)
         >>> packed = qlr.convert(model)
-        >>> torch.allclose(packed(x, edge_index), out, atol=1e-5)
+        >>> torch.equal(packed(x, edge_index), out)
         True
         >>> print(qlr.report(packed))
         module       layer          runs as         weight bits  weight bytes  note
