@@ -92,6 +92,13 @@ class QuantLayer:
             if isinstance(module, LearnedRangeQuant):
                 module.reset_parameters()
 
+    def __repr__(self) -> str:
+        text, bits = super().__repr__(), self._qlr.shown_bits()
+        # Most layers of PyG show themselves in one line, without what is inside of them.
+        if not bits or "\n" in text or not text.endswith(")"):
+            return text
+        return f"{text[:-1]}{'' if text.endswith('()') else ', '}{bits})"
+
     # TorchScript knows neither the quantizers nor the ops: said before it says something else.
     def __prepare_scriptable__(self) -> Any:
         raise UnsupportedLayerError(

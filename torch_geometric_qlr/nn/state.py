@@ -154,6 +154,16 @@ class LayerState(nn.ModuleDict):
             return {k: self.quantize_at(point, v) for k, v in value.items()}
         return self.quantizer_at(point)(value)[0] if is_quantizable(value) else value
 
+    def shown_bits(self) -> str:
+        """The widths for people: one number, or one per place."""
+        widths = {
+            name: next((m.bits for m in found.modules() if hasattr(m, "bits")), None)
+            for name, found in self.items()
+        }
+        if len(set(widths.values())) == 1:
+            return f"bits={next(iter(widths.values()))}"
+        return ", ".join(f"{name}_bits={bits}" for name, bits in widths.items())
+
     def remembered(self, key: str, versions: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What was made of weights and ranges, as long as these have not changed."""
         known = self._made.get(key)

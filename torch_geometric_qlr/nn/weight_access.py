@@ -87,7 +87,7 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
 
 
 def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
-    if computes_on_codes(layer):
+    if computes_on_codes(layer) and raw.dtype == torch.float32:
         return weight_codes(layer, name).dequantize()
     value: Tensor = state[name](raw)[0]
     return value
@@ -95,7 +95,8 @@ def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
 
 def weight_codes(layer: nn.Module, name: str) -> PackedWeight:
     r"""The packed codes of a weight: those of a converted layer, or those of a quantized one as it
-    is now, made again when the weight or its range has changed.
+    is now. They are made anew in every call, since weights are also written to in ways that leave
+    no trace (``weight.data``, as averages of weights do).
 
     Args:
         layer (torch.nn.Module): The layer.
@@ -105,16 +106,7 @@ def weight_codes(layer: nn.Module, name: str) -> PackedWeight:
     found = state[name]
     if isinstance(found, PackedWeight):
         return found
-    weight: Any = layer._parameters[name]
-    tensors = (weight, *found.parameters(), *found.buffers())
-    if any(t.is_inference() for t in tensors):  # they have no versions
-        return PackedWeight.from_quantizer(found, weight)
-    PackedWeight.start(found, weight)
-    versions = tuple((id(t), t._version, t.data_ptr()) for t in tensors)
-    made: PackedWeight = state.remembered(
-        name, versions, lambda: PackedWeight.from_quantizer(found, weight)
-    )
-    return made
+    return PackedWeight.from_quantizer(found, layer._parameters[name])
 
 
 def _refusal(path: str, name: str) -> InputError:

@@ -180,6 +180,7 @@ class Convert:
 
     Args:
         backend (str): As for :func:`~torch_geometric_qlr.convert`. (default: :obj:`"auto"`)
+        fuse (bool): Likewise. (default: :obj:`True`)
 
     Example:
         >>> import torch_geometric_qlr as qlr
@@ -190,6 +191,7 @@ class Convert:
     """
 
     backend: str = "auto"
+    fuse: bool = dataclasses.field(default=True, repr=False)
 
     def __call__(self, model: M) -> M:
-        return convert(model, self.backend)
+        return convert(model, self.backend, fuse=self.fuse)
