@@ -65,15 +65,19 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
         if not computes_on_codes(self) or "forward" in self._qlr.replaced:
             return super()._qlr_forward(*args, **kwargs)
         args = tuple(with_promise(value) for value in args)
+        if is_observing(self):
+            # Before any training evaluation makes the ranges. What several hops share is known when
+            # the last one has been seen; then all of them are computed.
+            out = super()._qlr_forward(*args, **kwargs)
+            call = self._qlr.call
+            if call is None or call.hop <= 1:
+                return out
+            self._qlr.restart()
         if not _is_known(float_class(self)):
             return super()._qlr_forward(*args, **kwargs)
         bound = _signature(float_class(self).forward).bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
-        if takes_all_hops(float_class(self)) and is_observing(self):
-            # Before any training evaluation makes the ranges, and that needs hop after hop.
-            super()._qlr_forward(*args, **kwargs)
-            self._qlr.restart()
         done = all_hops(self, arguments)
         if done is not None:
             return done

@@ -77,6 +77,15 @@ class WeightAccess:
         del layer.__dict__[self.name]
 
 
+def _is_no_number(weight: Tensor) -> bool:
+    """Whether a weight holds NaN or Inf, where looking does not stall a device."""
+    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return not bool(torch.isfinite(weight.detach().sum()))
+
+
 def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
     """Where the weights of what is running are kept: the layer's call, or else the model's."""
     call = state.call
@@ -87,6 +96,8 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
 
 
 def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
+    if _is_no_number(raw):
+        return raw  # it is seen in the result, as in the float model
     if computes_on_codes(layer) and raw.dtype == torch.float32:
         return weight_codes(layer, name).dequantize()
     value: Tensor = state[name](raw)[0]

@@ -56,11 +56,13 @@ def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
 
 
 def is_observing(layer: Any) -> bool:
-    r"""Whether the quantizers of the hops are still observing, which needs hop after hop.
+    r"""Whether quantizers of a layer are still observing.
 
     Args:
         layer (torch.nn.Module): The layer.
     """
+    if state_of(layer).converted:
+        return False
     ranges = (q for q in state_of(layer).modules() if isinstance(q, RangeQuantizer))
     return any(q.range_state != RangeState.FIXED for q in ranges)
 
