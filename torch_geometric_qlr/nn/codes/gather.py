@@ -129,7 +129,11 @@ def _sums(
     kwargs: dict[str, Any],
 ) -> Tensor:
     def of(codes: PackedTensor) -> Tensor:
-        return handed_out(_sum(layer, choice, adj, codes, num_dst, kwargs))
+        graph, weight = weighted_graph(layer, adj, codes.size(0), num_dst, kwargs)
+        if choice.reduce in ("max", "min"):
+            largest = choice.reduce == "max"
+            return _extremum(graph, weight, codes, largest, state_of(layer).backend)
+        return handed_out(_sum(layer, graph, weight, codes, choice.reduce))
 
     if source.dim() == 2:
         return of(codes_of(source, quantizer))
@@ -143,19 +147,9 @@ def _sums(
 
 
 def _sum(
-    layer: Any,
-    choice: KernelChoice,
-    adj: Any,
-    codes: PackedTensor,
-    num_dst: int,
-    kwargs: dict[str, Any],
+    layer: Any, graph: CSRGraph, weight: Tensor | None, codes: PackedTensor, reduce: str
 ) -> Stage:
-    graph, weight = weighted_graph(layer, adj, codes.size(0), num_dst, kwargs)
-    state, reduce = state_of(layer), choice.reduce
-    shape = (num_dst, codes.size(1))
-    if reduce in ("max", "min"):
-        values = _extremum(graph, weight, codes, reduce == "max", state.backend)
-        return Stage(lambda e, out: values, shape, codes.device, state, biases=False)
+    state, shape = state_of(layer), (graph.num_dst, codes.size(1))
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
         with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
