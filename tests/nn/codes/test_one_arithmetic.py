@@ -30,8 +30,12 @@ from torch_geometric.nn import (
 import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn import SMPGNN
 
-CONFIGS: list[dict[str, Any]] = [{"bits": 8}, {"bits": 2, "truncation": "bt*"}]
-IDS = ["8", "2bt*"]
+CONFIGS: list[dict[str, Any]] = [
+    {"bits": 8},
+    {"bits": 2, "truncation": "bt*"},
+    {"bits": 4, "granularity": "tensor"},  # what kernels fuse
+]
+IDS = ["8", "2bt*", "4tensor"]
 GRANULARITIES = ["tensor", "node", "feature"]
 
 
@@ -195,7 +199,7 @@ def test_small_graphs(
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+@pytest.mark.parametrize("config", CONFIGS[:2], ids=IDS[:2])
 @pytest.mark.parametrize("name", ["GCN", "SAGE"])
 def test_batch_norm_moves_only_ties(name: str, config: dict[str, Any], granularity: str) -> None:
     # A kernel multiplies by one factor per column where the model divides by the deviation first.
