@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["copy_of"]
+__all__ = ["copy_of", "ease_copying"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,13 +35,22 @@ def copy_of(model: M) -> M:
         torch.Size([3, 2])
     """
     memo: dict[int, Any] = {}
-    _copy_difficult_tensors(model, memo, set())
+    ease_copying(model, memo)
     return copy.deepcopy(model, memo)
 
 
+def ease_copying(value: Any, memo: dict[int, Any]) -> None:
+    r"""Puts copies of what ``deepcopy`` would refuse where it looks first.
+
+    Args:
+        value (Any): What is to be copied.
+        memo (dict): The copies that ``deepcopy`` has made so far, by the identity of the original.
+    """
+    _copy_difficult_tensors(value, memo, set())
+
+
 def _copy_difficult_tensors(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
-    """Puts copies of what ``deepcopy`` would refuse where it looks first."""
-    if isinstance(value, _ATOMS) or id(value) in seen:
+    if isinstance(value, _ATOMS) or id(value) in seen or id(value) in memo:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):

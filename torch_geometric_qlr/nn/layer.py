@@ -19,6 +19,7 @@ from torch import nn
 
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.errors import UnsupportedLayerError
+from torch_geometric_qlr.nn.copying import ease_copying
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, where_is
 from torch_geometric_qlr.nn.weight_access import WeightAccess
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
@@ -117,6 +118,7 @@ class QuantLayer:
         rebuild, args, state, *_ = self.__reduce_ex__(4)
         new: QuantLayer = rebuild(*args)
         memo[id(self)] = new
+        ease_copying(state, memo)  # such as the edges that a layer caches
         new.__setstate__(copy.deepcopy(state, memo))  # type: ignore[attr-defined]
         return new
 

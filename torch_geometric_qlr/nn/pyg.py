@@ -42,12 +42,10 @@ def has_own_propagate(cls: type) -> bool:
 
 
 def _is_generated(cls: type, method: Any) -> bool:
-    """PyG writes its generated code into modules of its own, and keeps its name on the class."""
+    """Whether PyG has written a method for a class: its code is in a module named after that."""
     if method in (uncompiled_propagate(), MessagePassing.propagate):
         return True
-    return method in (vars(cls).get("_jinja_propagate"), vars(cls).get("_orig_propagate")) or (
-        getattr(method, "__module__", "").endswith("_propagate")
-    )
+    return bool(getattr(method, "__module__", "") == f"{cls.__module__}_{cls.__name__}_propagate")
 
 
 def drop_bound_propagate(layer: nn.Module) -> None:

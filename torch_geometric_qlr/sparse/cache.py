@@ -79,9 +79,9 @@ class AdjacencyCache:
     def keep(self, owner: Any, key: Hashable, entry: Entry) -> None:
         """Keeps something for an object while it lives, or until memory runs short."""
         with self._lock:
-            kept = self._entries.setdefault(owner, {})
+            kept = self._entries.setdefault(owner, _Kept())
             kept[key] = entry
-        _BUDGET.take(entry, lambda: kept.pop(key, None))
+        _BUDGET.take(entry, weakref.ref(kept), key)
 
     def clear(self) -> None:
         r"""Forgets everything."""
@@ -94,6 +94,12 @@ class AdjacencyCache:
 def can_remember(parts: list[Tensor]) -> bool:
     """Whether a change of these tensors would be noticed."""
     return not any(part.requires_grad or part.is_inference() for part in parts)
+
+
+class _Kept(dict[Hashable, "Entry"]):
+    """What is kept for one object, and goes with it."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Entry:
@@ -166,19 +172,25 @@ class _Budget:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._taken: list[tuple[weakref.ref[Entry], Callable[[], Any]]] = []
+        # Weakly all of it, or else what is kept would stay when its graph goes.
+        self._taken: list[tuple[weakref.ref[Entry], weakref.ref[_Kept], Hashable]] = []
         self._lock = threading.Lock()
 
-    def take(self, entry: Entry, drop: Callable[[], Any]) -> None:
+    def take(self, entry: Entry, place: weakref.ref[_Kept], key: Hashable) -> None:
+        """Counts an entry that is kept at a place, under a key."""
         with self._lock:
-            alive = [(e, ref, d) for ref, d in self._taken if (e := ref()) is not None]
-            alive.append((entry, weakref.ref(entry), drop))
-            total = sum(e.nbytes for e, _, _ in alive)
-            while alive and total > self.limit:
-                oldest, _, forget = alive.pop(0)
-                total -= oldest.nbytes
-                forget()
-            self._taken = [(ref, d) for _, ref, d in alive]
+            self._taken.append((weakref.ref(entry), place, key))
+            self._taken = [taken for taken in self._taken if taken[0]() is not None]
+            sizes = [0 if (e := ref()) is None else e.nbytes for ref, _, _ in self._taken]
+            total, drops = sum(sizes), 0
+            while drops < len(sizes) and total > self.limit:
+                total -= sizes[drops]
+                drops += 1
+            for ref, oldest, name in self._taken[:drops]:
+                kept = oldest()
+                if kept is not None and kept.get(name) is ref():
+                    kept.pop(name, None)
+            self._taken = self._taken[drops:]
 
 
 _BUDGET = _Budget(4 << 30)

@@ -35,6 +35,9 @@ __all__ = ["ReadyFlag", "graph_of", "ready_edges", "ready_flag", "released", "wi
 
 _MEMO = EdgeMemo()
 
+#: Stands for a tensor that the preparation leaves as it is.
+_AS_GIVEN = object()
+
 
 class Preparation(NamedTuple):
     r"""What a forward does to its edges.
@@ -158,8 +161,16 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
     options = tuple(repr(getattr(layer, name, None)) for name in row.options)
     key = (row.prepare.__name__, nodes, options, repr(arguments.get("size")))
     extra = arguments.get(row.extra)
-    out = _MEMO.get(edges, key, lambda: row.prepare(layer, arguments, edges, extra), extra)
-    return out if isinstance(out, tuple) else (out, extra)
+
+    def build() -> tuple[Any, Any]:
+        out = row.prepare(layer, arguments, edges, extra)
+        ready = out if isinstance(out, tuple) else (out, extra)
+        # What is remembered must not keep the graph alive that it is remembered for.
+        return tuple(_AS_GIVEN if r is g else r for r, g in zip(ready, given, strict=True))
+
+    given = (edges, extra)
+    ready = _MEMO.get(edges, key, build, extra)
+    return tuple(g if r is _AS_GIVEN else r for r, g in zip(ready, given, strict=True))
 
 
 def with_ready_edges(layer: Any, arguments: dict[str, Any]) -> bool:

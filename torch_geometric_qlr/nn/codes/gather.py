@@ -128,36 +128,28 @@ def _sums(
     num_dst: int,
     kwargs: dict[str, Any],
 ) -> Tensor:
-    def of(x: Tensor) -> Tensor:
-        codes = codes_of(x, quantizer)
-        return handed_out(_sum(layer, choice, adj, codes, num_dst, kwargs))
+    def of(codes: PackedTensor) -> Tensor:
+        graph, weight = weighted_graph(layer, adj, codes.size(0), num_dst, kwargs)
+        if choice.reduce in ("max", "min"):
+            largest = choice.reduce == "max"
+            return _extremum(graph, weight, codes, largest, state_of(layer).backend)
+        return handed_out(_sum(layer, graph, weight, codes, choice.reduce))
 
     if source.dim() == 2:
-        return of(source)
+        return of(codes_of(source, quantizer))
     # Layers with several stacks have them before the nodes, others have heads behind them.
     stacks = 0 if layer.node_dim == -2 else 1
     if not _shares_range(quantizer):
-        blocks = _observed(layer, source, quantizer).unbind(stacks)
-        return torch.stack([of(block) for block in blocks], dim=stacks)
+        return torch.stack([of(part) for part in _parts(source, quantizer, stacks)], dim=stacks)
     by_node = source.transpose(0, 1) if stacks == 0 else source
-    out = of(_flat(by_node)).view(num_dst, *by_node.shape[1:])
+    out = of(codes_of(_flat(by_node), quantizer)).view(num_dst, *by_node.shape[1:])
     return out.transpose(0, 1) if stacks == 0 else out
 
 
 def _sum(
-    layer: Any,
-    choice: KernelChoice,
-    adj: Any,
-    codes: PackedTensor,
-    num_dst: int,
-    kwargs: dict[str, Any],
+    layer: Any, graph: CSRGraph, weight: Tensor | None, codes: PackedTensor, reduce: str
 ) -> Stage:
-    graph, weight = weighted_graph(layer, adj, codes.size(0), num_dst, kwargs)
-    state, reduce = state_of(layer), choice.reduce
-    shape = (num_dst, codes.size(1))
-    if reduce in ("max", "min"):
-        values = _extremum(graph, weight, codes, reduce == "max", state.backend)
-        return Stage(lambda e, out: values, shape, codes.device, state, biases=False)
+    state, shape = state_of(layer), (graph.num_dst, codes.size(1))
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
         with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
@@ -238,10 +230,9 @@ def _attended(
     graph = graph_of(layer, adj, None, source.size(0), num_dst)
     alpha = graph.in_order(alpha)
     if source.dim() == 3 and not _shares_range(quantizer):
-        heads = _observed(layer, source, quantizer).unbind(1)
         parts = [
-            handed_out(_attend(layer, graph, codes_of(head, quantizer), alpha[:, h : h + 1]))
-            for h, head in enumerate(heads)
+            handed_out(_attend(layer, graph, head, alpha[:, h : h + 1]))
+            for h, head in enumerate(_parts(source, quantizer, 1))
         ]
         return torch.cat(parts, dim=-1)
     return handed_out(_attend(layer, graph, codes_of(_flat(source), quantizer), alpha))
@@ -315,9 +306,18 @@ def _shares_range(quantizer: Any) -> bool:
     return bool(quantizer.config.granularity == "tensor")
 
 
-def _observed(layer: Any, source: Tensor, quantizer: Any) -> Tensor:
-    """The source, after its quantizer has seen it as a whole, as it does in training."""
-    source = plain(source)
-    if not state_of(layer).converted:
-        quantizer(source)
-    return source
+def _parts(source: Tensor, quantizer: Any, dim: int) -> list[PackedTensor]:
+    """The codes of each stack or head. They are made together, as in training, so that the
+    quantizer sees one batch."""
+    codes = quantizer.pack(plain(source))
+
+    def cut(rows: Tensor) -> list[Tensor]:
+        parts = rows.view(*source.shape[:2], rows.size(1)).unbind(dim)
+        return [part.contiguous() for part in parts]
+
+    def ranges(numbers: Tensor) -> list[Tensor]:
+        by_row = quantizer.groups.axis == 0 and numbers.dim() == 2
+        return cut(numbers) if by_row else [numbers] * source.size(dim)
+
+    pieces = zip(cut(codes.data), ranges(codes.scale), ranges(codes.zero_point), strict=True)
+    return [PackedTensor(data, codes.num_cols, codes.bits, *affine) for data, *affine in pieces]

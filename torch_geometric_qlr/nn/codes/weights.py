@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.errors import CheckpointError
+from torch_geometric_qlr.errors import CheckpointError, InputError
 from torch_geometric_qlr.ops import storage_bits
 from torch_geometric_qlr.quantizers import RangeQuantizer
 from torch_geometric_qlr.quantizers.signature import KEY, Signature, differences
@@ -68,14 +68,14 @@ class PackedWeight(nn.Module):
         scale, zero_point, skew = quantizer.code_params(matrix)
         if matrix.dim() != 2:
             matrix = weight.reshape(weight.size(0) if weight.dim() else 1, -1)
-        packed = PackedTensor.from_float(
-            matrix,
-            scale.detach(),
-            zero_point.detach(),
-            quantizer.bits,
-            truncate=quantizer.config.truncates,
-            skew=skew,
-        )
+        try:
+            packed = PackedTensor.from_float(
+                *(matrix, scale.detach(), zero_point.detach(), quantizer.bits),
+                truncate=quantizer.config.truncates,
+                skew=skew,
+            )
+        except InputError as error:
+            raise InputError(f"{quantizer.path or 'weight'}: {error}") from None
         return cls(packed, weight.shape, quantizer.path, Signature.of(quantizer))
 
     @staticmethod
