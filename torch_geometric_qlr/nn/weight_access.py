@@ -87,7 +87,7 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
 
 
 def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
-    if computes_on_codes(layer):
+    if raw.dtype == torch.float32 and computes_on_codes(layer):
         return weight_codes(layer, name).dequantize()
     value: Tensor = state[name](raw)[0]
     return value
