@@ -448,3 +448,31 @@ def test_other_types_run_in_eval(name: str, dtype: torch.dtype) -> None:
         outputs(converted(model), *args)
     except InputError as error:
         assert "float32" in str(error) and ".float()" in str(error)
+
+
+# A user's propagate ###############################################################################
+
+
+class Scaled(convs.GCNConv):
+    def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Tensor:
+        return super().propagate(edge_index, size=size, **kwargs) * 4
+
+
+class ScaledInherited(Scaled):
+    """Says nothing of its own. PyG generates a propagate() for it, without the factor."""
+
+
+@pytest.mark.parametrize("cls", [Scaled, ScaledInherited])
+def test_a_propagate_of_a_subclass_is_respected(cls: Any) -> None:
+    torch.manual_seed(0)
+    layer = cls(16, 8)  # only after the first object has PyG written into the class
+    assert_right(layer, quantized(layer), X, SOME)
+    packed = converted(_seen(layer))
+    (entry,) = [e for e in qlr.report(packed).entries if e.layer.endswith(cls.__name__)]
+    assert not entry.is_packed and "propagate()" in entry.note
+
+
+def _seen(layer: nn.Module) -> nn.Module:
+    model = quantized(layer)
+    outputs(model, X, SOME)
+    return model
