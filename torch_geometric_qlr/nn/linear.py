@@ -132,7 +132,7 @@ def _read_child(layer: Any) -> str | None:
 def _look_up(layer: Any, input: Tensor) -> Tensor:
     """Rows of a table, quantized after they were looked up."""
     index = input.reshape(-1)
-    if layer._qlr.converted or (computes_on_codes(layer) and layer.max_norm is None):
+    if _looks_up_codes(layer):
         packed = weight_codes(layer, "weight").packed.index_select(index)
         return packed.dequantize().view(*input.shape, packed.num_cols)
     weight, quantizer = layer._parameters["weight"], layer._qlr["weight"]
@@ -148,6 +148,13 @@ def _look_up(layer: Any, input: Tensor) -> Tensor:
         skew=skew,
     )
     return rows.view(*input.shape, rows.size(-1))
+
+
+def _looks_up_codes(layer: Any) -> bool:
+    if layer._qlr.converted:
+        return True
+    is_float32 = layer._parameters["weight"].dtype == torch.float32
+    return is_float32 and layer.max_norm is None and computes_on_codes(layer)
 
 
 class QuantDictLinearLayer(QuantLayer):

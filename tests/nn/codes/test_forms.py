@@ -20,6 +20,7 @@ import torch_geometric_qlr as qlr
 from tests.optional import skip_for
 from torch_geometric_qlr.errors import ConfigError, InputError
 
+_seeded = torch.Generator().manual_seed(0)
 NONE = torch.empty(2, 0, dtype=torch.long)
 
 
@@ -55,9 +56,9 @@ def assert_right(layer: nn.Module, model: nn.Module, *args: Any, near: float = 0
 
 # Two sets of nodes ################################################################################
 
-SRC, DST = torch.randn(5, 16), torch.randn(3, 16)
+SRC, DST = torch.randn(5, 16, generator=_seeded), torch.randn(3, 16, generator=_seeded)
 PAIRS = torch.stack([torch.arange(8) % 5, torch.arange(8) % 3])
-RELATION, ATTR = torch.arange(8) % 4, torch.rand(8, 4)
+RELATION, ATTR = torch.arange(8) % 4, torch.rand(8, 4, generator=_seeded)
 
 
 #: A pair of sets against the flow.
@@ -88,7 +89,7 @@ BIPARTITE: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sage": (lambda **k: convs.SAGEConv((16, 16), 8, **k), ()),
     "sage max": (lambda **k: convs.SAGEConv((16, 16), 8, aggr="max", **k), ()),
     "sage project": (lambda **k: convs.SAGEConv((16, 16), 8, project=True, **k), ()),
-    "graph": (lambda **k: convs.GraphConv((16, 16), 8, **k), (torch.rand(8),)),
+    "graph": (lambda **k: convs.GraphConv((16, 16), 8, **k), (ATTR[:, 0],)),
     "mf": (lambda **k: convs.MFConv((16, 16), 8, **k), ()),
     "le": (lambda **k: convs.LEConv((16, 16), 8, **k), ()),
     "gin": (lambda **k: convs.GINConv(nn.Linear(16, 8), **k), ()),
@@ -159,7 +160,7 @@ def test_a_set_that_only_sends() -> None:
 
 # Nothing to sum ###################################################################################
 
-X = torch.randn(4, 16)
+X = torch.randn(4, 16, generator=_seeded)
 SOME = torch.tensor([[0, 1, 2, 3, 0, 1], [1, 2, 3, 0, 2, 0]])
 LOOPLESS: dict[str, Any] = {
     "transformer": lambda: convs.TransformerConv(16, 8, heads=2),
@@ -250,7 +251,7 @@ def test_an_edge_type_that_calibration_did_not_see() -> None:
 
 # Three dimensions #################################################################################
 
-STACKS = torch.randn(3, 4, 16) * torch.tensor([0.1, 1.0, 10.0]).view(3, 1, 1)
+STACKS = torch.randn(3, 4, 16, generator=_seeded) * torch.tensor([0.1, 1.0, 10.0]).view(3, 1, 1)
 STATIC: dict[str, Any] = {
     "SAGE": lambda: pyg_nn.GraphSAGE(16, 32, 2, 7),
     "SAGE max": lambda: convs.SAGEConv(16, 8, aggr="max"),
@@ -365,7 +366,7 @@ CACHING: dict[str, Any] = {
     "sgc": (lambda: convs.SGConv(16, 4, K=2, cached=True), X),
     "ssg": (lambda: convs.SSGConv(16, 4, 0.1, K=2, cached=True), X),
     "gcn2": (lambda: convs.GCN2Conv(16, 0.1, cached=True), X),
-    "dna": (lambda: convs.DNAConv(16, cached=True), torch.randn(4, 2, 16)),
+    "dna": (lambda: convs.DNAConv(16, cached=True), X.view(4, 1, 16).repeat(1, 2, 1)),
     "fa": (lambda: convs.FAConv(16, cached=True), X),
     "eg": (lambda: convs.EGConv(16, 8, num_heads=2, num_bases=2, cached=True), X),
 }
@@ -417,3 +418,61 @@ def test_input_error_is_clear_for_wrong_sizes() -> None:
     for broken in (model, converted(model)):
         with pytest.raises((InputError, ValueError, IndexError)):
             outputs(broken, SRC, torch.tensor([[0], [9]]))
+
+
+# Other types ######################################################################################
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["sage", "gcn", "gat", "linear", "embedding", "gru"])
+def test_other_types_run_in_eval(name: str, dtype: torch.dtype) -> None:
+    # Codes are made of float32; a quantized model of another type computes in floats, as ever.
+    torch.manual_seed(0)
+    layers: dict[str, Any] = {
+        "sage": (convs.SAGEConv(16, 8), (X.to(dtype), SOME)),
+        "gcn": (convs.GCNConv(16, 8), (X.to(dtype), SOME)),
+        "gat": (convs.GATConv(16, 8, heads=2), (X.to(dtype), SOME)),
+        "linear": (nn.Linear(16, 8), (X.to(dtype),)),
+        "embedding": (nn.Embedding(9, 16), (torch.arange(5),)),
+        "gru": (nn.GRUCell(16, 8), (X.to(dtype),)),
+    }
+    layer, args = layers[name]
+    layer = layer.to(dtype).eval()
+    model = quantized(layer)
+    outputs(model, *args)
+    (out,), (truth,) = outputs(model, *args), outputs(layer, *args)
+    assert out.dtype == dtype
+    assert (out - truth).abs().max() <= 0.05 * truth.abs().max()
+    torch.testing.assert_close(out, model(*args).detach(), rtol=0.02, atol=0.02)
+    try:
+        outputs(converted(model), *args)
+    except InputError as error:
+        assert "float32" in str(error) and ".float()" in str(error)
+
+
+# A user's propagate ###############################################################################
+
+
+class Scaled(convs.GCNConv):
+    def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Tensor:
+        return super().propagate(edge_index, size=size, **kwargs) * 4
+
+
+class ScaledInherited(Scaled):
+    """Says nothing of its own. PyG generates a propagate() for it, without the factor."""
+
+
+@pytest.mark.parametrize("cls", [Scaled, ScaledInherited])
+def test_a_propagate_of_a_subclass_is_respected(cls: Any) -> None:
+    torch.manual_seed(0)
+    layer = cls(16, 8)  # only after the first object has PyG written into the class
+    assert_right(layer, quantized(layer), X, SOME)
+    packed = converted(_seen(layer))
+    (entry,) = [e for e in qlr.report(packed).entries if e.layer.endswith(cls.__name__)]
+    assert not entry.is_packed and "propagate()" in entry.note
+
+
+def _seen(layer: nn.Module) -> nn.Module:
+    model = quantized(layer)
+    outputs(model, X, SOME)
+    return model

@@ -155,22 +155,34 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
     if not isinstance(edges, Tensor) and not (is_matrix(edges) and row.extra == "edge_weight"):
         return None
     x = arguments["x"]
-    nodes = tuple(
-        v.shape[:-1] for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None
-    )
-    options = tuple(repr(getattr(layer, name, None)) for name in row.options)
-    key = (row.prepare.__name__, nodes, options, repr(arguments.get("size")))
+    features = [v for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None]
+    nodes = tuple((v.shape[:-1], v.dtype) for v in features)
+    options = tuple(_exact(getattr(layer, name, None)) for name in ("node_dim", *row.options))
+    key = (row.prepare.__name__, nodes, options, _exact(arguments.get("size")))
     extra = arguments.get(row.extra)
 
     def build() -> tuple[Any, Any]:
         out = row.prepare(layer, arguments, edges, extra)
         ready = out if isinstance(out, tuple) else (out, extra)
         # What is remembered must not keep the graph alive that it is remembered for.
-        return tuple(_AS_GIVEN if r is g else r for r, g in zip(ready, given, strict=True))
+        return _exchanged(ready, given, (_AS_GIVEN, _AS_GIVEN))
 
     given = (edges, extra)
     ready = _MEMO.get(edges, key, build, extra)
-    return tuple(g if r is _AS_GIVEN else r for r, g in zip(ready, given, strict=True))
+    return _exchanged(ready, (_AS_GIVEN, _AS_GIVEN), given)
+
+
+def _exact(value: Any) -> Any:
+    """An option as something to compare: equal only if the options are."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, tuple(value.flatten().tolist())
+    return tuple(map(_exact, value)) if isinstance(value, (list, tuple)) else repr(value)
+
+
+def _exchanged(pair: Any, old: tuple[Any, Any], new: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The pair, with the new ones in place of the old."""
+    first, second = (n if p is o else p for p, o, n in zip(pair, old, new, strict=True))
+    return first, second
 
 
 def with_ready_edges(layer: Any, arguments: dict[str, Any]) -> bool:
