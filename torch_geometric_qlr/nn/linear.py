@@ -12,7 +12,7 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.nn.codes.chains import plain
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes, has_codes
-from torch_geometric_qlr.nn.codes.product import product, why_no_product
+from torch_geometric_qlr.nn.codes.product import check_width, product, why_no_product
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.registry import find_by_name
@@ -80,6 +80,7 @@ def _multiplies_sparse(layer: Any, x: Any) -> bool:
 
 
 def _sparse_forward(layer: Any, x: Tensor) -> Tensor:
+    check_width(layer, x)
     x = x.coalesce() if x.layout == torch.sparse_coo else x
     values = layer._qlr["input"].quantize_stored(x)
     return sparse_linear(x, values, layer.weight, layer.bias)
@@ -126,10 +127,15 @@ def _read_child(layer: Any) -> str | None:
     return find_by_name(READ_IN_FORWARD, float_class(layer))
 
 
+def _looks_up_codes(layer: Any) -> bool:
+    is_float32 = layer._parameters["weight"].dtype == torch.float32
+    return computes_on_codes(layer) and layer.max_norm is None and is_float32
+
+
 def _look_up(layer: Any, input: Tensor) -> Tensor:
     """Rows of a table, quantized after they were looked up."""
     index = input.reshape(-1)
-    if layer._qlr.converted or (computes_on_codes(layer) and layer.max_norm is None):
+    if layer._qlr.converted or _looks_up_codes(layer):
         packed = weight_codes(layer, "weight").packed.index_select(index)
         return packed.dequantize().view(*input.shape, packed.num_cols)
     weight, quantizer = layer._parameters["weight"], layer._qlr["weight"]

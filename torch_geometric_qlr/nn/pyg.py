@@ -12,6 +12,7 @@ __all__ = [
     "drop_bound_propagate",
     "fuses",
     "has_hooks",
+    "has_own_product",
     "has_own_propagate",
     "node_counts",
     "uncompiled_propagate",
@@ -31,23 +32,20 @@ def uncompiled_propagate() -> Any:
 
 
 def has_own_propagate(cls: type) -> bool:
-    """Whether a user's class overrides :meth:`propagate` (PyG's generated code is none)."""
-    for base in cls.__mro__:
-        if base is MessagePassing:
-            return False
-        own = vars(base).get("propagate")
-        if own is not None and not _is_generated(base, own):
-            return True
-    return False
+    """Whether a class propagates by a user's :meth:`propagate` (PyG's generated code is none)."""
+    # PyG compiles a class whose base has a `propagate` of its own, and that one is never called
+    # then: the first that is found is the one that runs.
+    base = next(base for base in cls.__mro__ if "propagate" in vars(base))
+    method = vars(base)["propagate"]
+    # PyG writes the code for a class into a module that is called after it.
+    generated = f"{base.__module__}_{base.__name__}_propagate"
+    return base is not MessagePassing and getattr(method, "__module__", "") != generated
 
 
-def _is_generated(cls: type, method: Any) -> bool:
-    """PyG writes its generated code into modules of its own, and keeps its name on the class."""
-    if method in (uncompiled_propagate(), MessagePassing.propagate):
-        return True
-    return method in (vars(cls).get("_jinja_propagate"), vars(cls).get("_orig_propagate")) or (
-        getattr(method, "__module__", "").endswith("_propagate")
-    )
+def has_own_product(cls: Any) -> bool:
+    """Whether a user's class has its own fused product of a matrix and features."""
+    module = getattr(cls.message_and_aggregate, "__module__", "")
+    return not module.startswith(("torch_geometric.", "torch_geometric_qlr."))
 
 
 def drop_bound_propagate(layer: nn.Module) -> None:
