@@ -37,7 +37,7 @@ def _broken() -> nn.Module:
 
 
 class _Clash(SAGEConv):
-    quantizers = "mine"
+    _qlr_quantizers = "mine"
 
 
 class _WithClash(nn.Module):
@@ -106,7 +106,7 @@ CASES: dict[str, Case] = {
         InputError,
         r"convs\.1\.lin: the parameter Linear\.weight holds NaN or Inf\. Load or train",
     ),
-    "clash": (_WithClash, {}, UnsupportedLayerError, r"second: .*'quantizers'.*Rename"),
+    "clash": (_WithClash, {}, UnsupportedLayerError, r"second: .*'_qlr_quantizers'.*Rename"),
     "bits too small": (gcn, {"bits": 0}, ConfigError, "bits=0 is out of range.*1 to 8"),
     "bits too large": (gcn, {"weight_bits": 9}, ConfigError, "weight_bits=9 is out of range"),
     "bits of a wrong type": (gcn, {"bits": "2"}, ConfigError, "bits is '2'; expected an integer"),

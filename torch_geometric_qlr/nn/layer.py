@@ -181,7 +181,8 @@ def quant_class(
             "_qlr_made": made,
         }
         namespace |= mixin._qlr_namespace(base) if hasattr(mixin, "_qlr_namespace") else {}
-        namespace |= {n: c for n, c in _CONVENIENCES.items() if not hasattr(base, n)}
+        free = {n: c for n, c in _CONVENIENCES.items() if not hasattr(base, n)}
+        namespace = {**free, **namespace}
         bases: tuple[Any, ...] = (mixin, base)
         _CLASSES[made] = type(f"{mixin._qlr_prefix}{base.__name__}", bases, namespace)
     return _CLASSES[made]

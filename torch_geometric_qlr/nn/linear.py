@@ -61,12 +61,18 @@ class QuantLinearLayer(QuantLayer):
 
 
 def _multiplies_codes(layer: Any, x: Any) -> bool:
-    if not computes_on_codes(layer) or why_no_product(layer):
+    if not computes_on_codes(layer) or why_no_product(layer) or not _is_float32(layer):
         return False
     if isinstance(x, PackedTensor):
         return True
     is_sparse = isinstance(x, Tensor) and is_torch_sparse_tensor(x) and x.dtype == torch.float32
     return is_sparse or has_codes(layer, x)
+
+
+def _is_float32(layer: Any) -> bool:
+    """Whether the weight is in the precision of the integer operations; codes always are."""
+    weight = layer._parameters.get("weight")
+    return weight is None or weight.dtype == torch.float32
 
 
 def _multiplies_sparse(layer: Any, x: Any) -> bool:
@@ -128,8 +134,7 @@ def _read_child(layer: Any) -> str | None:
 
 
 def _looks_up_codes(layer: Any) -> bool:
-    is_float32 = layer._parameters["weight"].dtype == torch.float32
-    return computes_on_codes(layer) and layer.max_norm is None and is_float32
+    return computes_on_codes(layer) and layer.max_norm is None and _is_float32(layer)
 
 
 def _look_up(layer: Any, input: Tensor) -> Tensor:

@@ -158,10 +158,15 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
         v.shape[:-1] for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None
     )
     options = tuple(repr(getattr(layer, name, None)) for name in row.options)
-    key = (row.prepare.__name__, nodes, options, repr(arguments.get("size")))
+    key = (row.prepare.__name__, nodes, options, _dtype(x), repr(arguments.get("size")))
     extra = arguments.get(row.extra)
     out = _MEMO.get(edges, key, lambda: row.prepare(layer, arguments, edges, extra), extra)
     return out if isinstance(out, tuple) else (out, extra)
+
+
+def _dtype(x: Any) -> torch.dtype:
+    first: Tensor = x[0] if isinstance(x, (tuple, list)) else x
+    return first.dtype
 
 
 def with_ready_edges(layer: Any, arguments: dict[str, Any]) -> bool:
