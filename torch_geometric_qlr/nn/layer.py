@@ -93,6 +93,15 @@ class QuantLayer:
             if isinstance(module, LearnedRangeQuant):
                 module.reset_parameters()
 
+    def __repr__(self) -> str:
+        own = super().__repr__()
+        inside = self._qlr.modules() if STATE in self.__dict__.get("_modules", ()) else ()
+        widths = {m.bits for m in inside if isinstance(getattr(m, "bits", None), int)}
+        if not widths or "bits=" in own or not own.endswith(")"):
+            return own
+        # PyG's layers print their sizes only.
+        return f"{own[:-1]}, bits={'/'.join(map(str, sorted(widths)))})"
+
     # TorchScript knows neither the quantizers nor the ops: said before it says something else.
     def __prepare_scriptable__(self) -> Any:
         raise UnsupportedLayerError(
