@@ -257,7 +257,7 @@ def test_bipartite(make: Any, with_target: bool) -> None:
     quantized = qlr.quantize(conv, bits=2)
     out = quantized((X[:5], target), LOCAL_EDGES, **kwargs)
     assert out.shape == (7, H)
-    source = ranges(quantized)["quantizers.source_x.0"]
+    source = ranges(quantized)["_qlr.source_x.0"]
     assert bool(source.calibrated)
     out.square().sum().backward()
 
@@ -270,8 +270,8 @@ def test_flow(flow: str) -> None:
     assert torch.equal(conv((X, X + 100), EDGES), conv((X, X), EDGES))
     fresh = qlr.quantize(conv, bits=2)
     fresh((X, X + 100), EDGES)
-    assert float(ranges(fresh)["quantizers.source_x.0"].hi) < 100
-    assert float(ranges(quantized)["quantizers.source_x.0"].hi) == float(X.max())
+    assert float(ranges(fresh)["_qlr.source_x.0"].hi) < 100
+    assert float(ranges(quantized)["_qlr.source_x.0"].hi) == float(X.max())
 
 
 def test_static_graph() -> None:

@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_config_is_refused() -> None:
     torch.save(saved, buffer)
     buffer.seek(0)
     for found in (saved, torch.load(buffer, weights_only=True)):
-        with pytest.raises(RuntimeError, match=r"convs\.0\.quantizers.*made with 4 bits.*has 2"):
+        with pytest.raises(RuntimeError, match=r"convs\.0\._qlr.*made with 4 bits.*has 2"):
             make(2).load_state_dict(found)
     with pytest.raises(RuntimeError, match=r"this model has 4 bits and truncation 'bt\*'"):
         make(4, truncation="bt*").load_state_dict(saved)
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_config_is_refused() -> None:
         make(4, overrides={"convs.1": None}).load_state_dict(saved)
     # The remedy that the message names.
     with pytest.warns(UserWarning, match="no ranges for 6"):
-        make(2).load_state_dict({k: v for k, v in saved.items() if "quantizers." not in k})
+        make(2).load_state_dict({k: v for k, v in saved.items() if "_qlr." not in k})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*quantizers"):
         float_model().load_state_dict(saved)
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_with_half_of_its_ranges_is_refused() -> None:
     partial = {k: v for k, v in saved.items() if not k.endswith("gamma")}
     with pytest.raises(RuntimeError, match=r"Missing key.*gamma"):
         make().load_state_dict(partial)
-    one_layer = {k: v for k, v in saved.items() if "quantizers" not in k or "convs.0" in k}
+    one_layer = {k: v for k, v in saved.items() if "_qlr" not in k or "convs.0" in k}
     with pytest.warns(UserWarning, match=r"no ranges for 3 quantizers \(convs\.1"):
         make().load_state_dict(one_layer)
 
@@ -212,12 +212,12 @@ def test_moving_averages(use_buffers: bool, after: int) -> None:
 def test_ranges_stay_in_float32(dtype: torch.dtype) -> None:
     model = trained(make()).eval()
     expected = model(X, EDGES)
-    before = {k: v for k, v in state(model).items() if ".quantizers." in k}
+    before = {k: v for k, v in state(model).items() if "._qlr." in k}
     cast = copy.deepcopy(model).to(dtype)
     out = cast(X.to(dtype), EDGES)
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), expected, rtol=0.4, atol=0.4)
-    assert_equal({k: v for k, v in state(cast).items() if ".quantizers." in k}, before)
+    assert_equal({k: v for k, v in state(cast).items() if "._qlr." in k}, before)
     trained(cast.train(), steps=0)
     cast(X.to(dtype), EDGES).sum().backward()
     gradients = {p.grad.dtype for p in qlr.quant_parameters(cast) if p.grad is not None}

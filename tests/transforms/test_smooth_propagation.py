@@ -66,7 +66,7 @@ def features(num_nodes: int = NODES) -> Tensor:
 
 
 def smooth_layers(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if hasattr(m, "smooth_options")]
+    return [m for m in model.modules() if hasattr(m, "_qlr_passes")]
 
 
 def quantizer_names(model: nn.Module) -> list[str]:

@@ -71,7 +71,7 @@ def check_names(name: str, layer: nn.Module) -> None:
     own = (layer.__dict__, layer._parameters, layer._buffers, layer._modules)
     classes = (vars(cls) for cls in type(layer).__mro__)
     taken = sorted({key for names in (*own, *classes) for key in names if key.startswith(STATE)})
-    taken = [key for key in taken if not key.startswith("_qlr_smooth")]
+    taken = [key for key in taken if key != "_qlr_smooth"]
     if taken:
         raise UnsupportedLayerError(
             f"{name or type(layer).__name__}: it has an attribute {taken[0]!r} of its own, and "

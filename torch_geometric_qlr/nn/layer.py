@@ -96,7 +96,8 @@ class QuantLayer:
     def __repr__(self) -> str:
         own = super().__repr__()
         inside = self._qlr.modules() if STATE in self.__dict__.get("_modules", ()) else ()
-        widths = {m.bits for m in inside if isinstance(getattr(m, "bits", None), int)}
+        found = (getattr(module, "bits", None) for module in inside)
+        widths = {bits for bits in found if isinstance(bits, int)}
         if not widths or "bits=" in own or not own.endswith(")"):
             return own
         # PyG's layers print their sizes only.

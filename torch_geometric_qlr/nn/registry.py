@@ -105,7 +105,7 @@ def _find(layer: nn.Module) -> LayerSpec | None:
     return None
 
 
-def _keeps_messages(cls: type, base: type) -> bool:
+def _keeps_messages(cls: Any, base: Any) -> bool:
     # A fused product of its own is computed as it stands, from rounded sources.
     return not issubclass(base, MessagePassing) or cls.message is base.message
 

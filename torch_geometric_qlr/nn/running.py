@@ -62,7 +62,7 @@ def running_model() -> RunningModel | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def runs_while_traced() -> bool:
     """Whether a part of a model is compiled that is called from the rest of it."""
     return bool(_RUNNING.models)
