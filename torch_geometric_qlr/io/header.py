@@ -284,7 +284,11 @@ def _check_layers(header: Mapping[str, Any], num_bytes: int) -> None:
             where = f"the quantizer {reprlib.repr(f'{name}.{key}')}"
             for one in found if isinstance(found, list) else [found]:
                 if "matrix" in one:
-                    _check_packed(one, where, header["converted"] and key in entry["weights"])
+                    _check_packed(
+                        one,
+                        where,
+                        header["converted"] and key.removeprefix("weight:") in entry["weights"],
+                    )
                     left -= math.prod(one["shape"]) * one["bits"] // 8
                 else:
                     left -= one["groups"] * 4

@@ -16,10 +16,12 @@ from torch_geometric_qlr.errors import (
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.nn.state import STATE
 
 __all__ = [
     "check_model",
     "check_modules",
+    "check_names",
     "check_weights",
     "is_uninitialized",
 ]
@@ -60,6 +62,21 @@ def check_modules(named: Mapping[str, nn.Module]) -> None:
                 f"{where}: {type(module).__name__} is not initialized yet (lazy, in_channels=-1). "
                 f"Run one forward pass with a small batch first, then quantize."
             )
+
+
+def check_names(name: str, layer: nn.Module) -> None:
+    """Refuses a layer with attributes under the private prefix of what the package keeps on it."""
+    if hasattr(type(layer), "_qlr_wrapped"):  # one of the package's own
+        return
+    own = (layer.__dict__, layer._parameters, layer._buffers, layer._modules)
+    classes = (vars(cls) for cls in type(layer).__mro__)
+    taken = sorted({key for names in (*own, *classes) for key in names if key.startswith(STATE)})
+    taken = [key for key in taken if key != "_qlr_smooth"]
+    if taken:
+        raise UnsupportedLayerError(
+            f"{name or type(layer).__name__}: it has an attribute {taken[0]!r} of its own, and "
+            f"names that begin with {STATE!r} are the quantizers'. Rename that attribute."
+        )
 
 
 def is_uninitialized(module: nn.Module) -> bool:

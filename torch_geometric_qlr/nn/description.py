@@ -39,7 +39,7 @@ from torch_geometric_qlr.nn.rewrite import (
     quantizer_path,
     reclass,
 )
-from torch_geometric_qlr.nn.state import LayerState, state_of
+from torch_geometric_qlr.nn.state import LayerState, parameter_of, state_of
 from torch_geometric_qlr.ops import storage_bits
 from torch_geometric_qlr.quantizers import RangeQuantizer, build_quantizer
 
@@ -218,7 +218,7 @@ def _hold_codes(name: str, layer: Any, quantizers: Mapping[str, Any]) -> None:
     """Puts weights of codes in place of float weights, in the order of the description."""
     state = state_of(layer)
     for key, found in _packed_weights(quantizers).items():
-        device = layer._parameters[key].device
+        device = layer._parameters[parameter_of(key)].device
         state[key] = PackedWeight.empty(
             found["bits"],
             tuple(found["matrix"]),
@@ -268,11 +268,14 @@ def _check_entry(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> None:
         fits &= FAMILIES[family] is MIXINS[spec.family]
     wrong = "" if fits else f"it cannot be quantized as {family!r}"
     for key in entry["weights"]:
-        if not key.isidentifier() or key.startswith("_") or hasattr(float_class(layer), key):
+        is_private = key.startswith("_") and key not in layer._parameters
+        if not key.isidentifier() or is_private or hasattr(float_class(layer), key):
             wrong = f"{key!r} is no weight of it"
     for key in entry["quantizers"]:
-        is_place = key in entry["weights"] or key in _PLACES or key.startswith("source_")
-        if not is_place or not key.isidentifier() or hasattr(nn.ModuleDict, key):
+        is_place = (
+            parameter_of(key) in entry["weights"] or key in _PLACES or key.startswith("source_")
+        )
+        if not is_place or not parameter_of(key).isidentifier():
             wrong = f"{key!r} is no place to quantize"
     if wrong:
         raise CheckpointError(
@@ -355,6 +358,7 @@ def _check_smooth(model: nn.Module, saved: Mapping[str, Any]) -> None:
 
 def _check_weights(name: str, layer: nn.Module, quantizers: Mapping[str, Any]) -> None:
     for key, found in _packed_weights(quantizers).items():
+        key = parameter_of(key)
         where, own = f"{name}.{key}" if name else key, layer._parameters.get(key)
         if own is None:
             raise CheckpointError(

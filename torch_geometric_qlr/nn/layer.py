@@ -24,7 +24,7 @@ from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, where_is
 from torch_geometric_qlr.nn.weight_access import WeightAccess
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
-__all__ = ["QuantLayer", "own_state", "quant_class"]
+__all__ = ["QuantLayer", "check_not_parametrized", "own_state", "quant_class"]
 
 
 class QuantLayer:
@@ -57,6 +57,8 @@ class QuantLayer:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         state = self._qlr
+        if state.is_inside("forward"):  # a replaced forward asks for the one of the class
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
         _check_reachable(self)
         outer = state.begin((args, kwargs))
         try:
@@ -66,9 +68,8 @@ class QuantLayer:
 
     def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The float forward; families quantize their inputs here first."""
-        replaced = self._qlr.replaced.get("forward")
-        forward = super().forward if replaced is None else replaced  # type: ignore[misc]
-        return forward(*args, **kwargs)
+        own = super().forward  # type: ignore[misc]
+        return self._qlr.method("forward", own)(*args, **kwargs)
 
     def _qlr_output(self, out: Any) -> Any:
         # Features come first; what may follow them is a state or attention coefficients.
@@ -130,14 +131,27 @@ def _check_reachable(layer: Any) -> None:
             f"{where_is(layer)}: torch.jit.trace does not work on quantized or converted models. "
             f"Use torch.compile, or trace the float model."
         )
-    if "parametrizations" in layer._modules:
-        changed = [n for n in type(layer)._qlr_made.weight_names if n in layer.parametrizations]
-        if changed:
-            raise UnsupportedLayerError(
-                f"{where_is(layer)}: its {changed[0]} was parametrized after the layer had been "
-                f"quantized, which goes round the quantizer. Parametrize the float model; "
-                f"qlr.plan(model) says what is quantized then."
-            )
+    check_not_parametrized(layer)
+
+
+def check_not_parametrized(layer: Any) -> None:
+    r"""Refuses a weight that was parametrized after the layer had been quantized.
+
+    Args:
+        layer (QuantLayer): The layer.
+
+    Raises:
+        UnsupportedLayerError: If a quantized weight is parametrized.
+    """
+    if "parametrizations" not in layer._modules:
+        return
+    changed = [n for n in type(layer)._qlr_made.weight_names if n in layer.parametrizations]
+    if changed:
+        raise UnsupportedLayerError(
+            f"{where_is(layer)}: its {changed[0]} was parametrized after the layer had been "
+            f"quantized, which goes round the quantizer. Parametrize the float model; "
+            f"qlr.plan(model) says what is quantized then."
+        )
 
 
 def own_state(layer: Any) -> Any:
@@ -176,7 +190,8 @@ def quant_class(
             "_qlr_made": made,
         }
         namespace |= mixin._qlr_namespace(base) if hasattr(mixin, "_qlr_namespace") else {}
-        namespace |= {n: c for n, c in _CONVENIENCES.items() if not hasattr(base, n)}
+        free = {n: c for n, c in _CONVENIENCES.items() if not hasattr(base, n)}
+        namespace = {**free, **namespace}
         bases: tuple[Any, ...] = (mixin, base)
         _CLASSES[made] = type(f"{mixin._qlr_prefix}{base.__name__}", bases, namespace)
     return _CLASSES[made]

@@ -12,7 +12,7 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.nn.codes.chains import plain
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes, has_codes
-from torch_geometric_qlr.nn.codes.product import product, why_no_product
+from torch_geometric_qlr.nn.codes.product import check_width, product, why_no_product
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.registry import find_by_name
@@ -61,7 +61,7 @@ class QuantLinearLayer(QuantLayer):
 
 
 def _multiplies_codes(layer: Any, x: Any) -> bool:
-    if not computes_on_codes(layer) or why_no_product(layer):
+    if not computes_on_codes(layer) or why_no_product(layer) or not _is_float32(layer):
         return False
     if isinstance(x, PackedTensor):
         return True
@@ -70,6 +70,12 @@ def _multiplies_codes(layer: Any, x: Any) -> bool:
         return False
     is_sparse = isinstance(x, Tensor) and is_torch_sparse_tensor(x) and x.dtype == torch.float32
     return is_sparse or has_codes(layer, x)
+
+
+def _is_float32(layer: Any) -> bool:
+    """Whether the weight is in the precision of the integer operations; codes always are."""
+    weight = layer._parameters.get("weight")
+    return weight is None or weight.dtype == torch.float32
 
 
 def _multiplies_sparse(layer: Any, x: Any) -> bool:
@@ -83,6 +89,7 @@ def _multiplies_sparse(layer: Any, x: Any) -> bool:
 
 
 def _sparse_forward(layer: Any, x: Tensor) -> Tensor:
+    check_width(layer, x)
     x = x.coalesce() if x.layout == torch.sparse_coo else x
     values = layer._qlr["input"].quantize_stored(x)
     return sparse_linear(x, values, layer.weight, layer.bias)
@@ -151,7 +158,7 @@ def _look_up(layer: Any, input: Tensor) -> Tensor:
 
 
 def _looks_up_codes(layer: Any) -> bool:
-    if layer._qlr.converted:
+    if isinstance(layer._qlr["weight"], PackedWeight):
         return True
     is_float32 = layer._parameters["weight"].dtype == torch.float32
     return is_float32 and layer.max_norm is None and computes_on_codes(layer)

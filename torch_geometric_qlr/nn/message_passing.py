@@ -17,7 +17,7 @@ from torch_geometric_qlr.nn.codes.gather import gather
 from torch_geometric_qlr.nn.codes.hops import all_hops, is_observing, takes_all_hops
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.pyg import uncompiled_propagate
+from torch_geometric_qlr.nn.pyg import has_own_propagate, uncompiled_propagate
 from torch_geometric_qlr.nn.state import float_class, where_is
 
 __all__ = ["QuantMessagePassing", "expects_features"]
@@ -87,6 +87,8 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
 
     def propagate(self, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
         state = self._qlr
+        if state.is_inside("propagate"):
+            return super().propagate(edge_index, *args, **kwargs)
         if computes_on_codes(self):
             size = args[0] if args else kwargs.pop("size", None)
             out = gather(self, edge_index, size, kwargs)
@@ -107,14 +109,15 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
             if name in kwargs:
                 kwargs[name] = _quantize_source(self, key, kwargs[name])
         if "propagate" in self._qlr.replaced:
-            return self._qlr.replaced["propagate"](edge_index, *args, **kwargs)
-        if self.explain or self.decomposed_layers > 1:
+            return self._qlr.method("propagate", super().propagate)(edge_index, *args, **kwargs)
+        if _goes_uncompiled(self):
             return uncompiled_propagate()(self, edge_index, *args, **kwargs)
         return super().propagate(edge_index, *args, **kwargs)
 
     def message(self, *args: Any, **kwargs: Any) -> Any:
-        replaced = self._qlr.replaced.get("message")
-        message = super().message if replaced is None else replaced
+        if self._qlr.is_inside("message"):
+            return super().message(*args, **kwargs)
+        message = self._qlr.method("message", super().message)
         return self._qlr.quantize_at("message", message(*args, **kwargs))
 
     def aggregate(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,13 +162,18 @@ def _is_known(base: Any) -> bool:
     return bool(ready_flag(base)) or takes_all_hops(base)
 
 
+def _goes_uncompiled(layer: Any) -> bool:
+    """Whether PyG would leave its generated code for the method that explains and decomposes."""
+    special = layer.explain or layer.decomposed_layers > 1
+    return special and not has_own_propagate(float_class(layer))
+
+
 def _quantize_source(layer: Any, key: str, value: Any) -> Any:
     quantizer = layer._qlr.quantizer_at(key)
     if isinstance(value, (tuple, list)):
         # PyG's generated code takes the sources of a pair from its first place whatever the flow;
         # its uncompiled one goes by the flow.
-        compiled = not (layer.explain or layer.decomposed_layers > 1)
-        j = 0 if compiled or layer.flow == "source_to_target" else 1
+        j = 1 if _goes_uncompiled(layer) and layer.flow == "target_to_source" else 0
         return tuple(_quantized(quantizer, v) if i == j else v for i, v in enumerate(value))
     return _quantized(quantizer, value)
 

@@ -20,13 +20,13 @@ from torch_geometric_qlr.errors import (
 from torch_geometric_qlr.nn.checks import (
     check_model,
     check_modules,
+    check_names,
     check_weights,
     is_uninitialized,
 )
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
 from torch_geometric_qlr.nn.registry import find_by_name, find_spec, is_registered
-from torch_geometric_qlr.nn.state import STATE
 from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
 from torch_geometric_qlr.overrides import check_all_matched, match_override
 
@@ -256,11 +256,7 @@ def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | 
     if spec.family == "linear":
         check_weights(name, module, (p.partition(":")[2] for p in site.points if ":" in p))
     site.groups = {p: _num_groups(site, p, q) for p, q in site.points.items()}
-    if hasattr(module, STATE):
-        raise UnsupportedLayerError(
-            f"{name or type(module).__name__}: it has an attribute {STATE!r} of its own, where "
-            f"the quantizers would go. Rename that attribute."
-        )
+    check_names(name, module)
     return site, "; ".join(notes)
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "drop_bound_propagate",
     "fuses",
     "has_hooks",
+    "has_own_product",
     "has_own_propagate",
     "node_counts",
     "uncompiled_propagate",
@@ -31,14 +32,12 @@ def uncompiled_propagate() -> Any:
 
 
 def has_own_propagate(cls: type) -> bool:
-    """Whether a user's class overrides :meth:`propagate` (PyG's generated code is none)."""
-    for base in cls.__mro__:
-        if base is MessagePassing:
-            return False
-        own = vars(base).get("propagate")
-        if own is not None and not _is_generated(base, own):
-            return True
-    return False
+    """Whether a class propagates by a user's :meth:`propagate` (PyG's generated code is none)."""
+    # PyG compiles a class whose base has a `propagate` of its own, and that one is never called
+    # then: the first that is found is the one that runs.
+    base = next(base for base in cls.__mro__ if "propagate" in vars(base))
+    method = vars(base)["propagate"]
+    return base is not MessagePassing and not _is_generated(base, method)
 
 
 def _is_generated(cls: type, method: Any) -> bool:
@@ -46,6 +45,12 @@ def _is_generated(cls: type, method: Any) -> bool:
     if method in (uncompiled_propagate(), MessagePassing.propagate):
         return True
     return bool(getattr(method, "__module__", "") == f"{cls.__module__}_{cls.__name__}_propagate")
+
+
+def has_own_product(cls: Any) -> bool:
+    """Whether a user's class has its own fused product of a matrix and features."""
+    module = getattr(cls.message_and_aggregate, "__module__", "")
+    return not module.startswith(("torch_geometric.", "torch_geometric_qlr."))
 
 
 def drop_bound_propagate(layer: nn.Module) -> None:

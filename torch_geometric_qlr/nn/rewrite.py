@@ -23,7 +23,7 @@ from torch_geometric_qlr.nn.plan import Plan, Site
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.pyg import drop_bound_propagate
 from torch_geometric_qlr.nn.registry import find_by_name, find_spec
-from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass
+from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, parameter_of, weight_key
 from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
@@ -139,7 +139,7 @@ def _build(site: Site, config: QLRConfig, model: nn.Module) -> LayerState:
     for point in site.points:
         kind, _, name = point.partition(":")
         if kind == "weight":
-            quantizers[name] = _quantizer(site, point)
+            quantizers[weight_key(name)] = _quantizer(site, point)
         elif kind in ("source", "message", "aggregate"):
             quantizers[f"source_{name}" if name else kind] = _per_hop(site, point, config)
         else:
@@ -192,7 +192,7 @@ def quantizer_path(layer: str, key: str, hop: int | None = None) -> str:
     label = "" if hop is None else f", hop {hop}"
     if key.startswith("source_"):
         return f"{layer}.{key.removeprefix('source_')} (source{label})"
-    return f"{layer}.{key}{label}"
+    return f"{layer}.{parameter_of(key)}{label}"
 
 
 def _adapt_parent(module: nn.Module) -> None:

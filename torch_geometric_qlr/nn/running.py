@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["CHAINS", "RunningModel", "follow", "is_own_hook", "running_model"]
+from torch_geometric_qlr.nn.state import LayerState
+
+__all__ = ["CHAINS", "RunningModel", "follow", "is_own_hook", "running_model", "runs_while_traced"]
 
 #: The attribute of a converted model that holds its `Chains`.
 CHAINS = "_qlr_chains"
@@ -60,6 +62,12 @@ def running_model() -> RunningModel | None:
     return None
 
 
+@torch.compiler.assume_constant_result
+def runs_while_traced() -> bool:
+    """Whether a part of a model is compiled that is called from the rest of it."""
+    return bool(_RUNNING.models)
+
+
 def follow(model: nn.Module) -> None:
     r"""Notes from now on when a model runs.
 
@@ -78,6 +86,8 @@ def is_own_hook(hook: Any) -> bool:
 
 def _enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
     if torch.compiler.is_compiling():
+        for state in _states(module):
+            state.begin()
         return None
     running_model()  # forgets calls that were interrupted
     running = RunningModel(module, _calling_frame(), (args, kwargs))
@@ -89,6 +99,11 @@ def _enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
     return args, kwargs
 
 
+def _states(model: nn.Module) -> list[LayerState]:
+    """While a model is traced its layers note themselves that it runs."""
+    return [module for module in model.modules() if isinstance(module, LayerState)]
+
+
 def _calling_frame() -> FrameType:
     """The frame of torch's own code that calls the module, and its hooks whatever happens."""
     frame: Any = sys._getframe(2)
@@ -97,6 +112,8 @@ def _calling_frame() -> FrameType:
 
 def _leave(module: nn.Module, args: Any, out: Any) -> Any:
     if torch.compiler.is_compiling():
+        for state in _states(module):
+            state.end(None)
         return None
     running = running_model()
     if running is None or running.model is not module:

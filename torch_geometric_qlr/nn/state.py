@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torch_geometric_qlr.config import POINTS
+
 __all__ = [
     "STATE",
     "Call",
@@ -20,7 +22,9 @@ __all__ = [
     "MadeClass",
     "float_class",
     "is_quantizable",
+    "parameter_of",
     "state_of",
+    "weight_key",
     "where_is",
 ]
 
@@ -45,9 +49,11 @@ class MadeClass(NamedTuple):
 class Call:
     """One call of a layer, in one thread."""
 
-    __slots__ = ("arguments", "hop", "prepared", "weights")
+    __slots__ = ("arguments", "hop", "inside", "prepared", "weights")
 
-    def __init__(self, arguments: Any = None) -> None:
+    def __init__(self, arguments: Any = None, inside: frozenset[str] = frozenset()) -> None:
+        #: Replaced methods that are running: what they call by the same name is the class's.
+        self.inside = inside
         #: What the layer was called with.
         self.arguments = arguments
         #: How many times `propagate` has run.
@@ -71,7 +77,7 @@ class LayerState(nn.ModuleDict):
 
     Args:
         quantizers (dict, optional): By :data:`torch_geometric_qlr.config.POINTS`; raw weights
-            under their own names.
+            under their :func:`weight_key`.
 
     Attributes:
         path (str): Name of the layer in its model.
@@ -97,6 +103,14 @@ class LayerState(nn.ModuleDict):
         self._traced: Call | None = None
         self._made: dict[str, Any] = {}
 
+    # Keys are names of users' parameters: whatever they are, they never meet the attributes.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def __setitem__(self, key: str, quantizer: nn.Module) -> None:
+        self._modules[key] = quantizer
+
     # One call #####################################################################################
 
     @property
@@ -113,7 +127,8 @@ class LayerState(nn.ModuleDict):
             outer, self._traced = self._traced, Call()
             return outer
         outer = _CALLS.running.get(self)
-        _CALLS.running[self] = Call(arguments)
+        inside = frozenset() if outer is None else outer.inside
+        _CALLS.running[self] = Call(arguments, inside)
         return outer
 
     def restart(self) -> None:
@@ -130,6 +145,33 @@ class LayerState(nn.ModuleDict):
             del _CALLS.running[self]
         else:
             _CALLS.running[self] = outer
+
+    # Replaced methods #############################################################################
+
+    def is_inside(self, name: str) -> bool:
+        """Whether a replaced method is running, which then means the class's by that name."""
+        call = self.call
+        return call is not None and name in call.inside
+
+    def method(self, name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        r"""The method that somebody put on the object, or else that of the class.
+
+        Args:
+            name (str): Its name.
+            own (callable): The float class's.
+        """
+        replaced, call = self.replaced.get(name), self.call
+        if replaced is None or call is None:
+            return own if replaced is None else replaced
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            outer, call.inside = call.inside, call.inside | {name}
+            try:
+                return replaced(*args, **kwargs)
+            finally:
+                call.inside = outer
+
+        return run
 
     # What is quantized where ######################################################################
 
@@ -190,6 +232,26 @@ def state_of(layer: Any) -> LayerState:
     return state
 
 
+def weight_key(name: str) -> str:
+    r"""The key of a parameter's quantizer: its name, unless a place where features are quantized
+    has that name.
+
+    Args:
+        name (str): The parameter.
+
+    Example:
+        >>> weight_key("att_src"), weight_key("output")
+        ('att_src', 'weight:output')
+    """
+    is_place = name in POINTS and name != "weight"
+    return f"weight:{name}" if is_place or name.startswith("source_") else name
+
+
+def parameter_of(key: str) -> str:
+    """The parameter that belongs to a :func:`weight_key`."""
+    return key.removeprefix("weight:")
+
+
 def float_class(layer: Any) -> type[nn.Module]:
     r"""The class of a layer before it was quantized; its own if it is not.
 
@@ -201,8 +263,8 @@ def float_class(layer: Any) -> type[nn.Module]:
         >>> float_class(qlr.quantize(torch.nn.Linear(4, 2), bits=4)).__name__
         'Linear'
     """
-    made: MadeClass | None = getattr(type(layer), "_qlr_made", None)
-    return type(layer) if made is None else made.base
+    made = getattr(type(layer), "_qlr_made", None)
+    return made.base if isinstance(made, MadeClass) else type(layer)
 
 
 def where_is(layer: Any) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
-from torch_geometric_qlr.nn.running import running_model
-from torch_geometric_qlr.nn.state import STATE, LayerState
+from torch_geometric_qlr.nn.running import running_model, runs_while_traced
+from torch_geometric_qlr.nn.state import STATE, LayerState, weight_key
 
-__all__ = ["ReadOnlyWeight", "WeightAccess", "weight_codes"]
+__all__ = ["ReadOnlyWeight", "WeightAccess", "refuse_write", "weight_codes"]
 
 
 class WeightAccess:
@@ -31,13 +31,13 @@ class WeightAccess:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.key = name, weight_key(name)
 
     def __get__(self, layer: Any, owner: type) -> Any:
         if layer is None:
             return self
         state: LayerState | None = layer._modules.get(STATE)
-        found = None if state is None else state._modules.get(self.name)
+        found = None if state is None else state._modules.get(self.key)
         if isinstance(found, PackedWeight):
             assert state is not None
             return self._unpacked(state, found)
@@ -68,12 +68,11 @@ class WeightAccess:
         return call.weights[self.name]
 
     def __set__(self, layer: Any, value: Any) -> None:
-        state: LayerState | None = layer._modules.get(STATE)
-        if state is not None and isinstance(state._modules.get(self.name), PackedWeight):
-            raise _refusal(state.path, self.name)
+        refuse_write(layer, self.name)
         layer.__dict__[self.name] = value
 
     def __delete__(self, layer: Any) -> None:
+        refuse_write(layer, self.name)
         del layer.__dict__[self.name]
 
 
@@ -91,6 +90,8 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
     call = state.call
     if call is not None:
         return call.weights
+    if torch.compiler.is_compiling():
+        return {} if runs_while_traced() else None
     model = running_model()
     return None if model is None else model.weights.setdefault(state, {})
 
@@ -100,7 +101,7 @@ def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
         return raw  # it is seen in the result, as in the float model
     if computes_on_codes(layer) and raw.dtype == torch.float32:
         return weight_codes(layer, name).dequantize()
-    value: Tensor = state[name](raw)[0]
+    value: Tensor = state[weight_key(name)](raw)[0]
     return value
 
 
@@ -114,10 +115,27 @@ def weight_codes(layer: nn.Module, name: str) -> PackedWeight:
         name (str): The parameter.
     """
     state: Any = layer._modules[STATE]
-    found = state[name]
+    found = state[weight_key(name)]
     if isinstance(found, PackedWeight):
         return found
-    return PackedWeight.from_quantizer(found, layer._parameters[name])
+    # A hook may compute it, as pruning does.
+    weight: Any = layer._parameters[name] if name in layer._parameters else layer.__dict__[name]
+    return PackedWeight.from_quantizer(found, weight)
+
+
+def refuse_write(layer: nn.Module, name: str) -> None:
+    r"""Raises if an attribute of a layer is a weight that was packed.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+        name (str): The attribute that is to be replaced.
+
+    Raises:
+        InputError: If it is made of codes.
+    """
+    state: LayerState | None = layer._modules.get(STATE)  # type: ignore[assignment]
+    if state is not None and isinstance(state._modules.get(weight_key(name)), PackedWeight):
+        raise _refusal(state.path, name)
 
 
 def _refusal(path: str, name: str) -> InputError:
@@ -139,6 +157,13 @@ _WRITES |= {"__set__"}
 class ReadOnlyWeight(Tensor):
     """The values of a packed weight: a tensor for everything but writing."""
 
+    # Both give its memory away without a word to `__torch_function__`.
+    def set_(self, *args: Any, **kwargs: Any) -> Any:
+        raise _refusal("", "a weight of a converted layer")
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.clone().__dlpack__(**kwargs)
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -147,17 +172,13 @@ class ReadOnlyWeight(Tensor):
         name = getattr(func, "__name__", "")
         in_place = name.endswith("_") and not name.endswith("__") and name not in _HARMLESS
         target = args[0] if args else None
-        out = kwargs.get("out")
-        if isinstance(out, cls) or (
-            isinstance(target, cls)
-            and (in_place or name in _WRITES or kwargs.get("inplace") is True)
-        ):
+        writes = in_place or name in _WRITES or kwargs.get("inplace") is True
+        if _holds(kwargs.get("out")) or (writes and _holds(target)):
             raise _refusal("", "a weight of a converted layer")
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*(_plain(a) for a in args), **{k: _plain(v) for k, v in kwargs.items()})
-        if isinstance(result, Tensor) and isinstance(target, cls):
-            if result.data_ptr() and _shares_memory(result, target):
-                return result.as_subclass(cls)
+        if isinstance(target, cls):
+            result = _still_read_only(result, target)
         if name in ("numpy", "__array__"):
             result.flags.writeable = False
         return result
@@ -168,6 +189,21 @@ def _plain(value: Any) -> Any:
         return value.as_subclass(Tensor)
     if type(value) in (tuple, list):
         return type(value)(_plain(v) for v in value)
+    return value
+
+
+def _holds(value: Any) -> bool:
+    """Whether a value is such a weight, or a list with one in it."""
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(item, ReadOnlyWeight) for item in items)
+
+
+def _still_read_only(value: Any, weight: Tensor) -> Any:
+    """What shares the memory of a weight cannot be written to either."""
+    if type(value) in (tuple, list):
+        return type(value)(_still_read_only(v, weight) for v in value)
+    if isinstance(value, Tensor) and value.data_ptr() and _shares_memory(value, weight):
+        return value.as_subclass(ReadOnlyWeight)
     return value
 
 

@@ -17,8 +17,9 @@ from torch_geometric_qlr.errors import (
 )
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.nn.copying import copy_of
+from torch_geometric_qlr.nn.layer import check_not_parametrized
 from torch_geometric_qlr.nn.packed import Conversion, PackedLayer, pack_layers
-from torch_geometric_qlr.nn.state import state_of
+from torch_geometric_qlr.nn.state import parameter_of, state_of
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -122,7 +123,12 @@ def report(model: nn.Module) -> Conversion:
 
     Raises:
         NothingToQuantizeError: If the model is not converted.
+        UnsupportedLayerError: If it is no model.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedLayerError(
+            f"Expected a converted torch.nn.Module (got {type(model).__name__})."
+        )
     done = Conversion.of(model)
     if not done.entries:
         raise NothingToQuantizeError(
@@ -154,7 +160,21 @@ def _check(model: nn.Module, backend: str) -> None:
             f"{type(model).__name__} has no quantized layer to convert. Call qlr.quantize(model) "
             f"and train or calibrate it first."
         )
+    for name, layer in layers.items():
+        check_not_parametrized(layer)
+        _check_not_computed(name, layer)
     _check_calibrated(layers)
+
+
+def _check_not_computed(name: str, layer: QuantLayer) -> None:
+    """Refuses a weight that a hook makes anew in every call, as pruning and weight norm do."""
+    for weight in type(layer)._qlr_made.weight_names:
+        if weight in layer.__dict__:
+            raise UnsupportedLayerError(
+                f"{name or type(layer).__name__}: a hook computes its {weight} in every call, as "
+                f"pruning and weight norm do, and codes cannot follow. Make it permanent first, "
+                f"with torch.nn.utils.prune.remove or remove_weight_norm."
+            )
 
 
 def _check_calibrated(layers: dict[str, QuantLayer]) -> None:
@@ -163,7 +183,7 @@ def _check_calibrated(layers: dict[str, QuantLayer]) -> None:
         q
         for layer in layers.values()
         for key, found in state_of(layer).items()
-        if key not in type(layer)._qlr_made.weight_names
+        if parameter_of(key) not in type(layer)._qlr_made.weight_names
         for q in found.modules()
         if isinstance(q, LearnedRangeQuant)
     ]

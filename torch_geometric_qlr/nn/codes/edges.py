@@ -155,6 +155,8 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
     if not isinstance(edges, Tensor) and not (is_matrix(edges) and row.extra == "edge_weight"):
         return None
     x = arguments["x"]
+    if not isinstance(x, Tensor) and row is not _ATTENTION:
+        return None  # PyG says what is wrong
     features = [v for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None]
     nodes = tuple((v.shape[:-1], v.dtype) for v in features)
     options = tuple(_exact(getattr(layer, name, None)) for name in ("node_dim", *row.options))
@@ -250,7 +252,10 @@ def graph_of(
 
     def build() -> CSRGraph:
         edges = _turned(adj) if turned else adj
-        return csr_graph(edges, None, num_src=num_src, num_dst=num_dst)
+        try:
+            return csr_graph(edges, None, num_src=num_src, num_dst=num_dst)
+        except InputError as error:
+            raise InputError(f"{where_is(layer)}: {error}") from error
 
     if is_matrix(adj) or isinstance(adj, EdgeIndex):
         graph = _MEMO.get(adj, ("graph", num_src, num_dst, turned), build)

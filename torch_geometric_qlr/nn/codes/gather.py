@@ -17,7 +17,7 @@ from torch_geometric_qlr.nn.codes.edges import graph_of
 from torch_geometric_qlr.nn.codes.kernel_choice import KernelChoice, choose_kernel
 from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
-from torch_geometric_qlr.nn.pyg import fuses, has_hooks, node_counts
+from torch_geometric_qlr.nn.pyg import fuses, has_hooks, has_own_product, node_counts
 from torch_geometric_qlr.nn.state import float_class, state_of, where_is
 from torch_geometric_qlr.sparse import CSRGraph, is_matrix
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
@@ -54,7 +54,7 @@ def why_not_now(layer: Any) -> str:
         return f"decomposed_layers is {layer.decomposed_layers}"
     if has_hooks(layer):
         return "a hook sits on its messages"
-    for name in ("message", "aggregate", "update", "message_and_aggregate"):
+    for name in ("propagate", "message", "aggregate", "update", "message_and_aggregate"):
         if name in layer.__dict__:
             return f"its {name}() was replaced on the object"
     return ""
@@ -93,6 +93,8 @@ def gather(layer: Any, edge_index: Any, size: Any, kwargs: dict[str, Any]) -> Te
 def _fits(layer: Any, choice: KernelChoice, source: Any, adj: Any, kwargs: dict[str, Any]) -> bool:
     """Whether this call is what the kernel was chosen for; says once if not."""
     reason = why_not_now(layer)
+    if not reason and fuses(layer, adj) and has_own_product(float_class(layer)):
+        reason = "it has a message_and_aggregate() of its own"
     if not reason and choice.unless and kwargs.get(choice.unless) is not None:
         reason = f"{choice.unless} is given"
     if not reason and not (has_codes(layer, source) and source.dim() in (2, 3)):

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch_geometric.nn import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
 from torch_geometric_qlr.nn.codes.mode import backend_scope
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
-from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.nn.state import float_class, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import weight_codes
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
 
-__all__ = ["product", "why_no_product"]
+__all__ = ["check_width", "product", "why_no_product"]
 
 _FORWARDS = (nn.Linear.forward, Linear.forward)
 
@@ -74,7 +75,18 @@ def _of_codes(layer: Any, codes: PackedTensor) -> Stage:
     return Stage(run, shape, codes.device, state, biases=own_bias is None, stretches=True)
 
 
+def check_width(layer: Any, x: Tensor) -> None:
+    """Refuses sparse features that are not as wide as the weight."""
+    width = layer.weight.size(-1)
+    if x.dim() != 2 or x.size(-1) != width:
+        raise InputError(
+            f"{where_is(layer)}: the features have the shape {list(x.shape)}, and the weight takes "
+            f"[N, {width}]. Pass features of {width} columns."
+        )
+
+
 def _of_sparse(layer: Any, x: Tensor) -> Stage:
+    check_width(layer, x)
     state = state_of(layer)
     x = state.quantizer_at("input").quantize_sparse(x)
     x = x if x.layout == torch.sparse_csr else x.to_sparse_csr()

@@ -3,6 +3,7 @@ inference only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,9 @@ from torch_geometric_qlr.nn.codes.mode import backend_scope
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
+from torch_geometric_qlr.nn.running import running_model
 from torch_geometric_qlr.nn.state import where_is
+from torch_geometric_qlr.nn.weight_access import refuse_write
 
 __all__ = ["PackedLayer", "PackedLinearLayer", "PackedMessagePassing", "PackedWeightLayer"]
 
@@ -40,6 +43,11 @@ class PackedLayer(QuantLayer):
         )
 
     _reset_parameters = reset_parameters
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        r"""As in the float layer, except in place of a packed weight."""
+        refuse_write(self, name)  # type: ignore[arg-type]
+        super().register_parameter(name, param)  # type: ignore[misc]
 
     # Some layers of PyG save their float weight themselves, which is not there any more.
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -92,18 +100,28 @@ def _check_gradient(layer: Any, value: Any) -> None:
 
 
 def _check_dtype(layer: Any, features: Any) -> None:
-    own = next((p.dtype for p in layer._parameters.values() if p is not None), torch.float32)
-    if own != torch.float32:
-        raise InputError(
-            f"{where_is(layer)}: the converted model was cast to {_name(own)}, and packed layers "
-            f"compute in float32. Cast the model back with model.float(), and x with x.float()."
-        )
+    own = _other_dtype(layer._parameters.values())
     for x in features if isinstance(features, (tuple, list)) else (features,):
-        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float32:
+        if own is None and _other_dtype([x]) is not None:
+            running = running_model()
+            own = _other_dtype((layer if running is None else running.model).parameters())
+            if own is not None:
+                break
             raise InputError(
                 f"{where_is(layer)}: x is {_name(x.dtype)}, this model was converted for float32. "
                 f"Cast it: x.float()."
             )
+    if own is not None:
+        raise InputError(
+            f"{where_is(layer)}: the converted model was cast to {_name(own)}, and packed layers "
+            f"compute in float32. Cast the model back with model.float(), and x with x.float()."
+        )
+
+
+def _other_dtype(values: Iterable[Any]) -> torch.dtype | None:
+    """The first floating type among tensors that is not float32."""
+    tensors = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+    return next((t.dtype for t in tensors if t.dtype != torch.float32), None)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -22,7 +22,7 @@ from torch_geometric_qlr.nn.packed.layer import (
     PackedWeightLayer,
 )
 from torch_geometric_qlr.nn.running import CHAINS, follow
-from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
 from torch_geometric_qlr.quantizers import freeze_ranges
 
 __all__ = ["pack_layers"]
@@ -68,10 +68,10 @@ def _build(name: str, layer: Any) -> _Site:
         )
     state, weights = state_of(layer), {}
     for key in type(layer)._qlr_made.weight_names:
-        weight = layer._parameters.get(key)
-        if key in state and isinstance(weight, Tensor):
+        weight, own = layer._parameters.get(key), weight_key(key)
+        if own in state and isinstance(weight, Tensor):
             _check_dtype(f"{name}.{key}" if name else key, weight)
-            found = state[key]
+            found = state[own]
             if isinstance(found, PackedWeight):  # its codes come from a file
                 weights[key] = found
             elif bool(weight.isfinite().all()):  # what is not a number stays one
@@ -86,7 +86,7 @@ def _packed(layer: Any, key: str, weight: Tensor) -> PackedWeight:
         weight = torch.embedding_renorm_(
             weight.detach().clone(), index, layer.max_norm, layer.norm_type
         )
-    quantizer: Any = state_of(layer)[key]
+    quantizer: Any = state_of(layer)[weight_key(key)]
     return PackedWeight.from_quantizer(quantizer, weight)
 
 
@@ -101,7 +101,7 @@ def _check_dtype(path: str, weight: Tensor) -> None:
 def _become(name: str, site: _Site, backend: str) -> None:
     layer, cls, state = site.layer, type(site.layer), state_of(site.layer)
     for key, weight in site.weights.items():
-        state[key] = weight
+        state[weight_key(key)] = weight
         del layer._parameters[key]
     freeze_ranges(state)
     # Features that a layer cached were propagated with other weights or in another way.
@@ -109,7 +109,7 @@ def _become(name: str, site: _Site, backend: str) -> None:
         setattr(layer, key, None)
     made = quant_class(site.mixin, cls._qlr_made.base, cls._qlr_made.weight_names)
     layer.__class__ = cls._qlr_wrap(made) if hasattr(cls, "_qlr_wrapped") else made
-    state.converted, state.path, state.backend = True, name, backend
+    state.converted, state.path, state.backend = True, name or state.path, backend
 
 
 def _mixin(layer: QuantLayer) -> type[PackedLayer]:
