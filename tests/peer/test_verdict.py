@@ -76,7 +76,7 @@ def test_the_rehearsal_gives_the_ranges_of_every_call() -> None:
         torch.manual_seed(0)
         conv = GCNConv(8, 4)
         conv(X, EDGES), conv(100 * X, EDGES)
-        seen.append({n: m.state_dict() for n, m in conv.named_modules() if "quantizers." in n})
+        seen.append({n: m.state_dict() for n, m in conv.named_modules() if "_qlr." in n})
 
     seen: list[dict[str, dict[str, Tensor]]] = []
     with watching(VARIANTS[1]) as watch:

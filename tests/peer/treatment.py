@@ -46,7 +46,8 @@ class Comparison(NamedTuple):
 
 @dataclass
 class Rehearsed:
-    """A layer of the rehearsal, and the ranges it had last, also if the test has reset it since."""
+    """A layer of the rehearsal, and the widest ranges it had, also if the test has reset it since.
+    The average that training leaves is for data of one kind, and a test may bring several."""
 
     module: nn.Module
     ranges: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -54,8 +55,12 @@ class Rehearsed:
     def remember(self) -> None:
         for name, quantizer in _ranges(self.module):
             if bool(quantizer.calibrated):
-                state = quantizer.state_dict()
-                self.ranges[name] = {key: value.clone() for key, value in state.items()}
+                state = {key: value.clone() for key, value in quantizer.state_dict().items()}
+                for key, widest in (("lo", torch.minimum), ("hi", torch.maximum)):
+                    before = self.ranges.get(name, {}).get(key)
+                    if before is not None and before.shape == state[key].shape:
+                        state[key] = widest(before, state[key])
+                self.ranges[name] = state
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.running import running_model, runs_while_traced
 from torch_geometric_qlr.nn.state import STATE, LayerState, weight_key
 
-__all__ = ["ReadOnlyWeight", "WeightAccess", "refuse_write", "weight_codes"]
+__all__ = ["ReadOnlyWeight", "WeightAccess", "has_no_range", "refuse_write", "weight_codes"]
 
 
 class WeightAccess:
@@ -76,13 +76,19 @@ class WeightAccess:
         del layer.__dict__[self.name]
 
 
-def _is_no_number(weight: Tensor) -> bool:
-    """Whether a weight holds NaN or Inf, where looking does not stall a device."""
+def has_no_range(weight: Tensor) -> bool:
+    r"""Whether a weight holds NaN, Inf, or numbers so large that the width of its range is none,
+    as a parameter does that nobody has initialised. Looks where that does not stall a device.
+
+    Args:
+        weight (torch.Tensor): The float weight.
+    """
     if weight.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return not bool(torch.isfinite(weight.detach().sum()))
+    # A number may be the lowest and the highest of its group.
+    return not bool(torch.isfinite(weight.detach().abs().sum() * 2))
 
 
 def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
@@ -97,7 +103,7 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
 
 
 def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
-    if _is_no_number(raw):
+    if has_no_range(raw):
         return raw  # it is seen in the result, as in the float model
     if computes_on_codes(layer) and raw.dtype == torch.float32:
         return weight_codes(layer, name).dequantize()

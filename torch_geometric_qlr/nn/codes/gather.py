@@ -99,6 +99,8 @@ def _fits(layer: Any, choice: KernelChoice, source: Any, adj: Any, kwargs: dict[
         reason = f"{choice.unless} is given"
     if not reason and not (has_codes(layer, source) and source.dim() in (2, 3)):
         reason = f"the source {choice.source!r} is no float32 tensor of 2 or 3 dimensions"
+    if not reason and not _nodes_are_rows(layer, choice, source):
+        reason = f"its nodes are along dimension {layer.node_dim}"
     if not reason and choice.weight and not choice.is_optional:
         if kwargs.get(choice.weight) is None and not is_matrix(adj):
             return False  # PyG says what is missing
@@ -110,6 +112,18 @@ def _fits(layer: Any, choice: KernelChoice, source: Any, adj: Any, kwargs: dict[
             stacklevel=4,
         )
     return not reason
+
+
+def _nodes_are_rows(layer: Any, choice: KernelChoice, source: Tensor) -> bool:
+    """Whether the nodes come first, or after stacks that are summed each like the others.
+    `node_dim` is an attribute that may be set at any time."""
+    stacked = source.dim() == 3 and choice.kernel == "spmm" and _has_stacks(layer, source)
+    return stacked or layer.node_dim in (0, -source.dim())
+
+
+def _has_stacks(layer: Any, source: Tensor) -> bool:
+    """Whether only the features come after the nodes, so that what comes before are stacks."""
+    return layer.node_dim in (-2, source.dim() - 2)
 
 
 def _attends_to_none(choice: KernelChoice, source: Tensor, kwargs: dict[str, Any]) -> bool:
@@ -140,12 +154,12 @@ def _sums(
     if source.dim() == 2:
         return of(codes_of(source, quantizer))
     # Layers with several stacks have them before the nodes, others have heads behind them.
-    stacks = 0 if layer.node_dim == -2 else 1
+    stacks = 0 if _has_stacks(layer, source) else 1
     if not _shares_range(quantizer):
         return torch.stack([of(part) for part in _parts(source, quantizer, stacks)], dim=stacks)
     by_node = source.transpose(0, 1) if stacks == 0 else source
     out = of(codes_of(_flat(by_node), quantizer)).view(num_dst, *by_node.shape[1:])
-    return out.transpose(0, 1) if stacks == 0 else out
+    return out.transpose(0, 1).contiguous() if stacks == 0 else out
 
 
 def _sum(

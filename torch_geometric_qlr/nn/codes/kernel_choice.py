@@ -111,8 +111,6 @@ def _obstacle(layer: Any, cls: Any) -> str:
             return f"it has an {name}() of its own"
     if type(layer.aggr_module) not in _REDUCE:
         return f"it aggregates with {layer.aggr_module}"
-    if layer.node_dim not in (-2, 0):
-        return f"its nodes are along dimension {layer.node_dim}"
     return ""
 
 

@@ -23,6 +23,7 @@ from torch_geometric_qlr.nn.packed.layer import (
 )
 from torch_geometric_qlr.nn.running import CHAINS, follow
 from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
+from torch_geometric_qlr.nn.weight_access import has_no_range
 from torch_geometric_qlr.quantizers import freeze_ranges
 
 __all__ = ["pack_layers"]
@@ -74,7 +75,7 @@ def _build(name: str, layer: Any) -> _Site:
             found = state[own]
             if isinstance(found, PackedWeight):  # its codes come from a file
                 weights[key] = found
-            elif bool(weight.isfinite().all()):  # what is not a number stays one
+            elif not has_no_range(weight):
                 weights[key] = _packed(layer, key, weight)
     return _Site(layer, _mixin(layer), weights)
 
