@@ -169,6 +169,22 @@ def test_another_branch_later() -> None:
             assert all(map(torch.equal, expected, out)), name
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
+@pytest.mark.parametrize("write", ["in place", "data", "new data"])
+def test_operands_between_layers_may_change_later(name: str, write: str) -> None:
+    q, p = both(GCN(8, 8, 2, 4, norm="batch_norm"), X, EDGES)
+    with torch.no_grad():
+        before = [p(X, EDGES) for _ in range(3)][-1]
+        for model in (q, p):
+            old = getattr(model.norms[0].module, name)
+            if write == "new data":
+                old.data = old + 1
+            else:
+                (old.data if write == "data" else old).add_(1)
+        torch.testing.assert_close(p(X, EDGES), q(X, EDGES), rtol=0, atol=1e-5)
+        assert (p(X, EDGES) - before).abs().max() > 0.1
+
+
 def test_without_fusion_everything_is_computed_at_once() -> None:
     q, _ = both(Around(BETWEEN["relu"]), X, EDGES)
     p = qlr.convert(q, fuse=False)

@@ -48,22 +48,18 @@ class ChainPlan:
     def __init__(self, steps: tuple[Step, ...], quantizer: Any) -> None:
         self.steps, self.quantizer = steps, quantizer
         self.addend_at = next((i for i, s in enumerate(steps) if s.kind == "addend"), None)
-        self._versions: tuple[Any, ...] | None = None
-        self._epilogues: list[Epilogue] = []
 
     def epilogues(self, stage: Stage) -> list[Epilogue] | None:
         """What the kernel does for the result after 0, 1, ... steps, with the operands as they are
         now; :obj:`None` if the kernel cannot do this."""
-        versions = (stage.adds, stage.biases, stage.stretches, *self.versions())
-        if versions != self._versions:
-            made: list[Epilogue] = [NO_EPILOGUE]
-            for step in self.steps:
-                after = with_step(stage, made[-1], step)
-                if after is None:
-                    return None
-                made.append(after)
-            self._epilogues, self._versions = made, versions
-        return self._epilogues
+        # Made in every call: operands are also written to in ways that leave no trace (`.data`).
+        made = [NO_EPILOGUE]
+        for step in self.steps:
+            after = with_step(stage, made[-1], step)
+            if after is None:
+                return None
+            made.append(after)
+        return made
 
     def versions(self, end: int | None = None) -> tuple[int, ...]:
         """Changes with every change in place of an operand of the first steps."""
