@@ -18,6 +18,7 @@ from torch_geometric_qlr.nn.codes.mode import computes_on_codes
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.running import running_model, runs_while_traced
 from torch_geometric_qlr.nn.state import STATE, LayerState, weight_key
+from torch_geometric_qlr.quantizers import RangeState
 
 __all__ = ["ReadOnlyWeight", "WeightAccess", "has_no_range", "refuse_write", "weight_codes"]
 
@@ -78,7 +79,7 @@ class WeightAccess:
 
 def has_no_range(weight: Tensor) -> bool:
     r"""Whether a weight holds NaN, Inf, or numbers so large that the width of its range is none,
-    as a parameter does that nobody has initialised. Looks where that does not stall a device.
+    as a parameter does that nobody has initialised.
 
     Args:
         weight (torch.Tensor): The float weight.
@@ -103,11 +104,13 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
 
 
 def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
-    if has_no_range(raw):
+    packs = computes_on_codes(layer) and raw.dtype == torch.float32
+    quantizer: Any = state[weight_key(name)]
+    if (packs or quantizer.range_state == RangeState.MISSING) and has_no_range(raw):
         return raw  # it is seen in the result, as in the float model
-    if computes_on_codes(layer) and raw.dtype == torch.float32:
+    if packs:
         return weight_codes(layer, name).dequantize()
-    value: Tensor = state[weight_key(name)](raw)[0]
+    value: Tensor = quantizer(raw)[0]
     return value
 
 
