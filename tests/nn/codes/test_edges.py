@@ -21,7 +21,7 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 import torch_geometric_qlr as qlr
 from tests.optional import skip_for
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.sparse import limit_memory
+from torch_geometric_qlr.sparse import CSRGraph, limit_memory
 
 _seeded = torch.Generator().manual_seed(0)
 X = torch.randn(6, 8, generator=_seeded)
@@ -448,3 +448,24 @@ def _check_place(
                 assert not (lost & out.isfinite()).any(), (place, value)
         except InputError as error:
             assert str(error).split(":")[0].split(".")[0] in dict(layer.named_children()), error
+
+
+@pytest.mark.parametrize("make", [pyg_nn.GCNConv, pyg_nn.GraphConv], ids=["made", "given"])
+def test_weights_are_brought_into_order_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, edges, weight = torch.randn(20, 8), torch.randint(0, 20, (2, 90)), torch.rand(90)
+    q = qlr.quantize(make(8, 4), bits=8).eval()
+    with torch.no_grad():
+        q(x, edges, weight)
+        packed = qlr.convert(q)
+        first = [packed(x, edges, weight) for _ in range(2)][-1]
+        calls: list[int] = []
+        in_order = CSRGraph.in_order
+        monkeypatch.setattr(
+            CSRGraph, "in_order", lambda graph, v: calls.append(1) or in_order(graph, v)
+        )
+        assert torch.equal(packed(x, edges, weight), first) and not calls
+        weight.mul_(2)  # a change in place is seen
+        out = packed(x, edges, weight)
+        torch.testing.assert_close(out, q(x, edges, weight), rtol=0, atol=1e-5)
+        assert len(calls) >= 1 and not (make is pyg_nn.GraphConv and torch.equal(out, first))

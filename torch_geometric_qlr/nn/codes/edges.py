@@ -242,7 +242,9 @@ def graph_of(
         num_dst (int): Number of nodes that receive.
     """
     turned = layer.flow == "target_to_source" and not is_matrix(adj)
-    weight = None if edge_weight is None else edge_weight.view(-1)
+    weight = edge_weight
+    if weight is not None and weight.dim() != 1:  # a view would be another tensor in every call
+        weight = weight.view(-1)
     if weight is not None and weight.numel() != adj.size(1):
         raise InputError(
             f"{where_is(layer)}: {weight.numel()} weights were given for {adj.size(1)} edges."
