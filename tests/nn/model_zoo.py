@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from torch_geometric.nn.attention import PolynormerAttention, QFormer, SGFormerA
 from torch_geometric.nn.models.attract_repel import ARLinkPredictor
 from torch_geometric.nn.models.graph_mixer import LinkEncoder
 from torch_geometric.nn.models.tgn import IdentityMessage, LastAggregator
+
+from tests.optional import needs_torch_sparse
 
 F, H, C, N = FEATURES, HIDDEN, 4, NODES
 Call = Callable[[Any], Any]
@@ -298,6 +300,17 @@ UNREACHED: dict[str, str] = {
     "NeuralFingerprint": r"convs\.\d\.lins_.*\.input",  # one Linear per degree, not all occur
     "QFormer": r"encoder_layer\.",  # a template of which the model holds copies
 }
+
+
+NEED_TORCH_SPARSE = {"DimeNet", "DimeNet++", "GNNFF"}
+
+
+def params(names: Iterable[str]) -> list[Any]:
+    """Names of the zoo to parametrize with, skipped where PyG needs a package for the model."""
+    return [
+        pytest.param(name, marks=needs_torch_sparse if name in NEED_TORCH_SPARSE else ())
+        for name in names
+    ]
 
 
 @pytest.fixture

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from conv_zoo import flat
-from model_zoo import ATOMS, EDGES, MOLECULE, POS, UNREACHED, ZOO, X, complete_graphs
+from model_zoo import ATOMS, EDGES, MOLECULE, POS, UNREACHED, ZOO, X, complete_graphs, params
 from torch import Tensor, nn
 from torch_geometric.nn import GCN, PMLP, GPSConv, JumpingKnowledge, LightGCN, Node2Vec, ViSNet
 
 import torch_geometric_qlr as qlr
-from tests.optional import needs_torch_sparse
 from torch_geometric_qlr.errors import NothingToQuantizeError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 __all__ = ["complete_graphs"]
-NEED_TORCH_SPARSE = {"DimeNet", "DimeNet++", "GNNFF"}
-
-
-def params(names: Iterable[str]) -> list[Any]:
-    return [
-        pytest.param(name, marks=needs_torch_sparse if name in NEED_TORCH_SPARSE else ())
-        for name in names
-    ]
-
-
 MODELS = params(sorted(ZOO))
 BITS = (8, 2)
 

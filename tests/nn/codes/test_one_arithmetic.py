@@ -11,7 +11,7 @@ from conv_zoo import ZOO, build, flat
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from model_zoo import ZOO as MODELS
-from model_zoo import complete_graphs  # noqa: F401
+from model_zoo import complete_graphs, params  # noqa: F401
 from torch import Tensor, nn
 from torch_geometric.nn import (
     APPNP,
@@ -92,7 +92,7 @@ def test_convs(name: str, config: dict[str, Any], is_trained: bool) -> None:
 
 @pytest.mark.usefixtures("complete_graphs")
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", params(sorted(MODELS)))
 def test_models(name: str, config: dict[str, Any]) -> None:
     make, call = MODELS[name]
     torch.manual_seed(1)
