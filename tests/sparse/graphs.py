@@ -47,7 +47,11 @@ def all_forms(edge_index: Tensor, weight: Tensor, num_nodes: int) -> dict[str, A
     csr = CSRGraph.from_edge_index(edge_index, weight, num_nodes, num_nodes).to_torch_csr()
     by_source = CSRGraph.from_edge_index(edge_index.flip(0), weight, num_nodes, num_nodes)
     csc = torch.sparse_csc_tensor(
-        by_source.rowptr, by_source.col, by_source.value, size=size, check_invariants=False
+        by_source.rowptr.to(by_source.col.dtype),
+        by_source.col,
+        by_source.value,
+        size=size,
+        check_invariants=False,
     )
     forms: dict[str, Adjacency] = {"coo": coo, "csr": csr, "csc": csc}
     if WITH_TORCH_SPARSE:

@@ -26,7 +26,7 @@ from torch_geometric_qlr.sparse import CSRGraph, csr_graph, propagation_adjacenc
 
 def _check(graph: CSRGraph, edge_index: Tensor, weight: Tensor | None) -> None:
     """Every edge is there once, under its target, in its old order."""
-    assert graph.rowptr.dtype == graph.col.dtype == torch.int32
+    assert graph.rowptr.dtype == torch.int64 and graph.col.dtype == torch.int32
     assert graph.rowptr.numel() == graph.num_dst + 1
     for target in range(graph.num_dst):
         begin, end = graph.rowptr[target : target + 2].tolist()
@@ -92,7 +92,7 @@ def test_rows_that_are_compressed_are_taken_as_they_are(
     assert graph.perm is None and (graph.num_dst, graph.num_src) == (3, 2)
     assert graph.value is not None and graph.value.data_ptr() == value.data_ptr()
     assert (graph.col.data_ptr() == col.data_ptr()) == (dtype == torch.int32)
-    assert graph.col.dtype == graph.rowptr.dtype == torch.int32
+    assert graph.col.dtype == torch.int32 and graph.rowptr.dtype == torch.int64
     assert torch.equal(graph.in_order(value), value)
     again = graph.with_weight(2 * value)
     assert again.value is not None and again.value.tolist() == [2.0, 4.0, 6.0]

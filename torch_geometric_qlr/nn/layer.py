@@ -20,7 +20,7 @@ from torch import nn
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.errors import UnsupportedLayerError
 from torch_geometric_qlr.nn.copying import ease_copying
-from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, where_is
+from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import WeightAccess
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -43,7 +43,6 @@ class QuantLayer:
         (True, 'QuantLinear', ['input', 'weight'])
     """
 
-    _qlr: LayerState
     _qlr_made: ClassVar[MadeClass]
 
     #: What generated classes are called.
@@ -54,6 +53,11 @@ class QuantLayer:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         QuantLayer._qlr_construct(self, args, kwargs)
+
+    # It is a submodule; a property finds it faster than the look-up of a module does.
+    @property
+    def _qlr(self) -> LayerState:
+        return state_of(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         state = self._qlr

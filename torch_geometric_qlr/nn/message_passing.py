@@ -25,6 +25,27 @@ __all__ = ["QuantMessagePassing", "expects_features"]
 _signature = functools.cache(inspect.signature)
 
 
+@functools.cache
+def _parameters(forward: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names that a forward takes, in order, and those that may be left out."""
+    own = list(_signature(forward).parameters.values())[1:]
+    defaults = {p.name: p.default for p in own if p.default is not p.empty}
+    return tuple(p.name for p in own), defaults
+
+
+def _by_name(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward by name, with defaults for those that were left out."""
+    forward = float_class(layer).forward
+    names, defaults = _parameters(forward)
+    given = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or not given.keys().isdisjoint(kwargs):
+        _signature(forward).bind(layer, *args, **kwargs)  # says what is wrong
+    arguments = {**defaults, **given, **kwargs}
+    if len(arguments) != len(names):
+        _signature(forward).bind(layer, *args, **kwargs)
+    return arguments
+
+
 class QuantMessagePassing(QuantLayer, MessagePassing):
     r"""A :class:`~torch_geometric.nn.MessagePassing` layer whose messages are quantized.
 
@@ -75,9 +96,7 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
             self._qlr.restart()
         if not _is_known(float_class(self)):
             return super()._qlr_forward(*args, **kwargs)
-        bound = _signature(float_class(self).forward).bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+        arguments = _by_name(self, args, kwargs)
         done = all_hops(self, arguments)
         if done is not None:
             return done
@@ -192,7 +211,7 @@ def _quantized(quantizer: Any, source: Tensor | None) -> Tensor | None:
 
 def _check_features(layer: Any, x: Any) -> None:
     for value in x if isinstance(x, (tuple, list)) else (x,):
-        if isinstance(value, Tensor) and not value.is_floating_point():
+        if isinstance(value, Tensor) and not value.dtype.is_floating_point:
             raise InputError(
                 f"{where_is(layer)}: x is {value.dtype}; quantization starts from floating "
                 f"point values. Cast it: x.float()."

@@ -82,13 +82,15 @@ class FrozenRange(RangeQuantizer):
 
     def _check_made(self) -> None:
         """Numbers that have been replaced or written to make what was computed from them stale."""
-        made = [(t, _version(t)) for t in self._buffers.values() if t is not None]
-        same = len(made) == len(self._made_from) and all(
-            a is b and v == w for (a, v), (b, w) in zip(made, self._made_from, strict=True)
-        )
-        if not same:
-            self._forget()
-            self._made_from = made
+        made = [t for t in self._buffers.values() if t is not None]
+        if len(made) == len(self._made_from):
+            for now, (then, version) in zip(made, self._made_from, strict=True):
+                if now is not then or _version(now) != version:
+                    break
+            else:
+                return
+        self._forget()
+        self._made_from = [(t, _version(t)) for t in made]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenRange:
         super()._apply(fn, recurse)

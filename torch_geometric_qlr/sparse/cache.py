@@ -110,19 +110,20 @@ class Entry:
         made_from (Fingerprint): What it was computed from.
     """
 
-    __slots__ = ("__weakref__", "made_from", "nbytes", "result", "state")
+    __slots__ = ("__weakref__", "_parts", "_versions", "made_from", "nbytes", "result")
 
     def __init__(self, result: Any, made_from: Fingerprint) -> None:
         self.result, self.made_from = result, made_from
         tensors = list(parts_of(result))
-        self.state = Fingerprint(tensors) if can_remember(tensors) else None
+        self._parts = tensors if can_remember(tensors) else []
+        self._versions = [part._version for part in self._parts]
         self.nbytes = sum(
             t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided
         )
 
     def is_unchanged(self) -> bool:
         """Whether nobody has written into the result since."""
-        return self.state is None or self.state.matches(list(parts_of(self.result)))
+        return self._versions == [part._version for part in self._parts]
 
 
 class Fingerprint:
@@ -134,11 +135,12 @@ class Fingerprint:
         self._versions = [part._version for part in parts]
 
     def matches(self, parts: list[Tensor]) -> bool:
-        return (
-            len(parts) == len(self._refs)
-            and all(ref() is part for ref, part in zip(self._refs, parts, strict=True))
-            and self._versions == [part._version for part in parts]
-        )
+        if len(parts) != len(self._refs):
+            return False
+        for ref, version, part in zip(self._refs, self._versions, parts, strict=True):
+            if ref() is not part or part._version != version:
+                return False
+        return True
 
 
 def parts_of(value: Any) -> Iterator[Tensor]:

@@ -36,9 +36,9 @@ class CSRGraph:
     edges were given. Nothing is merged or dropped: duplicates stay, and so do nodes without edges.
 
     Args:
-        rowptr (torch.Tensor): Where each target's edges begin, ``[num_dst + 1]``.
-        col (torch.Tensor): The source of each edge, ``[E]``; ``int32`` like ``rowptr`` if both the
-            sources and the edges can be counted in it, else ``int64``.
+        rowptr (torch.Tensor): Where each target's edges begin, ``[num_dst + 1]``, ``int64``.
+        col (torch.Tensor): The source of each edge, ``[E]``; ``int32`` if both the sources and the
+            edges can be counted in it, else ``int64``.
         value (torch.Tensor, optional): The weight of each edge, ``[E]``.
         perm (torch.Tensor, optional): The place of each edge in the adjacency it came from,
             ``[E]``, of the type of ``col``; :obj:`None` if they are in its order.
@@ -48,7 +48,7 @@ class CSRGraph:
     Example:
         >>> graph = csr_graph(torch.tensor([[0, 2, 2], [1, 0, 1]]))
         >>> graph.rowptr, graph.col, graph.perm
-        (tensor([0, 1, 3, 3], dtype=torch.int32), tensor([2, 0, 2], dtype=torch.int32),
+        (tensor([0, 1, 3, 3]), tensor([2, 0, 2], dtype=torch.int32),
          tensor([1, 0, 2], dtype=torch.int32))
     """
 
@@ -75,7 +75,7 @@ class CSRGraph:
         target, perm = index_sort(target, max_value=max(num_dst - 1, 0), stable=True)
         dtype = _index_type(num_src, num_dst, edge_index.size(1))
         return cls(
-            rowptr=index2ptr(target, num_dst).to(dtype),
+            rowptr=index2ptr(target, num_dst).long(),
             col=source[perm].to(dtype),
             value=None if value is None else value[perm],
             perm=perm.to(dtype),
@@ -95,7 +95,7 @@ class CSRGraph:
         """
         num_dst = rowptr.size(0) - 1
         dtype = _index_type(num_src, num_dst, col.size(0))
-        return cls(rowptr.to(dtype), col.to(dtype), value, None, num_src, num_dst)
+        return cls(rowptr.long(), col.to(dtype), value, None, num_src, num_dst)
 
     @property
     def num_edges(self) -> int:
@@ -131,7 +131,7 @@ class CSRGraph:
 
     def edge_index(self) -> Tensor:
         r"""Sources and targets ``[2, E]`` in the order of this graph, ``int64``."""
-        return torch.stack([self.col.long(), ptr2index(self.rowptr.long(), self.num_edges)])
+        return torch.stack([self.col.long(), ptr2index(self.rowptr, self.num_edges)])
 
     def transpose(self) -> CSRGraph:
         r"""The graph with all edges turned around, as a backward pass needs it.
@@ -148,7 +148,7 @@ class CSRGraph:
         return perm if self.perm is None else self.perm[perm]
 
     def to_torch_csr(self, dtype: torch.dtype | None = None) -> Tensor:
-        r"""The matrix ``adj_t`` as ``torch.sparse_csr``, which shares the index tensors.
+        r"""The matrix ``adj_t`` as ``torch.sparse_csr``, which shares the columns.
 
         Args:
             dtype (torch.dtype, optional): Type of the values, for unweighted edges ones of it.
@@ -158,7 +158,8 @@ class CSRGraph:
         if value is None:
             value = torch.ones(self.num_edges, dtype=dtype, device=self.device)
         size = (self.num_dst, self.num_src)
-        return sparse_csr(self.rowptr, self.col, value.to(dtype or value.dtype), size)
+        rowptr = self.rowptr.to(self.col.dtype)  # torch wants one type for both
+        return sparse_csr(rowptr, self.col, value.to(dtype or value.dtype), size)
 
     def to(self, device: torch.device | str) -> CSRGraph:
         r"""The graph on another device.
@@ -217,7 +218,7 @@ def csr_graph(
     Building sorts the edges and checks their range, which waits for the device once. Calling again
     with the same, unchanged object costs nothing; weights that require grad are only rearranged.
     Rows that are compressed already (``torch.sparse_csr``, ``SparseTensor``) are not sorted, and
-    their memory is shared if the indices are ``int32``.
+    the memory of their columns is shared if they are ``int32``.
 
     Args:
         adj (torch.Tensor or EdgeIndex or SparseTensor): Edges ``[2, E]`` or a sparse matrix

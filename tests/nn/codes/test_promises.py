@@ -71,9 +71,9 @@ PLANS: dict[str, tuple[Step, ...]] = {
 def promise(plan: str = "straight") -> Promise:
     stage = Stage(kernel, (ROWS, COLS), VALUE.device, LayerState(), adds=True, stretches=True)
     planned = ChainPlan(PLANS[plan], QUANTIZER)
-    epilogues = planned.epilogues(stage)
-    assert epilogues is not None
-    return Promise(Chain(planned, stage, epilogues, lambda: None), stage.shape, VALUE.device)
+    epilogue = planned.epilogue(stage)
+    assert epilogue is not None
+    return Promise(Chain(planned, stage, epilogue, lambda: None), stage.shape, VALUE.device)
 
 
 def of_codes() -> Promise:
@@ -183,7 +183,7 @@ def test_a_bias_changed_before_it_is_added() -> None:
     bias = nn.Parameter(BIAS.clone(), requires_grad=False)
     stage = Stage(kernel, (ROWS, COLS), VALUE.device, LayerState())
     plan = ChainPlan((Step("bias", (bias,)),), QUANTIZER)
-    x = Promise(Chain(plan, stage, plan.epilogues(stage), lambda: None), stage.shape, VALUE.device)
+    x = Promise(Chain(plan, stage, plan.epilogue(stage), lambda: None), stage.shape, VALUE.device)
     with torch.no_grad():
         bias.add_(1.0)
     assert torch.equal(realised(x + bias), VALUE + bias)

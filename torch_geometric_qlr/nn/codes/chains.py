@@ -21,6 +21,7 @@ from torch_geometric_qlr.nn.codes.promise import (
 from torch_geometric_qlr.nn.codes.recorder import Recorder, Watched
 from torch_geometric_qlr.nn.codes.stage import Stage
 from torch_geometric_qlr.nn.running import is_own_hook, running_model
+from torch_geometric_qlr.nn.state import LayerState
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["Chains", "codes_of", "handed_out", "plain", "with_promise"]
@@ -119,10 +120,13 @@ def _has_foreign_hooks(model: nn.Module) -> bool:
     """Whether somebody looks at what goes into modules or comes out of them."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return True
-    for module in model.modules():
+    left = [model]
+    while left:
+        module = left.pop()
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            if hooks and not all(is_own_hook(hook) for hook in hooks.values()):
+            if hooks and not all(map(is_own_hook, hooks.values())):
                 return True
+        left += [m for m in module._modules.values() if m is not None and type(m) is not LayerState]
     return False
 
 
@@ -159,14 +163,14 @@ def handed_out(stage: Stage) -> Tensor:
         scope.knows_all = False
         return stage.value()
     plan = scope.chains.plans[key]
-    epilogues = None if plan is None else plan.epilogues(stage)
-    if plan is None or epilogues is None:
+    epilogue = None if plan is None else plan.epilogue(stage)
+    if plan is None or epilogue is None:
         return stage.value()
 
     def leave() -> None:
         scope.chains.plans[key] = None
 
-    chain = Chain(plan, stage, epilogues, leave)
+    chain = Chain(plan, stage, epilogue, leave)
     scope.started.append(weakref.ref(chain))
     return Promise(chain, stage.shape, stage.device)
 

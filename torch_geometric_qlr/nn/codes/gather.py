@@ -168,19 +168,18 @@ def _sum(
     state, shape = state_of(layer), (graph.num_dst, codes.size(1))
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
-        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
-            return packed.spmm(
-                graph.rowptr,
-                graph.col,
-                stretched_columns(codes, e.column),
-                edge_weight=weight,
-                bias=e.bias,
-                addend=e.addend,
-                addend_scale=e.addend_scale,
-                reduce=reduce,
-                relu=e.relu,
-                out=out,
-            )
+        return packed.spmm(
+            graph.rowptr,
+            graph.col,
+            stretched_columns(codes, e.column),
+            edge_weight=weight,
+            bias=e.bias,
+            addend=e.addend,
+            addend_scale=e.addend_scale,
+            reduce=reduce,
+            relu=e.relu,
+            out=out,
+        )
 
     stretches = codes.scale.numel() == 1
     return Stage(run, shape, codes.device, state, adds=True, stretches=stretches)
@@ -205,7 +204,7 @@ def _extremum(
         # A weight may turn the order around, so every message is made.
         messages = codes.index_select(graph.col).dequantize() * weight.view(-1, 1)
     values = torch.segment_reduce(
-        messages, "max" if largest else "min", offsets=graph.rowptr.long(), initial=None
+        messages, "max" if largest else "min", offsets=graph.rowptr, initial=None
     )
     return values.masked_fill(graph.degree().view(-1, 1) == 0, 0.0)
 
@@ -258,10 +257,9 @@ def _attend(layer: Any, graph: CSRGraph, codes: PackedTensor, alpha: Tensor) -> 
     state = state_of(layer)
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
-        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
-            return packed.attention(
-                graph.rowptr, graph.col, codes, alpha, bias=e.bias, relu=e.relu, out=out
-            )
+        return packed.attention(
+            graph.rowptr, graph.col, codes, alpha, bias=e.bias, relu=e.relu, out=out
+        )
 
     return Stage(run, (graph.num_dst, codes.size(1)), codes.device, state)
 

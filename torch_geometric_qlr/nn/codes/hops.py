@@ -112,10 +112,9 @@ def _chain(
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
         assert e == NO_EPILOGUE
-        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
-            return packed.propagate(
-                *(graph.rowptr, graph.col, codes, steps), edge_weight=weight, out=out, **terms
-            )
+        return packed.propagate(
+            *(graph.rowptr, graph.col, codes, steps), edge_weight=weight, out=out, **terms
+        )
 
     stage = Stage(run, (nodes, codes.size(1)), codes.device, state, biases=False)
     # What is added in every hop must be there when the hops run.

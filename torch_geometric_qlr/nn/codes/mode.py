@@ -21,7 +21,10 @@ __all__ = ["backend_scope", "computes_on_codes", "has_codes"]
 
 def backend_scope(name: str) -> contextlib.AbstractContextManager[None]:
     """The back end a model was converted for."""
-    return contextlib.nullcontext() if name == "auto" else use_backend(name)
+    return _NO_SCOPE if name == "auto" else use_backend(name)
+
+
+_NO_SCOPE = contextlib.nullcontext()
 
 
 def computes_on_codes(layer: nn.Module) -> bool:
@@ -48,6 +51,8 @@ def has_codes(layer: nn.Module, x: Any) -> bool:
     """
     if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype != torch.float32:
         return False
+    if x.dim() < 2:
+        return False
     # A quantized layer is not there to be fast: what has no kernel is computed in floats.
-    plain = x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
-    return x.dim() >= 2 and (plain or state_of(layer).converted)
+    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu"
+    return plain or state_of(layer).converted

@@ -11,7 +11,6 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
-from torch_geometric_qlr.nn.codes.mode import backend_scope
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
 from torch_geometric_qlr.nn.state import float_class, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import weight_codes
@@ -62,14 +61,13 @@ def _of_codes(layer: Any, codes: PackedTensor) -> Stage:
     state, weight, own_bias = state_of(layer), weight_codes(layer, "weight").packed, layer.bias
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
-        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
-            return packed.linear(
-                codes,
-                _stretched(weight, e.column),
-                bias=_joined(own_bias, e),
-                relu=e.relu,
-                out=out,
-            )
+        return packed.linear(
+            codes,
+            _stretched(weight, e.column),
+            bias=_joined(own_bias, e),
+            relu=e.relu,
+            out=out,
+        )
 
     shape = (codes.size(0), weight.size(0))
     return Stage(run, shape, codes.device, state, biases=own_bias is None, stretches=True)
@@ -94,11 +92,8 @@ def _of_sparse(layer: Any, x: Tensor) -> Stage:
     weight, own_bias = weight_codes(layer, "weight").transposed(), layer.bias
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
-        with backend_scope(state.backend), torch._C.DisableTorchFunctionSubclass():
-            bias = _joined(own_bias, e)
-            return packed.sparse_linear(
-                rowptr, col, values, weight, bias=bias, relu=e.relu, out=out
-            )
+        bias = _joined(own_bias, e)
+        return packed.sparse_linear(rowptr, col, values, weight, bias=bias, relu=e.relu, out=out)
 
     shape = (x.size(0), weight.size(1))
     return Stage(run, shape, x.device, state, biases=own_bias is None)

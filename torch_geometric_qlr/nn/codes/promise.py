@@ -24,6 +24,7 @@ from torch_geometric_qlr.nn.codes.steps import (
     Step,
     function_name,
     recognise,
+    version_of,
     with_step,
 )
 from torch_geometric_qlr.tensor import PackedTensor
@@ -33,6 +34,9 @@ _NEEDS_NO_FLOATS = HARMLESS | {
     *("relu", "relu_", "add", "add_", "__add__", "__radd__", "__iadd__", "batch_norm", "dropout"),
     *("view", "reshape", "flatten", "contiguous", "float", "to", "cpu"),
 }
+
+#: The same as functions, as far as they were met: names are slow to look up.
+_KNOWN: set[Any] = set()
 
 __all__ = ["Chain", "ChainPlan", "Promise", "promised_codes", "realised"]
 
@@ -49,25 +53,20 @@ class ChainPlan:
         self.steps, self.quantizer = steps, quantizer
         self.addend_at = next((i for i, s in enumerate(steps) if s.kind == "addend"), None)
 
-    def epilogues(self, stage: Stage) -> list[Epilogue] | None:
-        """What the kernel does for the result after 0, 1, ... steps, with the operands as they are
-        now; :obj:`None` if the kernel cannot do this."""
+    def epilogue(self, stage: Stage, end: int | None = None) -> Epilogue | None:
+        """What the kernel does for the result after the first steps, or all of them, with the
+        operands as they are now; :obj:`None` if the kernel cannot do this."""
         # Made in every call: operands are also written to in ways that leave no trace (`.data`).
-        made = [NO_EPILOGUE]
-        for step in self.steps:
-            after = with_step(stage, made[-1], step)
-            if after is None:
+        made: Epilogue | None = NO_EPILOGUE
+        for step in self.steps[:end]:
+            if made is None:
                 return None
-            made.append(after)
+            made = with_step(stage, made, step)
         return made
 
-    def versions(self, end: int | None = None) -> tuple[int, ...]:
-        """Changes with every change in place of an operand of the first steps."""
-        return tuple(_version(t) for step in self.steps[:end] for t in step.operands)
-
-
-def _version(t: Tensor) -> int:
-    return -1 if t.is_inference() else t._version
+    def versions(self) -> list[tuple[int, ...]]:
+        """For each step what changes with every change in place of its operands."""
+        return [step.versions() for step in self.steps]
 
 
 class Chain:
@@ -76,7 +75,7 @@ class Chain:
     Args:
         plan (ChainPlan): The way.
         stage (Stage): The kernel.
-        epilogues (list): What it does after so many steps.
+        epilogue (Epilogue): What it does after all steps.
         leave (callable): Called when the model takes another way.
     """
 
@@ -84,10 +83,10 @@ class Chain:
         self,
         plan: ChainPlan,
         stage: Stage,
-        epilogues: list[Epilogue],
+        epilogue: Epilogue,
         leave: Callable[[], None],
     ) -> None:
-        self.plan, self.stage, self.epilogues, self.leave = plan, stage, epilogues, leave
+        self.plan, self.stage, self.epilogue, self.leave = plan, stage, epilogue, leave
         self.versions = plan.versions()
         self.codes: PackedTensor | None = None
         self._addend: Tensor | None = None
@@ -98,11 +97,11 @@ class Chain:
 
     def add(self, addend: Tensor) -> None:
         """The addend has come, so everything that the kernel needs is there."""
-        self._addend, self._addend_version = addend, _version(addend)
+        self._addend, self._addend_version = addend, version_of(addend)
         self._compute()
 
     def _compute(self) -> None:
-        last = self.epilogues[-1]
+        last = self.epilogue
         if self._addend is not None:
             last = last._replace(addend=self._addend)
         self.codes = self.stage.compute(last, self.plan.quantizer.output())
@@ -123,7 +122,8 @@ class Chain:
         base = self._base(position)
         if base not in self._values:
             self._check_unchanged(base)
-            epilogue = self.epilogues[base]
+            epilogue = self.plan.epilogue(self.stage, base)
+            assert epilogue is not None
             if epilogue.addend is not None:
                 epilogue = epilogue._replace(addend=self._addend)
             self._values[base] = self.stage.compute(epilogue, None)
@@ -132,11 +132,10 @@ class Chain:
     def _check_unchanged(self, position: int) -> None:
         """A sum that was taken keeps its value; it cannot be taken again if operands changed."""
         needs_addend = self.plan.addend_at is not None and position > self.plan.addend_at
-        now = self.plan.versions(position)
-        same = self.versions[: len(now)] == now
+        same = self.versions[:position] == self.plan.versions()[:position]
         if needs_addend:
             assert self._addend is not None
-            same = same and _version(self._addend) == self._addend_version != -1
+            same = same and version_of(self._addend) == self._addend_version != -1
         if not same:
             raise InputError(
                 f"{self.stage.owner.path}: the model reads a result that it did not read when it "
@@ -151,6 +150,10 @@ class Promise(Tensor):
     _qlr_promise: Any  # a Chain, or a PackedTensor that a user passed
     _position: int
 
+    # What is asked most often, answered without the way through torch's functions.
+    dtype = torch.float32
+    layout = torch.strided
+
     @staticmethod
     def __new__(cls, made_of: Any, shape: tuple[int, ...], device: Any, at: int = 0) -> Promise:
         out: Promise = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32, device=device)
@@ -161,12 +164,13 @@ class Promise(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if function_name(func) not in _NEEDS_NO_FLOATS:
-            # It may read the memory: from here on these are ordinary tensors.
-            args, kwargs = realised(args), realised(kwargs)
+        if func not in _KNOWN:
+            if function_name(func) in _NEEDS_NO_FLOATS:
+                _KNOWN.add(func)
+            else:  # it may read the memory: from here on these are ordinary tensors
+                args, kwargs = realised(args), realised(kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if kwargs else func(*args)
 
     # What is next on the way is seen below autograd, where the same operation has one name.
     @classmethod
@@ -207,7 +211,7 @@ def _followed(func: Any, args: tuple[Any, ...]) -> Any:
         step = recognise(func, args, x, tuple(x.shape) == chain.stage.shape)
         if step is None or not step.is_like(chain.plan.steps[at]):
             continue
-        if chain.versions != chain.plan.versions():
+        if chain.versions[at] != step.versions():
             continue  # an operand was changed between the layer and the operation
         if step.kind == "addend" and not _takes(chain, _floats_of(_other(args, x))):
             continue

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.nn.codes.mode import backend_scope
 from torch_geometric_qlr.tensor import OutputQuantizer
 
 __all__ = ["NO_EPILOGUE", "Epilogue", "Stage"]
@@ -64,7 +65,8 @@ class Stage(NamedTuple):
     def compute(self, epilogue: Epilogue, out: OutputQuantizer | None) -> Any:
         """The result with an epilogue, as floats or as codes."""
         try:
-            return self.run(epilogue, out)
+            with backend_scope(self.owner.backend), torch._C.DisableTorchFunctionSubclass():
+                return self.run(epilogue, out)
         except InputError as error:
             raise InputError(f"{self.owner.path}: {error}") from None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
 
-__all__ = ["HARMLESS", "IN_PLACE", "Step", "function_name", "recognise", "with_step"]
+__all__ = ["HARMLESS", "IN_PLACE", "Step", "function_name", "recognise", "version_of", "with_step"]
 
 aten = torch.ops.aten
 
@@ -51,6 +51,10 @@ class Step(NamedTuple):
             and len(self.operands) == len(other.operands)
             and all(a is b for a, b in zip(self.operands, other.operands, strict=True))
         )
+
+    def versions(self) -> tuple[int, ...]:
+        """Changes with every change in place of an operand."""
+        return tuple(map(version_of, self.operands)) if self.operands else ()
 
     @property
     def is_alias(self) -> bool:
@@ -94,9 +98,10 @@ def _add(args: tuple[Any, ...], x: Tensor, is_whole: bool) -> Step | None:
 
 def _batch_norm(args: tuple[Any, ...], x: Tensor, is_whole: bool) -> Step | None:
     of, *statistics, training, _, eps = args
-    if of is not x or not is_whole or training or x.dim() != 2 or None in statistics[2:]:
+    weight, bias, mean, variance = statistics
+    if of is not x or not is_whole or training or x.dim() != 2 or mean is None or variance is None:
         return None
-    affine = tuple(t is not None for t in statistics[:2])
+    affine = weight is not None, bias is not None
     return Step("norm", tuple(t for t in statistics if t is not None), (eps, *affine))
 
 
@@ -172,10 +177,14 @@ def _column_and_shift(step: Step) -> tuple[Tensor, Tensor]:
     weight = operands.pop(0) if has_weight else None
     bias = operands.pop(0) if has_bias else None
     mean, variance = operands
-    with torch.inference_mode(False), torch.no_grad():
-        column = torch.rsqrt(variance + eps)
-        column = column if weight is None else column * weight
-        return column, -mean * column if bias is None else bias - mean * column
+    column = torch.rsqrt(variance + eps)
+    column = column if weight is None else column * weight
+    return column, -mean * column if bias is None else bias - mean * column
+
+
+def version_of(t: Tensor) -> int:
+    """Changes with every change in place of a tensor that counts them."""
+    return -1 if t.is_inference() else t._version
 
 
 def function_name(func: Any) -> str:

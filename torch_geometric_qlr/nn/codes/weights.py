@@ -52,6 +52,7 @@ class PackedWeight(nn.Module):
         self.register_buffer("data", packed.data)
         self.register_buffer("scale", packed.scale)
         self.register_buffer("zero_point", packed.zero_point)
+        self._packed: PackedTensor | None = None
         self._transposed: PackedTensor | None = None
 
     @classmethod
@@ -104,8 +105,18 @@ class PackedWeight(nn.Module):
 
     @property
     def packed(self) -> PackedTensor:
-        """The weight as a packed matrix."""
-        return PackedTensor(self.data, self.num_cols, self.bits, self.scale, self.zero_point)
+        """The weight as a packed matrix, the same object as long as its tensors are."""
+        made, parts = self._packed, self._buffers
+        if (
+            made is None
+            or made.data is not parts["data"]
+            or made.scale is not parts["scale"]
+            or made.zero_point is not parts["zero_point"]
+        ):
+            made = PackedTensor(self.data, self.num_cols, self.bits, self.scale, self.zero_point)
+            if not torch.compiler.is_compiling():
+                self._packed = made
+        return made
 
     def transposed(self) -> PackedTensor:
         """Its transpose, made when sparse features first ask for it."""

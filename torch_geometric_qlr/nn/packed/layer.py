@@ -81,8 +81,8 @@ def _check_call(layer: Any, values: tuple[Any, ...]) -> None:
             f"{where_is(layer)}: torch.export does not work on converted models yet. Export the "
             f"quantized model, or use torch.compile."
         )
-    for value in values:
-        _check_gradient(layer, value)
+    if torch.is_grad_enabled():
+        _check_gradient(layer, values)
     if values:
         _check_dtype(layer, values[0])
 
@@ -91,7 +91,7 @@ def _check_gradient(layer: Any, value: Any) -> None:
     if isinstance(value, (tuple, list)):
         for v in value:
             _check_gradient(layer, v)
-    elif isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+    elif isinstance(value, Tensor) and value.requires_grad:
         raise InputError(
             f"{where_is(layer)}: an input requires grad, and codes have no gradient. Pass it "
             f"detached, call the model under torch.no_grad(), or take gradients of the quantized "
@@ -101,7 +101,10 @@ def _check_gradient(layer: Any, value: Any) -> None:
 
 def _check_dtype(layer: Any, features: Any) -> None:
     own = _other_dtype(layer._parameters.values())
-    for x in features if isinstance(features, (tuple, list)) else (features,):
+    given = features if isinstance(features, (tuple, list)) else (features,)
+    if own is None and _other_dtype(given) is None:
+        return
+    for x in given:
         if own is None and _other_dtype([x]) is not None:
             running = running_model()
             own = _other_dtype((layer if running is None else running.model).parameters())
@@ -120,8 +123,10 @@ def _check_dtype(layer: Any, features: Any) -> None:
 
 def _other_dtype(values: Iterable[Any]) -> torch.dtype | None:
     """The first floating type among tensors that is not float32."""
-    tensors = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())
-    return next((t.dtype for t in tensors if t.dtype != torch.float32), None)
+    for value in values:
+        if isinstance(value, Tensor) and value.dtype != torch.float32 and value.is_floating_point():
+            return value.dtype
+    return None
 
 
 def _name(dtype: torch.dtype) -> str:
