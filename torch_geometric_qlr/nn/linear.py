@@ -65,9 +65,6 @@ def _multiplies_codes(layer: Any, x: Any) -> bool:
         return False
     if isinstance(x, PackedTensor):
         return True
-    weight = layer._parameters.get("weight")
-    if weight is not None and weight.dtype != torch.float32:
-        return False
     is_sparse = isinstance(x, Tensor) and is_torch_sparse_tensor(x) and x.dtype == torch.float32
     return is_sparse or has_codes(layer, x)
 

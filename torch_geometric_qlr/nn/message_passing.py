@@ -38,7 +38,7 @@ def _by_name(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
     forward = float_class(layer).forward
     names, defaults = _parameters(forward)
     given = dict(zip(names, args, strict=False))
-    if len(args) > len(names) or not given.keys().isdisjoint(kwargs):
+    if len(args) > len(names) or any(name in given for name in kwargs):
         _signature(forward).bind(layer, *args, **kwargs)  # says what is wrong
     arguments = {**defaults, **given, **kwargs}
     if len(arguments) != len(names):

@@ -128,17 +128,13 @@ def infer_num_nodes(adj: Adjacency, num_nodes: int | None = None) -> int:
         >>> infer_num_nodes(torch.tensor([[0, 4], [1, 2]]))
         5
     """
-    known = {size for size in adjacency_size(adj) if size is not None}
-    if num_nodes is not None:
-        known.add(num_nodes)
-    if len(known) > 1:
+    known = [size for size in (*adjacency_size(adj), num_nodes) if size is not None]
+    if any(size != known[0] for size in known[1:]):
         raise InputError(
-            f"The graph has {sorted(known)} nodes by different counts. A layer on one set of nodes "
-            "needs a square adjacency with a row for each row of x."
+            f"The graph has {sorted(set(known))} nodes by different counts. A layer on one set of "
+            "nodes needs a square adjacency with a row for each row of x."
         )
-    if known:
-        return known.pop()
-    return int(maybe_num_nodes(adj))
+    return known[0] if known else int(maybe_num_nodes(adj))
 
 
 def is_compressed(adj: Any) -> bool:

@@ -28,7 +28,9 @@ class EdgeMemo(AdjacencyCache):
     many times longer than to see that they are equal to those of the call before.
     """
 
-    def get_by_values(self, edges: Tensor, key: Hashable, build: Callable[[], T], anchor: Any) -> T:
+    def get_by_values(
+        self, edges: Tensor, key: Hashable, build: Callable[[], T], anchor: Callable[[], Any]
+    ) -> T:
         r"""The result for edges that are the same object, or have the same values, as others
         before.
 
@@ -36,24 +38,24 @@ class EdgeMemo(AdjacencyCache):
             edges (torch.Tensor): Edges ``[2, E]``.
             key (Hashable): What was computed, with all its options.
             build (callable): Computes it from the edges.
-            anchor (Any): The object whose life limits what is remembered of edges that do not live
-                on themselves.
+            anchor (callable): Finds the object whose life limits what is remembered of edges that
+                do not live on themselves.
 
         Example:
             >>> memo, graph = EdgeMemo(), torch.tensor([[0, 1], [1, 0]])
             >>> build = lambda: print("computed") or 1
-            >>> memo.get_by_values(graph.flip(0), "degree", build, anchor=graph)
+            >>> memo.get_by_values(graph.flip(0), "degree", build, anchor=lambda: graph)
             computed
             1
-            >>> memo.get_by_values(graph.flip(0), "degree", build, anchor=graph)
+            >>> memo.get_by_values(graph.flip(0), "degree", build, anchor=lambda: graph)
             1
         """
         known = self.find(edges, key)
         if known is not None and known.made_from.matches([edges]) and known.is_unchanged():
             same: T = known.result
             return same
-        place = ("values", key, edges.dtype, tuple(edges.shape))
-        listed = self.find(anchor, place)
+        place, owner = ("values", key, edges.dtype, tuple(edges.shape)), anchor()
+        listed = self.find(owner, place)
         variants: list[_Variant] = [] if listed is None else listed.result
         for variant in variants:
             if variant.has_values_of(edges):
@@ -63,7 +65,7 @@ class EdgeMemo(AdjacencyCache):
             result = build()
         new = _Variant(edges, result)
         alive = [v for v in variants if v.is_unchanged()][-_MAX_VARIANTS + 1 :]
-        self.keep(anchor, place, _Listed([*alive, new]))
+        self.keep(owner, place, _Listed([*alive, new]))
         if can_remember([edges]):
             self.keep(edges, key, Entry(result, Fingerprint([edges])))
         return result

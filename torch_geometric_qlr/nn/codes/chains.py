@@ -188,9 +188,10 @@ def codes_of(x: Any, quantizer: Any) -> PackedTensor:
         codes = promised_codes(x, quantizer)
         if codes is not None:
             return codes
-    scope = _scope()
-    if scope is not None and scope.recorder is not None:
-        scope.recorder.read(x, quantizer)
+    elif isinstance(x, Watched):
+        scope = _scope()
+        if scope is not None and scope.recorder is not None:
+            scope.recorder.read(x, quantizer)
     out: PackedTensor = quantizer.pack(plain(x))
     return out
 

@@ -10,6 +10,7 @@ its edges itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -263,7 +264,7 @@ def graph_of(
         graph = _MEMO.get(adj, ("graph", num_src, num_dst, turned), build)
     else:
         graph = _MEMO.get_by_values(
-            adj, ("graph", num_src, num_dst, turned), build, anchor=_anchor(layer)
+            adj, ("graph", num_src, num_dst, turned), build, anchor=partial(_anchor, layer)
         )
     return graph if weight is None else _MEMO.weighted(graph, weight)
 

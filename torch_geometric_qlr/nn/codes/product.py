@@ -12,7 +12,7 @@ from torch_geometric.utils import is_torch_sparse_tensor
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
-from torch_geometric_qlr.nn.state import float_class, state_of, where_is
+from torch_geometric_qlr.nn.state import LayerState, float_class, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import weight_codes
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
@@ -29,6 +29,13 @@ def why_no_product(layer: Any) -> str:
         layer (torch.nn.Module): The layer.
     """
     state = state_of(layer)
+    if not state.converted:
+        return _obstacle(layer, state)
+    reason: str = state.remembered("product", (), lambda: _obstacle(layer, state))
+    return reason
+
+
+def _obstacle(layer: Any, state: LayerState) -> str:
     if "forward" in state.replaced:
         return "its forward was replaced on the object"
     if float_class(layer).forward not in _FORWARDS:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
@@ -28,6 +29,8 @@ from torch_geometric_qlr.nn.codes.steps import (
     with_step,
 )
 from torch_geometric_qlr.tensor import PackedTensor
+
+aten = torch.ops.aten
 
 #: Functions that ask about a tensor, or of which the dispatcher sees all that they do.
 _NEEDS_NO_FLOATS = HARMLESS | {
@@ -164,13 +167,19 @@ class Promise(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func not in _KNOWN:
+        kwargs = kwargs or {}
+        shortcut = _SHORTCUTS.get(func)
+        if shortcut is None and func not in _KNOWN:
             if function_name(func) in _NEEDS_NO_FLOATS:
                 _KNOWN.add(func)
             else:  # it may read the memory: from here on these are ordinary tensors
                 args, kwargs = realised(args), realised(kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs) if kwargs else func(*args)
+            if shortcut is not None and not torch._C._len_torch_dispatch_stack():
+                followed = shortcut(*args, **kwargs)
+                if followed is not None:
+                    return followed
+            return func(*args, **kwargs)
 
     # What is next on the way is seen below autograd, where the same operation has one name.
     @classmethod
@@ -225,6 +234,55 @@ def _followed(func: Any, args: tuple[Any, ...]) -> Any:
 
 
 _NO_STATISTICS = (torch.empty(0), torch.empty(0))
+
+
+# The same operations where they are called, which saves the way through torch. What is not next on
+# the way is left to torch.
+
+
+def _relu(input: Any, inplace: bool = False, **others: Any) -> Any:
+    if others:
+        return None
+    return _followed(aten.relu_.default if inplace else aten.relu.default, (input,))
+
+
+def _add(input: Any, other: Any, **others: Any) -> Any:
+    return None if others else _followed(aten.add.Tensor, (input, other))
+
+
+def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    return None if training or not 0.0 <= p <= 1.0 else input
+
+
+def _batch_norm(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    wants_gradient = weight is not None and weight.requires_grad and torch.is_grad_enabled()
+    if training or wants_gradient:
+        return None
+    operands = (input, weight, bias, running_mean, running_var, training, momentum, eps)
+    followed = _followed(aten.native_batch_norm.default, operands)
+    return None if followed is None else followed[0]
+
+
+_SHORTCUTS: dict[Any, Callable[..., Any]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    Tensor.add: _add,
+    Tensor.__add__: _add,
+    Tensor.__radd__: _add,
+    torch.add: _add,
+    F.dropout: _dropout,
+    F.batch_norm: _batch_norm,
+}
 
 
 def _takes(chain: Chain, addend: Tensor) -> bool:
