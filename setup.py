@@ -1,8 +1,9 @@
 """Builds the optional CPU kernels: one shared library behind a plain C interface.
 
-The library includes no header of torch or Python, so one build serves every version of both, and
-nothing but a C++17 compiler is needed. Without one the install succeeds, the package says which
-kernels are missing when one would have been used, and the reference implementation answers.
+The library includes no header of torch or Python, and finds what it needs of torch when it is
+loaded: one build serves every version of both, and nothing but a C++17 compiler is needed. Without
+one the install succeeds, the package says which kernels are missing when one would have been used,
+and the reference implementation answers.
 Everything else about the package is in `pyproject.toml`.
 """
 
@@ -20,8 +21,9 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 CSRC = Path("torch_geometric_qlr") / "csrc"
-SOURCES = [CSRC / f"{name}.cpp" for name in ("dispatch", "portable", "avx2", "avx512", "amx")]
-HEADERS = sorted(p for pattern in ("**/*.h", "**/*.inl") for p in CSRC.glob(pattern))
+SOURCES = sorted(CSRC.rglob("*.cpp"))
+HEADERS = sorted(p for pattern in ("*.h", "*.inl") for p in CSRC.rglob(pattern))
+HEADERS.append(Path("torch_geometric_qlr") / "ops" / "schemas.inc")
 
 
 def compile_flags() -> tuple[list[str], list[str]]:
@@ -34,8 +36,9 @@ def compile_flags() -> tuple[list[str], list[str]]:
     # GCC 12 takes the undefined upper halves of its own intrinsics for a mistake of ours.
     compile_args += ["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     # Apple's compiler comes without OpenMP; the kernels then run on one thread.
-    openmp = ["-fopenmp"] if sys.platform.startswith("linux") else []
-    return compile_args + openmp, openmp
+    linux = sys.platform.startswith("linux")
+    openmp = ["-fopenmp"] if linux else []
+    return compile_args + openmp, openmp + (["-ldl"] if linux else [])
 
 
 class BuildLibrary(build_ext):

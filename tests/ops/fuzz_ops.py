@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import QLRError
-from torch_geometric_qlr.ops import backend_info, reference, row_layout, storage_bits, use_backend
+from torch_geometric_qlr.ops import (
+    backend_info,
+    call,
+    reference,
+    row_layout,
+    storage_bits,
+    use_backend,
+)
 from torch_geometric_qlr.ops.schemas import NAMES
 
 Arguments = dict[str, Any]
@@ -224,7 +231,7 @@ def _ordinary(arguments: Arguments) -> bool:
 def _call(op: str, arguments: Arguments) -> tuple[Any, Exception | None]:
     """The result, or the error that refuses the call. Any other error is a finding."""
     try:
-        return getattr(torch.ops.qlr, op)(**arguments), None
+        return call(getattr(torch.ops.qlr, op), **arguments), None
     except (QLRError, TypeError, RuntimeError) as error:
         return None, error
 
@@ -290,6 +297,8 @@ def run(seed: int, seconds: float) -> tuple[int, int]:
         backend = backends[calls // len(NAMES) % len(backends)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of fall-backs
+            # What a kernel refuses as unfit, the checks have words for.
+            warnings.filterwarnings("error", ".*has no kernel for arguments of this form")
             try:
                 answered += check(fuzzer, op, backend)
             except Exception as error:

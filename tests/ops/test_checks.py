@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import ISAS, problem
+from kernel_cases import ISAS, REFUSED, problem
 from test_ops import samples
 
 from torch_geometric_qlr.errors import ConfigError, InputError, QLRError
-from torch_geometric_qlr.ops import backend_info, reference, row_layout, use_backend
+from torch_geometric_qlr.ops import backend_info, call, reference, row_layout, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
@@ -26,14 +26,26 @@ def named(op: str, which: int = -1) -> dict[str, Any]:
     return dict(zip(names, samples()[op][which], strict=False))
 
 
+def assert_refused(
+    op: str, arguments: dict[str, Any], error: type[Exception], words: str = "qlr|bits"
+) -> None:
+    """By the op with words, and by the package's own functions with an error of that class."""
+    function = getattr(qlr, op)
+    with pytest.raises(REFUSED, match=words) as direct:
+        function(**arguments)
+    with pytest.raises(error, match=words) as own:
+        call(function, **arguments)
+    assert str(own.value) == str(direct.value)
+
+
 @every_backend
 @pytest.mark.parametrize("columns", (-1, -4096, 2**40))
 @pytest.mark.parametrize("op", [n for n in NAMES if "num_cols" in named(n)])
 def test_impossible_widths(backend, op, columns):
     for rows in (0, 12):  # without rows there is memory for any width
         arguments = {**named(op), "num_cols": columns, "packed": torch.zeros(rows, 16).byte()}
-        with use_backend(backend), pytest.raises(QLRError, match="num_cols|columns"):
-            getattr(qlr, op)(**arguments)
+        with use_backend(backend):
+            assert_refused(op, arguments, QLRError, "num_cols|columns")
 
 
 @every_backend
@@ -41,8 +53,9 @@ def test_impossible_widths(backend, op, columns):
 def test_steps_have_one_length(backend, op):
     arguments = named(op)
     for name in ("step_scale", "step_zero_point", "step_skew"):
-        with use_backend(backend), pytest.raises(InputError, match="vectors of one length"):
-            getattr(qlr, op)(**{**arguments, name: torch.rand(1000)})
+        wrong = {**arguments, name: torch.rand(1000)}
+        with use_backend(backend):
+            assert_refused(op, wrong, InputError, "vectors of one length")
 
 
 BROKEN_ROWPTR = {
@@ -60,15 +73,15 @@ BROKEN_ROWPTR = {
 def test_rowptr_ascends_from_zero_to_the_edges(backend, op, how):
     arguments = named(op)
     arguments["rowptr"] = BROKEN_ROWPTR[how](arguments["rowptr"])
-    with use_backend(backend), pytest.raises(InputError, match=f"{op}: rowptr must ascend"):
-        getattr(qlr, op)(**arguments)
+    with use_backend(backend):
+        assert_refused(op, arguments, InputError, f"{op}: rowptr must ascend")
 
 
 @every_backend
 @pytest.mark.parametrize("axis", ("row", "column"))
 def test_rowptr_where_the_reference_answers_for_a_kernel(backend, axis):
     case = problem(0, axis=axis)
-    with use_backend(backend), pytest.raises(InputError, match="rowptr must ascend"):
+    with use_backend(backend), pytest.raises(REFUSED, match="rowptr must ascend"):
         qlr.packed_extremum(case.rowptr + 1, case.col, *case.packed)
 
 
@@ -78,8 +91,8 @@ def test_rowptr_where_the_reference_answers_for_a_kernel(backend, axis):
 def test_sources_are_in_range(backend, op, bad):
     arguments = named(op)
     arguments["col"] = torch.full_like(arguments["col"], bad)
-    with use_backend(backend), pytest.raises(InputError, match=f"{op}: an index is out of range"):
-        getattr(qlr, op)(**arguments)
+    with use_backend(backend):
+        assert_refused(op, arguments, InputError, f"{op}: an index is out of range")
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -118,8 +131,8 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_tensors(backend, what):
     op, change, message = WRONG[what]
-    with use_backend(backend), pytest.raises(InputError, match=message):
-        getattr(qlr, op)(**{**named(op), **change})
+    with use_backend(backend):
+        assert_refused(op, {**named(op), **change}, InputError, message)
 
 
 @every_backend
@@ -137,8 +150,8 @@ def test_wrong_tensors(backend, what):
     ],
 )
 def test_wrong_names_and_widths(backend, op, change):
-    with use_backend(backend), pytest.raises(ConfigError):
-        getattr(qlr, op)(**{**named(op), **change})
+    with use_backend(backend):
+        assert_refused(op, {**named(op), **change}, ConfigError)
 
 
 def test_shapes_are_checked_without_values():
@@ -154,8 +167,9 @@ def test_shapes_are_checked_without_values():
 def test_codes_that_do_not_fit_are_not_packed(backend, bits):
     codes = torch.zeros(3, 70, dtype=torch.uint8)
     codes[2, 69] = 2**bits
-    with use_backend(backend), pytest.raises(InputError, match=f"code {2**bits} does not fit"):
-        qlr.pack(codes, bits)
+    with use_backend(backend):
+        words = f"code {2**bits} does not fit"
+        assert_refused("pack", {"codes": codes, "bits": bits}, InputError, words)
 
 
 @every_backend
@@ -222,8 +236,7 @@ def test_ops_without_gradient_refuse_inputs_that_ask_for_one(op):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
         asking = {**arguments, name: value.clone().requires_grad_()}
-        with pytest.raises(InputError, match=f"torch.ops.qlr.{op} has no gradient"):
-            getattr(qlr, op)(**asking)
+        assert_refused(op, asking, InputError, f"torch.ops.qlr.{op} has no gradient")
         with torch.no_grad():
             assert torch.equal(getattr(qlr, op)(**asking), getattr(qlr, op)(**arguments))
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from kernel_cases import ISAS, problem
 
 from torch_geometric_qlr.errors import BackendError
-from torch_geometric_qlr.ops import backend, backend_info, reference, registry, use_backend
+from torch_geometric_qlr.ops import backend_info, call, companions, reference, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def samples() -> dict[str, list[tuple]]:
@@ -99,8 +104,11 @@ def test_backend_by_environment(monkeypatch):
     monkeypatch.setenv("QLR_BACKEND", "reference")
     assert backend_info()["selected"] == "reference"
     monkeypatch.setenv("QLR_BACKEND", "gpu")
+    codes = torch.zeros(1, 1, dtype=torch.uint8)
     with pytest.raises(BackendError, match="unknown"):
-        qlr.pack(torch.zeros(1, 1, dtype=torch.uint8), 2)
+        call(qlr.pack, codes, 2)
+    with pytest.raises(RuntimeError, match="unknown"):
+        qlr.pack(codes, 2)
 
 
 def test_unknown_backend():
@@ -116,23 +124,55 @@ def test_backends_nest():
         assert backend_info()["selected"] == "reference"
 
 
-def test_missing_library_falls_back_and_says_so_once(monkeypatch):
-    monkeypatch.setattr(backend, "load_library", lambda: (None, "it was not built"))
-    monkeypatch.setattr(backend, "_warned", False)
-    codes = torch.tensor([[1, 2, 3]], dtype=torch.uint8)
-    with pytest.warns(UserWarning, match="it was not built"):
-        packed = qlr.pack(codes, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(qlr.unpack(packed, 3, 2), codes)
-    assert backend_info()["reason"] == "it was not built"
-    with pytest.raises(BackendError, match="Reinstall"), use_backend("cpu"):
-        pass
+WITHOUT_LIBRARY = """
+import warnings
+
+import torch
+
+from torch_geometric_qlr.errors import BackendError, InputError
+from torch_geometric_qlr.ops import backend_info, use_backend
+
+qlr, codes = torch.ops.qlr, torch.tensor([[1, 2, 3]], dtype=torch.uint8)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    packed = qlr.pack(codes, 2)
+assert ["was not built" in str(warning.message) for warning in said] == [True]
+warnings.simplefilter("error")
+assert torch.equal(qlr.unpack(packed, 3, 2), codes)
+assert "was not built" in backend_info()["reason"]
+for wrong, error in (
+    (lambda: qlr.unpack(packed, 300, 2), InputError),
+    (lambda: qlr.index_select(packed, torch.tensor([7])), InputError),
+    (lambda: use_backend("cpu").__enter__(), BackendError),
+):
+    try:
+        wrong()
+    except error as refusal:
+        print(refusal)
+    else:
+        raise AssertionError(error)
+"""
+
+
+def test_without_a_library_the_reference_answers_and_says_so_once(tmp_path):
+    package = tmp_path / "torch_geometric_qlr"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(ROOT / package.name / "errors.py", package)
+    shutil.copytree(ROOT / package.name / "ops", package / "ops")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LIBRARY],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for words in ("uint8 of shape", "out of range", "Reinstall"):
+        assert words in result.stdout
 
 
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 def test_a_fall_back_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_TOLD", set())
+    monkeypatch.setattr(companions, "_TOLD", set())
     case = problem(0, cols=20, axis="row")
     with pytest.warns(UserWarning, match=r"packed_extremum has no kernel for source rows with a r"):
         expected = qlr.packed_extremum(case.rowptr, case.col, *case.packed)
@@ -142,7 +182,7 @@ def test_a_fall_back_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
         qlr.packed_linear(*columns.packed, *weight)
     # Neither again, nor where the reference is what was asked for or meant.
     assert torch.equal(qlr.packed_extremum(case.rowptr, case.col, *case.packed), expected)
-    monkeypatch.setattr(registry, "_TOLD", set())
+    monkeypatch.setattr(companions, "_TOLD", set())
     with use_backend("reference"):
         assert torch.equal(qlr.packed_extremum(case.rowptr, case.col, *case.packed), expected)
     qlr.fake_quantize(torch.ones(2, 2).double(), torch.tensor(1.0), torch.tensor(0.0), 4)

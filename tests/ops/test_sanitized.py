@@ -35,9 +35,9 @@ def watched(tmp_path_factory):
     shutil.copy(ROOT / PACKAGE / "errors.py", copy)
     for folder in ("ops", "tensor"):
         shutil.copytree(ROOT / PACKAGE / folder, copy / folder)
-    sources = sorted((ROOT / PACKAGE / "csrc").glob("*.cpp"))
+    sources = sorted((ROOT / PACKAGE / "csrc").rglob("*.cpp"))
     library = copy / "libqlr_cpu.so"
-    subprocess.run(["g++", *FLAGS, *map(str, sources), "-o", str(library)], check=True)
+    subprocess.run(["g++", *FLAGS, *map(str, sources), "-ldl", "-o", str(library)], check=True)
     runtime = [
         subprocess.run(
             ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True

@@ -1,5 +1,5 @@
 // The plain C interface of the CPU kernels. Pointers and sizes only: no torch, no Python, no
-// exceptions. The layout of packed rows is written down in layout.h and in ops/layout.py.
+// exceptions; torch/ makes ops of them. The layout of packed rows is written down in layout.h and in ops/layout.py.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 5
+#define QLR_ABI_VERSION 6
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -141,4 +141,27 @@ QLR_EXPORT int32_t qlr_fake_quantize_backward(const float* grad, const float* x,
                                               int64_t rows, int64_t cols, int32_t axis,
                                               float* grad_x, float* reduced, int32_t threads,
                                               int32_t isa);
+
+// The ops of torch that the kernels answer (torch/). 0 is success.
+//
+// A program without Python calls qlr_register_ops once, with the path of libtorch_cpu or null for the
+// one in the process; then `torch.ops.qlr` is as its exported programs expect. Python defines the ops
+// itself, with what needs Python, and calls the other two.
+QLR_EXPORT int32_t qlr_register_ops(const char* libtorch_cpu);
+QLR_EXPORT int32_t qlr_bind_torch(const char* libtorch_cpu);
+QLR_EXPORT int32_t qlr_register_kernels();
+
+// Between a kernel and its companion in Python, see torch/detour.h. All but the first two are about
+// the calling thread.
+QLR_EXPORT void qlr_expect_companions();
+QLR_EXPORT void qlr_count_choices(int32_t more);  // of back ends, anywhere in the process
+QLR_EXPORT void qlr_choose_once(int32_t isa);     // the next op runs on this, and asks nobody
+QLR_EXPORT int32_t qlr_take_refusal();            // why a kernel asks; QLR_OK if none does
+QLR_EXPORT const char* qlr_refusal_reason();
+QLR_EXPORT void qlr_report_error(const char* words);
+
+// Memory that is kept for coming results.
+QLR_EXPORT void qlr_release_memory();
+QLR_EXPORT int64_t qlr_idle_mappings();
+QLR_EXPORT int64_t qlr_idle_bytes();
 }

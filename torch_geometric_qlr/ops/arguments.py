@@ -45,6 +45,7 @@ def _quantize_pack(
 ) -> None:
     storage_bits(bits)
     check.matrix("x", x, FLOATS, "floating point")
+    check.columns(x.size(1))
     check.params(scale, zero_point, x.size(0), x.size(1))
     check.skew("skew", skew)
 

@@ -12,7 +12,14 @@ from typing import Any
 from torch_geometric_qlr.errors import BackendError, QLRWarning
 from torch_geometric_qlr.ops.library import library_path, load_library
 
-__all__ = ["BACKENDS", "backend_info", "computes_packed", "cpu_isa", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "asking_kernels",
+    "backend_info",
+    "computes_packed",
+    "cpu_isa",
+    "use_backend",
+]
 
 # The numbers of `QlrIsa` in csrc/qlr.h.
 _ISA = {"portable": 0, "avx2": 1, "avx512": 2, "amx": 3}
@@ -58,9 +65,25 @@ def use_backend(name: str) -> Iterator[None]:
     _require(name)
     before = _CHOSEN.set(name)
     try:
-        yield
+        with asking_kernels():
+            yield
     finally:
         _CHOSEN.reset(before)
+
+
+@contextlib.contextmanager
+def asking_kernels() -> Iterator[None]:
+    """Inside, every kernel of any thread asks Python before it answers: who shall compute, and
+    whether somebody wants a gradient. Otherwise none of them does."""
+    library, _ = load_library()
+    if library is None:
+        yield
+        return
+    library.qlr_count_choices(1)
+    try:
+        yield
+    finally:
+        library.qlr_count_choices(-1)
 
 
 def _require(name: str) -> None:

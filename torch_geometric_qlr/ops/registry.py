@@ -1,123 +1,80 @@
-"""Joins schemas and implementations: on a CPU the kernels, if there are any, else the reference.
-
-Every call passes :func:`~torch_geometric_qlr.ops.arguments.check_arguments` first.
-"""
+"""Joins schemas and implementations: on a CPU the kernels, if there are any, else the reference."""
 
 from __future__ import annotations
 
-import warnings
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
 
-from torch_geometric_qlr.errors import InputError, QLRWarning
 from torch_geometric_qlr.ops import gradients
-from torch_geometric_qlr.ops.arguments import check_values
 from torch_geometric_qlr.ops.backend import cpu_isa
-from torch_geometric_qlr.ops.checks import Refused
-from torch_geometric_qlr.ops.cpu import KERNELS
-from torch_geometric_qlr.ops.cpu_args import Unsupported
-from torch_geometric_qlr.ops.reference_impl import IMPLEMENTATIONS
-from torch_geometric_qlr.ops.schemas import LIBRARY, NAMES, checked
+from torch_geometric_qlr.ops.companions import Companion, compute_by_reference
+from torch_geometric_qlr.ops.library import load_library
+from torch_geometric_qlr.ops.no_gradient import has_no_gradient, refuse_gradient
+from torch_geometric_qlr.ops.schemas import LIBRARY, SIGNATURES, Signature
 
 __all__: list[str] = []
 
-_DIFFERENTIABLE = {"fake_quantize", "fake_quantize_backward"}
-_OF_INTEGERS = {"pack", "unpack", "index_select"}
+#: Which torch.func asks first, before it takes its wrappers off the tensors.
+_FUNCTORCH = "FuncTorchDynamicLayerFrontMode"
 
 
-def _on_cpu(name: str) -> Callable[..., Any]:
-    kernel, reference = KERNELS[name], IMPLEMENTATIONS[name]
+def _reference(op: Signature) -> Callable[..., Any]:
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        arguments = op.bind(args, kwargs)
+        refuse_gradient(op.name, arguments.values())
+        if op.on_cpu(arguments):
+            cpu_isa()  # says that there are no kernels, or refuses a choice of them
+        return compute_by_reference(op, arguments)
 
-    def call(**arguments: Any) -> Any:
-        isa = cpu_isa()
-        if isa is not None:
-            try:
-                return kernel(isa, **arguments)
-            except Unsupported as error:
-                _tell(name, str(error))
-        check_values(arguments)
-        return reference(**arguments)
-
-    return call
+    return compute
 
 
-def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """What an implementation refuses becomes an error that names the op."""
+def _refuse_transform(op: Signature, companion: Any) -> Callable[..., Any]:
+    """What a kernel sees of a tensor of `torch.func` no longer tells that it is followed."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Refused as error:
-            raise InputError(f"torch.ops.qlr.{name}: {error}") from None
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        refuse_gradient(op.name, op.bind(args, kwargs).values())
+        return companion(*args, **kwargs)
 
-    return call
+    return compute
 
 
-_TOLD: set[tuple[str, str]] = set()
+def _register_companion(op: Signature, library: ctypes.CDLL) -> None:
+    name = f"{op.name}_in_python"
+    LIBRARY.define(op.text.replace(op.name, name, 1), tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, Companion(op, library), "CPU")
+    LIBRARY.impl(name, _reference(op), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qlr::{name}", op.fake, lib=LIBRARY)
+    if has_no_gradient(op.name):
+        companion = getattr(torch.ops.qlr, name)
+        LIBRARY.impl(op.name, _refuse_transform(op, companion), _FUNCTORCH)
 
 
-def _tell(name: str, reason: str) -> None:
-    """Says once per process that an op is slow, and why."""
-    if reason and (name, reason) not in _TOLD:
-        _TOLD.add((name, reason))
-        warnings.warn(
-            f"torch.ops.qlr.{name} has no kernel for {reason}: its slow reference computes "
-            f"instead. (Said once.)",
-            QLRWarning,
-            stacklevel=4,
-        )
+def _register() -> None:
+    library, _ = load_library()
+    for op in SIGNATURES.values():
+        LIBRARY.impl(op.name, _reference(op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"qlr::{op.name}", op.fake, lib=LIBRARY)
+        if library is not None:
+            _register_companion(op, library)
+    if library is not None:
+        library.qlr_register_kernels()
+        library.qlr_expect_companions()
+    torch.library.register_autograd(
+        "qlr::fake_quantize",
+        gradients.backward,
+        setup_context=gradients.save_for_backward,
+        lib=LIBRARY,
+    )
+    torch.library.register_autograd(
+        "qlr::fake_quantize_backward",
+        gradients.second,
+        setup_context=gradients.save_for_second,
+        lib=LIBRARY,
+    )
 
 
-for _name in NAMES:
-    LIBRARY.impl(_name, _named(_name, checked(_name, _on_cpu(_name))), "CPU")
-    _reference = _named(_name, checked(_name, IMPLEMENTATIONS[_name]))
-    LIBRARY.impl(_name, _reference, "CompositeExplicitAutograd")
-
-
-def _wants_gradient(tensor: Any) -> bool:
-    """Whether autograd follows a tensor, backward or forward, also inside `torch.func`."""
-    if not isinstance(tensor, Tensor):
-        return False
-    if tensor.requires_grad and torch.is_grad_enabled():
-        return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
-
-
-def _refuse_gradient(name: str) -> None:
-    """Makes an op that takes floats, and has no gradient, say so instead of losing it."""
-    op = getattr(torch.ops.qlr, name).default
-
-    def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(map(_wants_gradient, (*args, *kwargs.values()))):
-            raise InputError(
-                f"torch.ops.qlr.{name} has no gradient, and one of its inputs asks for one. Detach "
-                f"it, or call the op under torch.no_grad(); training computes with the quantized "
-                f"model, not with the converted one."
-            )
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
-
-    LIBRARY.impl(name, call, "Autograd", with_keyset=True)
-
-
-for _name in NAMES:
-    if _name not in _DIFFERENTIABLE | _OF_INTEGERS:
-        _refuse_gradient(_name)
-
-
-torch.library.register_autograd(
-    "qlr::fake_quantize",
-    gradients.backward,
-    setup_context=gradients.save_for_backward,
-    lib=LIBRARY,
-)
-torch.library.register_autograd(
-    "qlr::fake_quantize_backward",
-    gradients.second,
-    setup_context=gradients.save_for_second,
-    lib=LIBRARY,
-)
+_register()

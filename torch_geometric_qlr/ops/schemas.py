@@ -1,13 +1,14 @@
 """The ops of namespace ``qlr``: one schema each, and the shape of what they return.
 
-An op has a schema and a fake kernel here, checks of its arguments that all implementations share
-(`arguments.py`), the reference implementation on every device
-(`registry.py`), and kernels that back ends register on top.
+The schemas stand in `schemas.inc`, which C++ includes and this module reads. An op has a fake
+kernel here, checks of its arguments that all implementations share (`arguments.py`), the reference
+implementation on every device (`registry.py`), and kernels that back ends register on top.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,72 +16,32 @@ from torch import Tensor
 
 from torch_geometric_qlr.ops.arguments import check_arguments
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
+from torch_geometric_qlr.ops.no_gradient import refuse_gradient
 
-__all__ = ["LIBRARY", "NAMES", "SmpOptions", "checked", "reduced_shape"]
+__all__ = ["LIBRARY", "NAMES", "SIGNATURES", "Signature", "SmpOptions"]
 
-LIBRARY = torch.library.Library("qlr", "DEF")
+# A program in C++ that runs Python may have defined the ops already.
+LIBRARY = torch.library.Library("qlr", "FRAGMENT")
 
-_PACKED = "Tensor packed, SymInt num_cols, int bits, Tensor scale, Tensor zero_point"
-_GRAPH = "Tensor rowptr, Tensor col"
-_QUANTIZER = "Tensor scale, Tensor zero_point, int bits, bool truncate=False, Tensor? skew=None"
-# With out_scale the result is quantized and packed, without it it is float.
-_OUTPUT = (
-    "Tensor? out_scale=None, Tensor? out_zero_point=None, int out_bits=8, "
-    "bool out_truncate=False, Tensor? out_skew=None"
-)
-_WEIGHTS = "Tensor? edge_weight=None, Tensor? source_weight=None, Tensor? row_scale=None"
-_EPILOGUE = "Tensor? bias=None, Tensor? addend=None, float addend_scale=1.0"
+
+def _read() -> tuple[str, ...]:
+    """The lines between the marks of a C++ string literal."""
+    text = Path(__file__).with_name("schemas.inc").read_text(encoding="utf-8")
+    return tuple(text.splitlines()[1:-1])
 
 
 class SmpOptions(NamedTuple):
     """What :class:`torch_geometric_qlr.nn.SMP` is told, for ``packed_smp``."""
 
-    mu: float = 9.0
-    eta: float = 0.1
-    eta_lambda: float = 1e-5
-    eta_slack: float = 1e-5
-    init_lambda: float = 1e-3
-    init_slack: float = 1e-3
-    bound: float = 0.0
-    primal: str = "paper"
-    projection: str = "none"
-
-
-_SMP = ", ".join(
-    f"{type(default).__name__} {name}={default!r}"
-    for name, default in SmpOptions._field_defaults.items()
-)
-
-_SCHEMAS = (
-    f"quantize_pack(Tensor x, {_QUANTIZER}) -> Tensor",
-    "pack(Tensor codes, int bits) -> Tensor",
-    "unpack(Tensor packed, SymInt num_cols, int bits) -> Tensor",
-    f"dequantize_packed({_PACKED}) -> Tensor",
-    "index_select(Tensor packed, Tensor index) -> Tensor",
-    f"packed_spmm({_GRAPH}, {_PACKED}, {_WEIGHTS}, {_EPILOGUE}, str reduce='sum', "
-    f"bool relu=False, {_OUTPUT}) -> Tensor",
-    f"packed_propagate({_GRAPH}, {_PACKED}, Tensor step_scale, Tensor step_zero_point, "
-    "int step_bits, bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, "
-    f"float factor=1.0, Tensor? addend=None, float addend_scale=1.0, {_OUTPUT}) -> Tensor",
-    f"packed_smp({_GRAPH}, Tensor x, Tensor step_scale, Tensor step_zero_point, int step_bits, "
-    "bool step_truncate=False, Tensor? step_skew=None, Tensor? edge_weight=None, "
-    f"{_SMP}) -> Tensor",
-    f"packed_extremum({_GRAPH}, {_PACKED}, bool largest=True) -> Tensor",
-    f"packed_attention({_GRAPH}, {_PACKED}, Tensor alpha, Tensor? bias=None, bool relu=False, "
-    f"{_OUTPUT}) -> Tensor",
-    f"packed_linear({_PACKED}, Tensor weight, int weight_bits, Tensor weight_scale, "
-    f"Tensor weight_zero_point, Tensor? bias=None, bool relu=False, {_OUTPUT}) -> Tensor",
-    f"spmm({_GRAPH}, Tensor x, {_WEIGHTS}, {_EPILOGUE}, str reduce='sum', bool relu=False) "
-    "-> Tensor",
-    f"fake_quantize(Tensor x, {_QUANTIZER}) -> (Tensor, Tensor)",
-    "fake_quantize_backward(Tensor grad, Tensor x, Tensor x_hat, Tensor mask, int axis=-1) "
-    "-> (Tensor, Tensor)",
-)
-
-NAMES = tuple(schema.split("(")[0] for schema in _SCHEMAS)
-
-for _schema in _SCHEMAS:
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    mu: float
+    eta: float
+    eta_lambda: float
+    eta_slack: float
+    init_lambda: float
+    init_slack: float
+    bound: float
+    primal: str
+    projection: str
 
 
 def _rows(like: Tensor, rows: int, cols: int, out_scale: Tensor | None, out_bits: int) -> Tensor:
@@ -89,20 +50,6 @@ def _rows(like: Tensor, rows: int, cols: int, out_scale: Tensor | None, out_bits
         return like.new_empty((rows, cols), dtype=torch.float32)
     stride = row_layout(cols, storage_bits(out_bits)).stride
     return like.new_empty((rows, stride), dtype=torch.uint8)
-
-
-def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function called with checked arguments, all by name."""
-    takes = getattr(torch.ops.qlr, name).default._schema.arguments
-    names = [argument.name for argument in takes]
-    tensors = [argument.name for argument in takes if str(argument.type) == "Tensor"]
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        arguments = dict(zip(names, args, strict=False), **kwargs)
-        check_arguments(name, arguments, tensors)
-        return function(**arguments)
-
-    return call
 
 
 def _packed_rows(x: Tensor, bits: int, **_: Any) -> Tensor:
@@ -151,7 +98,7 @@ def _fake_quantized(x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
     return x_hat, torch.empty_like(x_hat, dtype=torch.bool)
 
 
-def reduced_shape(x: Tensor, axis: int) -> tuple[int, ...]:
+def _reduced_shape(x: Tensor, axis: int) -> tuple[int, ...]:
     """The shape of one number per tensor (-1), row (0) or column (1)."""
     if axis == -1:
         return ()
@@ -161,7 +108,7 @@ def reduced_shape(x: Tensor, axis: int) -> tuple[int, ...]:
 def _fake_quantized_backward(
     grad: Tensor, x: Tensor, axis: int = -1, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    reduced = grad.new_empty(reduced_shape(x, axis), dtype=torch.float32)
+    reduced = grad.new_empty(_reduced_shape(x, axis), dtype=torch.float32)
     return torch.empty_like(grad, memory_format=torch.contiguous_format), reduced
 
 
@@ -182,5 +129,42 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "fake_quantize_backward": _fake_quantized_backward,
 }
 
-for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"qlr::{_name}", checked(_name, _fake), lib=LIBRARY)
+
+class Signature:
+    """An op as its schema has it.
+
+    Args:
+        text (str): The schema.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.name = text.partition("(")[0]
+        if not hasattr(torch.ops.qlr, self.name):
+            LIBRARY.define(text, tags=(torch.Tag.pt2_compliant_tag,))
+        self.overload = getattr(torch.ops.qlr, self.name).default
+        schema = self.overload._schema
+        self.results = len(schema.returns)
+        #: Those that must be tensors: the dispatcher takes :obj:`None` for any.
+        self.tensors = [a.name for a in schema.arguments if str(a.type) == "Tensor"]
+        self._defaults = {a.name: a.default_value for a in schema.arguments}
+
+    def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All arguments of a call by name, in the order of the schema."""
+        return {**self._defaults, **dict(zip(self._defaults, args, strict=False)), **kwargs}
+
+    def on_cpu(self, arguments: dict[str, Any]) -> bool:
+        """Whether that is where the first tensor is."""
+        first = arguments[self.tensors[0]]
+        return first is not None and first.device.type == "cpu"
+
+    def fake(self, *args: Any, **kwargs: Any) -> Any:
+        """What has the shape of the result."""
+        arguments = self.bind(args, kwargs)
+        refuse_gradient(self.name, arguments.values())
+        check_arguments(self.name, arguments, self.tensors)
+        return _FAKES[self.name](**arguments)
+
+
+SIGNATURES = {op.name: op for op in map(Signature, _read())}
+NAMES = tuple(SIGNATURES)

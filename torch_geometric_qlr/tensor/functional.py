@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import affine_params, storage_bits
+from torch_geometric_qlr.ops import affine_params, call, storage_bits
 from torch_geometric_qlr.tensor.packed import PackedTensor
 
 __all__ = [
@@ -113,7 +113,8 @@ def spmm(
         tensor([[1.0000, 1.5000],
                 [0.0000, 0.0000]])
     """
-    y = torch.ops.qlr.packed_spmm(
+    y = call(
+        torch.ops.qlr.packed_spmm,
         *(rowptr, col, *_parts(x), edge_weight, source_weight, row_scale),
         *(bias, addend, addend_scale, reduce, relu, *_arguments(out)),
     )
@@ -162,7 +163,8 @@ def propagate(
                 [1.]])
     """
     joined = steps if isinstance(steps, Steps) else Steps.of(steps, x.scale)
-    y = torch.ops.qlr.packed_propagate(
+    y = call(
+        torch.ops.qlr.packed_propagate,
         *(rowptr, col, *_parts(x), *joined),
         *(edge_weight, factor, addend, addend_scale, *_arguments(out)),
     )
@@ -213,7 +215,8 @@ def smp(
                 [1.5000]])
     """
     joined = steps if isinstance(steps, Steps) else Steps.of(steps, x)
-    return torch.ops.qlr.packed_smp(rowptr, col, x, *joined, edge_weight, **options)
+    y: Tensor = call(torch.ops.qlr.packed_smp, rowptr, col, x, *joined, edge_weight, **options)
+    return y
 
 
 class Steps(NamedTuple):
@@ -272,7 +275,8 @@ def extremum(rowptr: Tensor, col: Tensor, x: PackedTensor, *, largest: bool = Tr
         >>> extremum(torch.tensor([0, 2]), torch.tensor([0, 1]), x)
         tensor([[2., 1.]])
     """
-    return torch.ops.qlr.packed_extremum(rowptr, col, *_parts(x), largest)
+    y: Tensor = call(torch.ops.qlr.packed_extremum, rowptr, col, *_parts(x), largest)
+    return y
 
 
 def attention(
@@ -299,8 +303,9 @@ def attention(
         >>> attention(torch.tensor([0, 1]), torch.tensor([0]), x, torch.tensor([[1.0, 0.5]]))
         tensor([[0., 1., 1., 1.]])
     """
-    y = torch.ops.qlr.packed_attention(
-        *(rowptr, col, *_parts(x), alpha, bias, relu, *_arguments(out))
+    y = call(
+        torch.ops.qlr.packed_attention,
+        *(rowptr, col, *_parts(x), alpha, bias, relu, *_arguments(out)),
     )
     return _wrap(y, x.num_cols, out)
 
@@ -335,7 +340,8 @@ def linear(
         raise InputError(
             f"linear: x has {x.num_cols} columns and the weight {weight.num_cols}; they must agree"
         )
-    y = torch.ops.qlr.packed_linear(
+    y = call(
+        torch.ops.qlr.packed_linear,
         *_parts(x),
         *(weight.data, weight.bits, weight.scale, weight.zero_point),
         *(bias, relu, *_arguments(out)),
