@@ -260,7 +260,7 @@ def test_smoothness_aware_steps(isa, seed, bits, cols, steps, truncate, primal, 
     code_bits = 8 if truncate else bits
     skews = torch.rand(2 * steps, generator=rng) * 20 if truncate else None
     weight = torch.rand(case.col.numel(), generator=rng) / 4 if seed % 3 else None
-    options = {"eta": eta, "eta_lambda": 1e-2, "init_lambda": 0.3, "eta_slack": 0.1, "bound": 0.7}
+    options = {"eta": eta, "eta_lambda": 1e-2, "init_lambda": 0.3, "eta_slack": 0.1, "tau": 0.01}
     options |= {"primal": primal, "projection": projection}
     # A tie would be decided by the last digit of a sum, so ranges are drawn until none is near.
     for _ in range(50):

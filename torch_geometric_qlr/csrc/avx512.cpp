@@ -28,6 +28,7 @@ namespace {
 
 #include "kernels/epilogue.inl"
 #include "kernels/quantize.inl"
+#include "kernels/row_ranges.inl"
 #include "kernels/weights.inl"
 #include "kernels/sum.inl"
 #include "kernels/weighted_vnni.inl"

@@ -82,6 +82,13 @@ int32_t qlr_quantize_pack(const float* x, int64_t rows, int64_t cols, const QlrQ
                           uint8_t* packed, int32_t threads, int32_t isa) {
   return guarded([&] { return kernels(isa).quantize_pack(x, rows, cols, *q, packed, threads); });
 }
+int32_t qlr_quantize_rows(const float* x, int64_t rows, int64_t cols, const QlrRowQuantizer* q,
+                          uint8_t* packed, float* scale, float* zero, int32_t threads,
+                          int32_t isa) {
+  return guarded([&] {
+    return kernels(isa).quantize_own_rows(x, rows, cols, *q, packed, scale, zero, threads);
+  });
+}
 int32_t qlr_pack(const uint8_t* codes, int64_t rows, int64_t cols, int32_t bits, uint8_t* packed,
                  int32_t threads, int32_t isa) {
   return guarded([&] { return kernels(isa).pack(codes, rows, cols, bits, packed, threads); });

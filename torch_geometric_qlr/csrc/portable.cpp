@@ -15,6 +15,7 @@ namespace {
 
 #include "kernels/epilogue.inl"
 #include "kernels/quantize.inl"
+#include "kernels/row_ranges.inl"
 #include "kernels/weights.inl"
 #include "kernels/sum_portable.inl"
 #include "kernels/weighted_portable.inl"

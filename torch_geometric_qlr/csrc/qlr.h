@@ -51,6 +51,15 @@ struct QlrQuantizer {
   float skew;
 };
 
+// The same for rows with a range of their own each, which is taken from their values.
+struct QlrRowQuantizer {
+  float multiplier;  // of the scale
+  int32_t bits;      // 1 .. 8
+  int32_t truncate;  // 0 or 1
+  int32_t aligned;   // whether the zero point is a level of the truncated codes
+  float skew;
+};
+
 struct QlrGraph {
   const int64_t* rowptr;
   const int32_t* col;
@@ -96,6 +105,10 @@ QLR_EXPORT int32_t qlr_has_openmp();
 QLR_EXPORT int32_t qlr_quantize_pack(const float* x, int64_t rows, int64_t cols,
                                      const QlrQuantizer* quantizer, uint8_t* packed,
                                      int32_t threads, int32_t isa);
+// `scale` and `zero` are how the codes of each row are read back.
+QLR_EXPORT int32_t qlr_quantize_rows(const float* x, int64_t rows, int64_t cols,
+                                     const QlrRowQuantizer* quantizer, uint8_t* packed,
+                                     float* scale, float* zero, int32_t threads, int32_t isa);
 QLR_EXPORT int32_t qlr_pack(const uint8_t* codes, int64_t rows, int64_t cols, int32_t bits,
                             uint8_t* packed, int32_t threads, int32_t isa);
 QLR_EXPORT int32_t qlr_unpack(const QlrPacked* source, uint8_t* codes, int32_t threads,

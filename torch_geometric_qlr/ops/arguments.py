@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.ops import compressed_rows, row_ranges
 from torch_geometric_qlr.ops.checks import (
     BAD_INDEX,
     BAD_ROWPTR,
@@ -283,6 +284,8 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "packed_attention": _packed_attention,
     "packed_linear": _packed_linear,
     "spmm": _spmm,
+    "quantize_rows": row_ranges.check,
+    "csr": compressed_rows.check,
     "fake_quantize": _fake_quantize,
     "fake_quantize_backward": _fake_quantize_backward,
 }

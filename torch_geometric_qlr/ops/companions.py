@@ -76,6 +76,8 @@ class Companion:
                 reason = "arguments of this form"
             _tell(self.op.name, reason)
             return result
+        if self.op.name == "csr" and status == Status.BAD_INDEX:
+            return compute_by_reference(self.op, arguments)  # which says which one
         where = f"torch.ops.qlr.{self.op.name}"
         if status == Status.NO_MEMORY:
             raise BackendError(f"{where}: out of memory")
@@ -88,7 +90,7 @@ class Companion:
         if status == Status.BAD_CODE:
             return code_too_large(arguments["codes"], arguments["bits"])
         if status == Status.NOT_FINITE:
-            single = self.op.name == "quantize_pack"
+            single = self.op.name in ("quantize_pack", "quantize_rows")
             return place_not_finite(arguments["x"]) if single else NOT_FINITE
         return {Status.BAD_ROWPTR: BAD_ROWPTR, Status.BAD_INDEX: BAD_INDEX}[status]
 

@@ -15,7 +15,7 @@ __all__ = ["has_no_gradient", "refuse_gradient"]
 
 #: All others take floats, and have none.
 _DIFFERENTIABLE = frozenset({"fake_quantize", "fake_quantize_backward"})
-_OF_INTEGERS = frozenset({"pack", "unpack", "index_select"})
+_OF_INTEGERS = frozenset({"pack", "unpack", "index_select", "csr"})
 
 
 def _wants_gradient(tensor: Any) -> bool:

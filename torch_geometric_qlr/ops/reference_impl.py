@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops import reference
+from torch_geometric_qlr.ops import compressed_rows, reference, row_ranges
 from torch_geometric_qlr.ops.checks import NotFinite, Refused, code_too_large, place_not_finite
 from torch_geometric_qlr.ops.schemas import SmpOptions
 
@@ -60,6 +60,14 @@ def _quantize_pack(
     except NotFinite:
         raise Refused(place_not_finite(x)) from None
     return reference.quantize_pack(x, scale, zero_point, bits, truncate=truncate, skew=skew)
+
+
+def _quantize_rows(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        x = _finite(x)
+    except NotFinite:
+        raise Refused(place_not_finite(x)) from None
+    return row_ranges.quantize_rows(x, *args, **kwargs)
 
 
 def _dequantize_packed(
@@ -147,7 +155,7 @@ def _packed_smp(
         return reference.spmm(rowptr, col, codes, scale, zero_point, edge_weight=edge_weight)
 
     told, h = SmpOptions(**options), x.float()
-    x = h
+    x, bound = h, told.tau * col.numel()
     multiplier, slack = torch.full((), told.init_lambda), torch.full((), told.init_slack)
     for k in range(0, step_scale.numel(), 2):
         after = (1 - (1 + told.mu) * told.eta) * h + told.mu * told.eta * hop(k, h) + told.eta * x
@@ -158,7 +166,7 @@ def _packed_smp(
         h = after + 2 * told.eta * multiplier.to(x.device) * direction
         trace = (change * residual).sum(dtype=torch.float64).float().cpu()
         slack = slack + 2 * told.eta_slack * multiplier * slack
-        multiplier = multiplier + told.eta_lambda * (told.bound - slack.square() - trace)
+        multiplier = multiplier + told.eta_lambda * (bound - slack.square() - trace)
         if told.projection == "nonnegative":
             multiplier = multiplier.clamp(min=0)
         elif told.projection == "nonpositive":
@@ -262,6 +270,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "packed_attention": _packed_attention,
     "packed_linear": _packed_linear,
     "spmm": _spmm,
+    "quantize_rows": _quantize_rows,
+    "csr": compressed_rows.csr,
     "fake_quantize": _fake_quantize,
     "fake_quantize_backward": _fake_quantize_backward,
 }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_geometric_qlr.ops import compressed_rows, row_ranges
 from torch_geometric_qlr.ops.arguments import check_arguments
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.no_gradient import refuse_gradient
@@ -39,7 +40,7 @@ class SmpOptions(NamedTuple):
     eta_slack: float
     init_lambda: float
     init_slack: float
-    bound: float
+    tau: float
     primal: str
     projection: str
 
@@ -125,6 +126,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "packed_attention": _gathered,
     "packed_linear": _product,
     "spmm": _float_gathered,
+    "quantize_rows": row_ranges.fake,
+    "csr": compressed_rows.fake,
     "fake_quantize": _fake_quantized,
     "fake_quantize_backward": _fake_quantized_backward,
 }

@@ -74,6 +74,8 @@ class FrozenRange(RangeQuantizer):
     def output(self, *, growing: bool = False) -> OutputQuantizer | None:
         if not self.is_static or not self._usable:
             return None
+        if torch.compiler.is_compiling():
+            return self._output_quantizer()
         self._check_made()
         output = self._output
         if output is None:

@@ -12,6 +12,7 @@ from torch_geometric.index import index2ptr, ptr2index
 from torch_geometric.utils import index_sort
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.ops import call
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
     adjacency_size,
@@ -63,25 +64,29 @@ class CSRGraph:
     def from_edge_index(
         cls, edge_index: Tensor, value: Tensor | None, num_src: int, num_dst: int
     ) -> CSRGraph:
-        r"""Sorts checked edges by target; :func:`csr_graph` is the one that checks and remembers.
+        r"""Sorts edges by target; :func:`csr_graph` is the one that remembers it.
 
         Args:
             edge_index (torch.Tensor): Sources and targets, ``[2, E]``.
             value (torch.Tensor, optional): Weights ``[E]``.
             num_src (int): Number of source nodes.
             num_dst (int): Number of target nodes.
+
+        Raises:
+            InputError: If an index is negative or has no node.
         """
-        source, target = edge_index[0], edge_index[1]
-        target, perm = index_sort(target, max_value=max(num_dst - 1, 0), stable=True)
-        dtype = _index_type(num_src, num_dst, edge_index.size(1))
-        return cls(
-            rowptr=index2ptr(target, num_dst).long(),
-            col=source[perm].to(dtype),
-            value=None if value is None else value[perm],
-            perm=perm.to(dtype),
-            num_src=num_src,
-            num_dst=num_dst,
-        )
+        if _are_small(num_src, num_dst, edge_index.size(1)):
+            try:
+                rowptr, col, perm = call(torch.ops.qlr.csr, edge_index, num_src, num_dst)
+            except InputError:
+                _check_range(edge_index, num_src, num_dst)
+                raise
+        else:
+            _check_range(edge_index, num_src, num_dst)
+            target, perm = index_sort(edge_index[1], max_value=max(num_dst - 1, 0), stable=True)
+            rowptr, col = index2ptr(target, num_dst), edge_index[0][perm]
+        value = None if value is None else value[perm]
+        return cls(rowptr, col, value, perm, num_src, num_dst)
 
     @classmethod
     def from_rows(cls, rowptr: Tensor, col: Tensor, value: Tensor | None, num_src: int) -> CSRGraph:
@@ -94,8 +99,8 @@ class CSRGraph:
             num_src (int): Number of source nodes.
         """
         num_dst = rowptr.size(0) - 1
-        dtype = _index_type(num_src, num_dst, col.size(0))
-        return cls(rowptr.long(), col.to(dtype), value, None, num_src, num_dst)
+        col = col.int() if _are_small(num_src, num_dst, col.size(0)) else col
+        return cls(rowptr.long(), col, value, None, num_src, num_dst)
 
     @property
     def num_edges(self) -> int:
@@ -179,8 +184,9 @@ class CSRGraph:
         )
 
 
-def _index_type(*counts: int) -> torch.dtype:
-    return torch.int32 if max(counts) <= _INT32_MAX else torch.int64
+def _are_small(*counts: int) -> bool:
+    """Whether 32 bits number them; sizes are not known while a model is traced."""
+    return torch.compiler.is_compiling() or max(counts) <= _INT32_MAX
 
 
 def sparse_csr(rowptr: Tensor, col: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
@@ -292,12 +298,14 @@ def _sizes(
         largest = infer_num_nodes(edge_index)
         num_src = max(largest, num_dst or 0) if num_src is None else num_src
         num_dst = max(largest, num_src) if num_dst is None else num_dst
-    _check_range(edge_index, num_src, num_dst)
     return num_src, num_dst
 
 
 def _check_range(ends: Iterable[Tensor], num_src: int, num_dst: int) -> None:
-    """Whether sources, and targets unless they are rows, are nodes."""
+    """Whether sources, and targets unless they are rows, are nodes. In a traced model the ops see
+    to that."""
+    if torch.compiler.is_compiling():
+        return
     for name, index, count in zip(("source", "target"), ends, (num_src, num_dst), strict=False):
         if index.numel() == 0:
             return

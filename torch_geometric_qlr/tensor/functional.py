@@ -197,7 +197,7 @@ def smp(
         steps (list or Steps): Two quantizers per step, per tensor, all with the same :obj:`bits`
             and :obj:`truncate`.
         **options (optional): :obj:`mu`, :obj:`eta`, :obj:`eta_lambda`, :obj:`eta_slack`,
-            :obj:`init_lambda`, :obj:`init_slack`, :obj:`bound`, :obj:`primal` and
+            :obj:`init_lambda`, :obj:`init_slack`, :obj:`tau`, :obj:`primal` and
             :obj:`projection`.
 
     Returns:

@@ -7,6 +7,8 @@ namespace qlr {
 
 struct KernelTable {
   int32_t (*quantize_pack)(const float*, int64_t, int64_t, const QlrQuantizer&, uint8_t*, int);
+  int32_t (*quantize_own_rows)(const float*, int64_t, int64_t, const QlrRowQuantizer&, uint8_t*,
+                               float*, float*, int);
   int32_t (*pack)(const uint8_t*, int64_t, int64_t, int, uint8_t*, int);
   int32_t (*unpack)(const QlrPacked&, uint8_t*, int);
   int32_t (*dequantize)(const QlrPacked&, float*, int);
@@ -34,5 +36,6 @@ const KernelTable* amx_kernels();
 }  // namespace qlr
 
 #define QLR_KERNEL_TABLE                                                                         \
-  {quantize_pack, pack, unpack, dequantize, fake_quantize, fake_quantize_backward, packed_spmm,  \
-   edge_digits, packed_extremum, packed_attention, float_spmm, packed_smp, packed_linear}
+  {quantize_pack, quantize_own_rows, pack, unpack, dequantize, fake_quantize,                    \
+   fake_quantize_backward, packed_spmm, edge_digits, packed_extremum, packed_attention,          \
+   float_spmm, packed_smp, packed_linear}

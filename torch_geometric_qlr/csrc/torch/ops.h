@@ -6,11 +6,13 @@
 
 namespace qlr {
 
+constexpr size_t kMaxResults = 3;
+
 // One call of one op.
 struct Call {
   Arguments in;
   int32_t threads, isa;
-  Owned results[2];
+  Owned results[kMaxResults];
   Prepared prepared;
 
   Call(const Value* stack, const char* kinds, int32_t threads_, int32_t isa_)
@@ -24,6 +26,7 @@ inline void answered(int32_t status,
 }
 
 void quantize_pack(Call& call);
+void quantize_rows(Call& call);
 void pack(Call& call);
 void unpack(Call& call);
 void dequantize_packed(Call& call);
@@ -35,6 +38,7 @@ void packed_extremum(Call& call);
 void packed_attention(Call& call);
 void packed_linear(Call& call);
 void spmm(Call& call);
+void csr(Call& call);
 void fake_quantize(Call& call);
 void fake_quantize_backward(Call& call);
 

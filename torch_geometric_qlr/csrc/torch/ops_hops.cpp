@@ -114,8 +114,8 @@ void packed_propagate(Call& call) {
 
 namespace {
 
-// mu, eta, eta_lambda, eta_slack, init_lambda, init_slack, bound, primal, projection
-QlrSmp read_smp(Arguments& in) {
+// mu, eta, eta_lambda, eta_slack, init_lambda, init_slack, tau, primal, projection
+QlrSmp read_smp(Arguments& in, int64_t edges) {
   QlrSmp smp{};
   const double mu = in.number(), eta = in.number();
   const double kept = 1 - (1 + mu) * eta;
@@ -126,7 +126,7 @@ QlrSmp read_smp(Arguments& in) {
   smp.eta_slack = static_cast<float>(in.number());
   smp.multiplier = static_cast<float>(in.number());
   smp.slack = static_cast<float>(in.number());
-  smp.bound = static_cast<float>(in.number());
+  smp.bound = static_cast<float>(in.number() * static_cast<double>(edges));
   const std::string_view primal = in.word(), projection = in.word();
   require(primal == "paper" || primal == "lagrangian");
   require(projection == "none" || projection == "nonnegative" || projection == "nonpositive");
@@ -142,7 +142,7 @@ void packed_smp(Call& call) {
   const View x = call.in.tensor();
   const QuantizerArgument every = read_quantizer(call.in);
   edges.edge_weight = call.in.optional();
-  QlrSmp smp = read_smp(call.in);
+  QlrSmp smp = read_smp(call.in, edges.edges());
   check_matrix(x, torch().floats);
   const int64_t rows = x.sizes[0], cols = x.sizes[1];
   check_columns(cols);

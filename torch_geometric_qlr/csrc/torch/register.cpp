@@ -19,6 +19,8 @@ struct Op {
 
 Op ops[] = {
     {"quantize_pack", quantize_pack, true, nullptr},
+    {"quantize_rows", quantize_rows, true, nullptr},
+    {"csr", csr, false, nullptr},
     {"pack", pack, false, nullptr},
     {"unpack", unpack, false, nullptr},
     {"dequantize_packed", dequantize_packed, true, nullptr},
@@ -63,8 +65,7 @@ Refusal attempt(const Op& op, const Value* stack, Owned* results) {
     const int32_t isa = instruction_set(op.no_gradient);
     Call call(stack, op.schema->kinds.c_str(), threads(), isa);
     op.answer(call);
-    results[0] = std::move(call.results[0]);
-    results[1] = std::move(call.results[1]);
+    for (size_t i = 0; i < kMaxResults; ++i) results[i] = std::move(call.results[i]);
     return {QLR_OK, ""};
   } catch (const Refusal& refusal) {
     return refusal;
@@ -74,7 +75,7 @@ Refusal attempt(const Op& op, const Value* stack, Owned* results) {
 }
 
 void run(const Op& op, Value* stack, uint64_t outputs) {
-  Owned results[2];
+  Owned results[kMaxResults];
   const Refusal refusal = attempt(op, stack, results);
   if (refusal.status != QLR_OK) return go_to_companion(*op.schema, stack, outputs, refusal);
   release(*op.schema, stack);

@@ -93,6 +93,8 @@ def _steps(layer: Any, quantizers: list[Any], like: Tensor) -> Steps | None:
         with torch.inference_mode(False), torch.no_grad():
             return Steps.of(known, like)
 
+    if torch.compiler.is_compiling():
+        return join()
     # They stay the same objects while the layer stays what it is, so they are joined once.
     versions = tuple((id(out.scale), out.bits, id(out.zero_point)) for out in known)
     held, joined = state_of(layer).remembered("steps", versions, lambda: (known, join()))
@@ -157,7 +159,7 @@ def _smp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
             edge_weight=weight,
             init_lambda=start[0],
             init_slack=start[1],
-            bound=layer.tau * graph.num_edges,
+            tau=layer.tau,
             primal=layer.primal,
             projection=layer.projection or "none",
             **{name: getattr(layer, name) for name in ("mu", "eta", "eta_lambda", "eta_slack")},
