@@ -44,7 +44,16 @@ FILLS = (float("nan"), float("inf"), float("-inf"), 0.0, -1.0, 1e-40, 3e38)
 ORDINARY = 1e-4, 1e4
 #: Whose packed results depend on sums that are rounded in another order.
 CHAINED = ("packed_propagate", "packed_smp")
-EXACT = ("quantize_pack", "pack", "unpack", "dequantize_packed", "index_select", "fake_quantize")
+EXACT = (
+    "quantize_pack",
+    "quantize_rows",
+    "csr",
+    "pack",
+    "unpack",
+    "dequantize_packed",
+    "index_select",
+    "fake_quantize",
+)
 
 
 class Fuzzer:
@@ -131,6 +140,21 @@ class Fuzzer:
                 "x_hat": x_hat,
                 "mask": mask,
                 "axis": axis,
+            }
+        if op == "quantize_rows":
+            quantizer = self.quantizer(rows, cols)
+            own = {name: quantizer[name] for name in ("bits", "truncate", "skew")}
+            more = {"multiplier": torch.rand(1, generator=self.rng), "aligned": bits > 2}
+            return {"x": self.floats(rows, cols), **own, **more}
+        if op == "csr":
+            count = (cols if sources and rows else 0,)
+            source = torch.randint(max(sources, 1), count, generator=self.rng)
+            target = torch.randint(max(rows, 1), source.shape, generator=self.rng)
+            target = target.sort().values if bits > 2 else target
+            return {
+                "edge_index": torch.stack([source, target]),
+                "num_src": sources,
+                "num_dst": rows,
             }
         if op == "pack":
             return {"codes": self.codes(rows, cols, bits), "bits": bits}

@@ -34,6 +34,8 @@ def samples() -> dict[str, list[tuple]]:
     linear = (*packed, reference.pack(case.codes[:5], 4), 4, case.scale, case.zero_point)
     return {
         "quantize_pack": [(x, case.scale, case.zero_point, 3)],
+        "quantize_rows": [(x, torch.tensor(0.9), 3), (x, torch.rand(1), 4, True, True, output[4])],
+        "csr": [(torch.stack([case.col[:5].long(), torch.tensor([3, 0, 3, 2, 0])]), 12, 4)],
         "pack": [(case.codes, 4)],
         "unpack": [packed[:3]],
         "dequantize_packed": [packed],
