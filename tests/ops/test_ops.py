@@ -135,6 +135,12 @@ from torch_geometric_qlr.errors import BackendError, InputError
 from torch_geometric_qlr.ops import backend_info, use_backend
 
 qlr, codes = torch.ops.qlr, torch.tensor([[1, 2, 3]], dtype=torch.uint8)
+
+
+def packed_sum(scale):
+    return qlr.dequantize_packed(packed, 3, 2, scale, torch.zeros(()))
+
+
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     packed = qlr.pack(codes, 2)
@@ -146,6 +152,7 @@ for wrong, error in (
     (lambda: qlr.unpack(packed, 300, 2), InputError),
     (lambda: qlr.index_select(packed, torch.tensor([7])), InputError),
     (lambda: use_backend("cpu").__enter__(), BackendError),
+    (lambda: torch.func.grad(lambda x: packed_sum(x).sum())(torch.ones(())), InputError),
 ):
     try:
         wrong()
@@ -168,7 +175,7 @@ def test_without_a_library_the_reference_answers_and_says_so_once(tmp_path):
         env=environment, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    for words in ("uint8 of shape", "out of range", "Reinstall"):
+    for words in ("uint8 of shape", "out of range", "Reinstall", "has no gradient"):
         assert words in result.stdout
 
 

@@ -54,7 +54,7 @@ class Companion:
         self.op, self.library = op, library
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = self.op.bind(args, kwargs)
+        arguments = self.op.read(args, kwargs)
         status = self.library.qlr_take_refusal()
         if status == Status.OK:  # called by torch.func, not by a kernel
             return self._ask(arguments)

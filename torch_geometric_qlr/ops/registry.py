@@ -21,9 +21,11 @@ __all__: list[str] = []
 _FUNCTORCH = "FuncTorchDynamicLayerFrontMode"
 
 
-def _reference(op: Signature) -> Callable[..., Any]:
-    def compute(*args: Any, **kwargs: Any) -> Any:
-        arguments = op.bind(args, kwargs)
+Arguments = dict[str, Any]
+
+
+def _reference(op: Signature) -> Callable[[Arguments], Any]:
+    def compute(arguments: Arguments) -> Any:
         refuse_gradient(op.name, arguments.values())
         if op.on_cpu(arguments):
             cpu_isa()  # says that there are no kernels, or refuses a choice of them
@@ -32,34 +34,38 @@ def _reference(op: Signature) -> Callable[..., Any]:
     return compute
 
 
-def _refuse_transform(op: Signature, companion: Any) -> Callable[..., Any]:
+def _refuse_transform(op: Signature) -> Callable[[Arguments], Any]:
     """What a kernel sees of a tensor of `torch.func` no longer tells that it is followed."""
+    companion = getattr(torch.ops.qlr, op.companion)
 
-    def compute(*args: Any, **kwargs: Any) -> Any:
-        refuse_gradient(op.name, op.bind(args, kwargs).values())
-        return companion(*args, **kwargs)
+    def compute(arguments: Arguments) -> Any:
+        refuse_gradient(op.name, arguments.values())
+        return companion(*op.spell(arguments))
 
     return compute
 
 
-def _register_companion(op: Signature, library: ctypes.CDLL) -> None:
-    name = f"{op.name}_in_python"
-    LIBRARY.define(op.text.replace(op.name, name, 1), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, Companion(op, library), "CPU")
-    LIBRARY.impl(name, _reference(op), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"qlr::{name}", op.fake, lib=LIBRARY)
+def _taking(
+    bind: Callable[[Any, Any], Arguments], compute: Callable[[Arguments], Any]
+) -> Callable[..., Any]:
+    """What torch calls, of what takes all arguments by name."""
+    return lambda *args, **kwargs: compute(bind(args, kwargs))
+
+
+def _register_op(op: Signature, library: ctypes.CDLL | None) -> None:
+    for name, bind in ((op.name, op.bind), (op.companion, op.read)):
+        LIBRARY.impl(name, _taking(bind, _reference(op)), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"qlr::{name}", _taking(bind, op.fake), lib=LIBRARY)
+    if library is not None:
+        LIBRARY.impl(op.companion, Companion(op, library), "CPU")
     if has_no_gradient(op.name):
-        companion = getattr(torch.ops.qlr, name)
-        LIBRARY.impl(op.name, _refuse_transform(op, companion), _FUNCTORCH)
+        LIBRARY.impl(op.name, _taking(op.bind, _refuse_transform(op)), _FUNCTORCH)
 
 
 def _register() -> None:
     library, _ = load_library()
     for op in SIGNATURES.values():
-        LIBRARY.impl(op.name, _reference(op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"qlr::{op.name}", op.fake, lib=LIBRARY)
-        if library is not None:
-            _register_companion(op, library)
+        _register_op(op, library)
     if library is not None:
         library.qlr_register_kernels()
         library.qlr_expect_companions()

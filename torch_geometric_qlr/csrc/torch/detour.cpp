@@ -44,6 +44,27 @@ const char* words_for(int32_t status) {
   }
 }
 
+// Words go to the companion as the numbers of their bytes: torch before 2.14 keeps the memory of each
+// text that it is handed.
+void spell_words(const Schema& schema, Value* stack) {
+  const Shim& s = torch();
+  for (const char kind : schema.kinds) {
+    Value& value = *stack++;
+    if (kind != 's') continue;
+    const Text text = reinterpret_cast<Text>(value);
+    const char* bytes = nullptr;
+    size_t length = 0;
+    List list = nullptr;
+    s.torch_string_c_str(text, &bytes);
+    s.torch_string_length(text, &length);
+    s.torch_new_list_reserve_size(length, &list);
+    for (size_t i = 0; i < length; ++i)
+      s.torch_list_push_back(list, static_cast<unsigned char>(bytes[i]));
+    s.torch_delete_string(text);
+    value = reinterpret_cast<Value>(list);
+  }
+}
+
 }  // namespace
 
 int32_t instruction_set(bool no_gradient) {
@@ -55,18 +76,35 @@ int32_t instruction_set(bool no_gradient) {
   return kBest;
 }
 
-void go_to_companion(const Schema& schema, Value* stack, uint64_t outputs,
-                     const Refusal& refusal) {
+void detour(const Schema& schema, Value* stack, uint64_t outputs, const Refusal& refusal) {
+  if (!have_companions.load(std::memory_order_relaxed)) {
+    release(schema, stack);
+    throw std::runtime_error("torch.ops.qlr." + schema.name + ": " + words_for(refusal.status));
+  }
+  spell_words(schema, stack);
   conversation.status = refusal.status;
   conversation.reason = refusal.reason;
   conversation.failed = false;
   const std::string name = "qlr::" + schema.name + "_in_python";
   const int32_t error = torch().torch_call_dispatcher(name.c_str(), "", stack, kTorchVersion);
-  if (error != 0)
-    throw std::runtime_error("torch.ops.qlr." + schema.name + ": " + words_for(refusal.status));
+  if (error != 0) throw std::runtime_error(name + " could not be called");
   if (!conversation.failed) return;
   for (uint64_t i = 0; i < outputs; ++i) Owned(reinterpret_cast<Handle>(stack[i]));
   throw std::runtime_error(std::exchange(conversation.error, {}));
+}
+
+void release(const Schema& schema, Value* stack) {
+  const Shim& s = torch();
+  for (const char kind : schema.kinds) {
+    const Value value = *stack++;
+    if (kind == 't') s.aoti_torch_delete_tensor_object(reinterpret_cast<Handle>(value));
+    if (kind == 's') s.torch_delete_string(reinterpret_cast<Text>(value));
+    if (kind != 'o' || value == 0) continue;
+    Value* const box = reinterpret_cast<Value*>(value);
+    s.aoti_torch_delete_tensor_object(reinterpret_cast<Handle>(*box));
+    if (s.torch_delete_stable_ivalue != nullptr) s.torch_delete_stable_ivalue(box);
+    else delete box;
+  }
 }
 
 }  // namespace qlr

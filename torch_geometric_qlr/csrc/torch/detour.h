@@ -11,7 +11,11 @@ namespace qlr {
 // is for Python to say. `no_gradient`: of an op that must not lose one.
 int32_t instruction_set(bool no_gradient);
 
-// Hands the stack to the companion, which takes all of it. On return the results are on the stack.
-void go_to_companion(const Schema& schema, Value* stack, uint64_t outputs, const Refusal& refusal);
+// Ends a call that no kernel answered. The stack is used up: what comes back on it are the results of
+// the companion. Throws std::runtime_error where that has none, or where there is no Python.
+void detour(const Schema& schema, Value* stack, uint64_t outputs, const Refusal& refusal);
+
+// A callee owns what it is called with.
+void release(const Schema& schema, Value* stack);
 
 }  // namespace qlr

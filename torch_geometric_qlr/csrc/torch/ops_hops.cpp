@@ -9,27 +9,32 @@ namespace {
 
 constexpr double kTinyShare = 1e-12;
 
-// scale * factor in the precision of the scale, as torch would: for half precision a number that is
-// rounded to it.
-const float* scaled(Call& call, const View& scale, double factor) {
-  float* const out = call.prepared.room<float>(scale.numel);
-  if (scale.dtype == torch().float64) {
-    const auto* const s = static_cast<const double*>(call.prepared.as(scale, torch().float64));
-    for (int64_t i = 0; i < scale.numel; ++i) out[i] = static_cast<float>(s[i] * factor);
-    return out;
+// A number in half precision, as a float.
+float rounded_to(int32_t dtype, float value) {
+  const Owned full = empty(0, nullptr, torch().float32), half = empty(0, nullptr, dtype);
+  float* const at = static_cast<float*>(address(full.get()));
+  *at = value;
+  torch_did(torch().aoti_torch_copy_(half.get(), full.get(), 0));
+  torch_did(torch().aoti_torch_copy_(full.get(), half.get(), 0));
+  return *at;
+}
+
+// scale * factor in the precision of the scale, as torch would; one for each zero point if there are
+// more of these.
+const float* scaled(Call& call, const PackedArgument& packed, double factor) {
+  const View& scale = packed.scale;
+  const int64_t count = scale.numel == 1 ? packed.zero.numel : scale.numel;
+  float* const out = call.prepared.room<float>(count);
+  const bool doubles = scale.dtype == torch().float64;
+  const auto* const wide =
+      doubles ? static_cast<const double*>(call.prepared.as(scale, scale.dtype)) : nullptr;
+  const float* const narrow = doubles ? nullptr : call.prepared.floats(scale);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t from = scale.numel == 1 ? 0 : i;
+    if (doubles) out[i] = static_cast<float>(wide[from] * factor);
+    else out[i] = narrow[from] * static_cast<float>(factor);
+    if (!doubles && scale.dtype != torch().float32) out[i] = rounded_to(scale.dtype, out[i]);
   }
-  const float* const s = call.prepared.floats(scale);
-  if (scale.dtype == torch().float32) {
-    for (int64_t i = 0; i < scale.numel; ++i) out[i] = s[i] * static_cast<float>(factor);
-    return out;
-  }
-  const Owned product = empty(scale.dim, scale.sizes, torch().float32);
-  float* const p = static_cast<float*>(address(product.get()));
-  for (int64_t i = 0; i < scale.numel; ++i) p[i] = s[i] * static_cast<float>(factor);
-  const Owned rounded = empty(scale.dim, scale.sizes, scale.dtype);
-  torch_did(torch().aoti_torch_copy_(rounded.get(), product.get(), 0));
-  torch_did(torch().aoti_torch_copy_(product.get(), rounded.get(), 0));
-  for (int64_t i = 0; i < scale.numel; ++i) out[i] = p[i];
   return out;
 }
 
@@ -82,14 +87,7 @@ void packed_propagate(Call& call) {
   QlrPacked source = call.prepared.packed(packed);
   if (source.axis == QLR_PER_ROW)
     throw Refusal{QLR_UNSUPPORTED, "several hops from rows with a range of their own each"};
-  const float* const first = scaled(call, packed.scale, factor);
-  if (packed.scale.numel == packed.zero.numel || packed.scale.numel != 1) {
-    source.scale = first;
-  } else {  // one scale, widened to the zero points
-    float* const all = call.prepared.room<float>(packed.zero.numel);
-    for (int64_t i = 0; i < packed.zero.numel; ++i) all[i] = *first;
-    source.scale = all;
-  }
+  source.scale = scaled(call, packed, factor);
   QlrGraph graph = call.prepared.graph(edges, rows);
   const std::vector<QlrQuantizer> steps = call.prepared.steps(every);
   const std::vector<QlrPacked> sources =

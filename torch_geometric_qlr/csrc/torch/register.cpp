@@ -38,21 +38,6 @@ Op ops[] = {
 constexpr const char* kWho = "torch_geometric_qlr";
 constexpr size_t kOps = std::size(ops);
 
-// A callee owns what it is called with.
-void release(const Schema& schema, Value* stack) {
-  const Shim& s = torch();
-  for (const char kind : schema.kinds) {
-    const Value value = *stack++;
-    if (kind == 't') s.aoti_torch_delete_tensor_object(reinterpret_cast<Handle>(value));
-    if (kind == 's') s.torch_delete_string(reinterpret_cast<Text>(value));
-    if (kind != 'o' || value == 0) continue;
-    Value* const box = reinterpret_cast<Value*>(value);
-    s.aoti_torch_delete_tensor_object(reinterpret_cast<Handle>(*box));
-    if (s.torch_delete_stable_ivalue != nullptr) s.torch_delete_stable_ivalue(box);
-    else delete box;
-  }
-}
-
 int32_t threads() {
   uint32_t count = 1;
   torch_did(torch().torch_get_num_threads(&count));
@@ -77,7 +62,7 @@ Refusal attempt(const Op& op, const Value* stack, Owned* results) {
 void run(const Op& op, Value* stack, uint64_t outputs) {
   Owned results[kMaxResults];
   const Refusal refusal = attempt(op, stack, results);
-  if (refusal.status != QLR_OK) return go_to_companion(*op.schema, stack, outputs, refusal);
+  if (refusal.status != QLR_OK) return detour(*op.schema, stack, outputs, refusal);
   release(*op.schema, stack);
   for (uint64_t i = 0; i < outputs; ++i)
     stack[i] = reinterpret_cast<Value>(results[i].release());

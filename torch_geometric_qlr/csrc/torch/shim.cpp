@@ -14,21 +14,26 @@ namespace {
 using Address = void (*)();
 
 #if defined(_WIN32)
-void* open_library(const char* path) { return GetModuleHandleA(path ? path : "torch_cpu.dll"); }
+void* open_library(const char* path) {
+  HMODULE library = path == nullptr ? nullptr : GetModuleHandleA(path);
+  return library != nullptr ? library : GetModuleHandleA("torch_cpu.dll");
+}
 Address find(void* library, const char* name) {
   return library ? reinterpret_cast<Address>(GetProcAddress(static_cast<HMODULE>(library), name))
                  : nullptr;
 }
 #else
-// Only what is loaded already: a second copy of torch would know no tensor of the first.
-void* open_library(const char* path) {
-  if (path != nullptr) return dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
-  if (dlsym(RTLD_DEFAULT, "aoti_torch_library_impl") != nullptr) return RTLD_DEFAULT;
 #if defined(__APPLE__)
-  return dlopen("libtorch_cpu.dylib", RTLD_LAZY | RTLD_NOLOAD);
+constexpr const char* kName = "libtorch_cpu.dylib";
 #else
-  return dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+constexpr const char* kName = "libtorch_cpu.so";
 #endif
+// Only what is loaded already: a second copy of torch would know no tensor of the first. Some
+// distributions keep it elsewhere than torch's own wheels do.
+void* open_library(const char* path) {
+  void* library = path == nullptr ? nullptr : dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) library = dlopen(kName, RTLD_LAZY | RTLD_NOLOAD);
+  return library != nullptr ? library : RTLD_DEFAULT;
 }
 Address find(void* library, const char* name) {
   return reinterpret_cast<Address>(dlsym(library, name));
@@ -82,11 +87,6 @@ bool bind_torch(const char* path) {
   const std::lock_guard<std::mutex> lock(once);
   if (bound) return true;
   void* const library = open_library(path);
-#if defined(__APPLE__) || defined(_WIN32) || !defined(RTLD_DEFAULT)
-  if (library == nullptr) return false;
-#else
-  if (library == nullptr && path != nullptr) return false;  // RTLD_DEFAULT may be null
-#endif
   Shim found{};
   if (!find_all(library, found)) return false;
   ask_for_numbers(found);

@@ -14,6 +14,7 @@ namespace qlr {
 using Value = uint64_t;
 using Handle = struct TensorOpaque*;
 using Text = struct StringOpaque*;
+using List = struct ListOpaque*;
 using Library = struct LibraryOpaque*;
 using Boxed = void (*)(Value* stack, uint64_t inputs, uint64_t outputs);
 using Deleter = void (*)(void* data, void* context);
@@ -57,6 +58,8 @@ using Deleter = void (*)(void* data, void* context);
   X(int32_t, torch_string_length, (Text, size_t*))                                                \
   X(int32_t, torch_string_c_str, (Text, const char**))                                            \
   X(int32_t, torch_delete_string, (Text))                                                         \
+  X(int32_t, torch_new_list_reserve_size, (size_t, List*))                                        \
+  X(int32_t, torch_list_push_back, (List, Value))                                                 \
   X(int32_t, torch_get_num_threads, (uint32_t*))
 
 // Null where torch is older than the one that is named.
@@ -87,8 +90,8 @@ struct Shim {
 // The values on the stack have the form that they had in this version of torch: 2.10.
 constexpr uint64_t kTorchVersion = (uint64_t{2} << 56) | (uint64_t{10} << 48);
 
-// Finds the functions, in the library at `path` or (null) in what the process has loaded; false if one
-// that is required is missing. The first success counts.
+// Finds the functions in what the process has loaded: the library at `path`, or (null) wherever it is.
+// False if one that is required is missing. The first success counts.
 bool bind_torch(const char* path);
 const Shim& torch();
 
