@@ -11,7 +11,9 @@ import torch_geometric_qlr.ops  # noqa: F401  (registers the op)
 from torch_geometric_qlr.ops import call, gradients
 from torch_geometric_qlr.quantizers.torch_state import follows_tangents, is_transformed
 
-__all__ = ["fake_quantize", "scale_gradient", "floor"]
+__all__ = ["fake_quantize", "floor", "floored_multiplier", "scale_gradient"]
+
+_MIN_MULTIPLIER = 1e-3
 
 
 def fake_quantize(
@@ -78,7 +80,27 @@ def floor(x: Tensor, minimum: float) -> Tensor:
         >>> y = floor(x, 0.5); y.backward(); y.item(), x.grad.item()
         (0.5, 1.0)
     """
-    return x + (x.clamp_min(minimum) - x).detach()
+    return x.detach().clamp_min(minimum) + (x - x.detach())
+
+
+def floored_multiplier(
+    gamma: Tensor, gradient_factor: float, *, is_followed: bool = True
+) -> Tensor:
+    r"""The multiplier that scales are made with: positive, whatever an optimizer has made of it.
+
+    Args:
+        gamma (torch.Tensor): The learned multiplier.
+        gradient_factor (float): What its gradient is multiplied by.
+        is_followed (bool): Whether autograd follows this; else only the numbers matter.
+
+    Example:
+        >>> floored_multiplier(torch.tensor([0.5, -1.0]), 1.0)
+        tensor([0.5000, 0.0010])
+    """
+    gamma = gamma if gradient_factor == 1.0 else scale_gradient(gamma, gradient_factor)
+    if is_followed:
+        return floor(gamma, _MIN_MULTIPLIER)
+    return gamma.clamp_min(_MIN_MULTIPLIER)
 
 
 class _FakeQuantize(torch.autograd.Function):

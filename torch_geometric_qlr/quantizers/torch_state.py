@@ -16,6 +16,7 @@ __all__ = [
     "is_transformed",
     "may_be_recomputed",
     "outside_of_transforms",
+    "runs_plainly",
     "unwrapped",
 ]
 
@@ -43,6 +44,16 @@ def is_transformed() -> bool:
 def follows_tangents() -> bool:
     r"""Whether forward-mode differentiation is on."""
     return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+
+
+def runs_plainly() -> bool:
+    r"""Whether operations run as they are called, and at most backward mode follows them: no
+    compiler, no :mod:`torch.func` transform, no forward mode."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def is_abstract(x: Tensor) -> bool:

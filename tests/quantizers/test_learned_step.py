@@ -1,0 +1,113 @@
+"""One node of autograd gives the numbers that the operations inside of it give one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from torch_geometric_qlr.config import QuantizerConfig
+from torch_geometric_qlr.quantizers import LearnedRangeQuant, learned_range
+
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"bits": 1},
+    {"bits": 4, "gradient_scaling": True},
+    {"bits": 2, "truncation": "bt", "zero_aligned": True},
+    {"bits": 2, "truncation": "bt*", "skewness_unit": "step", "skewness_rounding": True},
+]
+PLACES: list[tuple[str, str, int]] = [
+    ("tensor", "running", 1),
+    ("tensor", "current", 1),
+    ("feature", "running", 6),
+    ("channel", "current", 8),
+    ("node", "current", 1),
+]
+
+
+def steps(
+    fields: dict[str, Any], place: tuple[str, str, int], one_node: bool, order: int
+) -> list[Tensor]:
+    """What three steps of training give, in values, gradients and state."""
+    granularity, statistics, groups = place
+    config = QuantizerConfig(granularity=granularity, statistics=statistics, **fields)
+    quantizer, generator = LearnedRangeQuant(config, groups), torch.Generator().manual_seed(0)
+    out: list[Tensor] = []
+    with mock.patch.object(learned_range, "runs_plainly", lambda: one_node):
+        for _ in range(3):
+            x = torch.randn(8, 6, generator=generator).requires_grad_()
+            value, scale, zero_point, _ = quantizer(x)
+            loss = (value.sin().sum() + scale.square().sum()) * 1.5
+            wanted = (x, quantizer.gamma)
+            grads = torch.autograd.grad(loss, wanted, create_graph=order == 2)
+            if order == 2:
+                again = torch.autograd.grad(sum((g * g).sum() for g in grads), wanted)
+                grads = (*grads, *again)
+            with torch.no_grad():
+                quantizer.gamma -= 0.01 * grads[1]
+            out += [value.detach(), scale.detach(), zero_point, *grads]
+    return [*out, *quantizer.state_dict().values()]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: "-".join(map(str, place[:2])))
+@pytest.mark.parametrize("fields", CONFIGS, ids=str)
+def test_first_order_is_the_same_bit_for_bit(
+    fields: dict[str, Any], place: tuple[str, str, int]
+) -> None:
+    one, many = (steps(fields, place, one_node, order=1) for one_node in (True, False))
+    for a, b in zip(one, many, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: "-".join(map(str, place[:2])))
+@pytest.mark.parametrize("fields", CONFIGS, ids=str)
+def test_second_order_is_the_same(fields: dict[str, Any], place: tuple[str, str, int]) -> None:
+    one, many = (steps(fields, place, one_node, order=2) for one_node in (True, False))
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("one_node", [True, False])
+def test_the_floor_of_the_multiplier_is_exact_and_lets_it_climb(one_node: bool) -> None:
+    quantizer = LearnedRangeQuant(QuantizerConfig(search=False))
+    x = torch.tensor([0.0, 255.0])
+    quantizer(x)
+    with torch.no_grad():
+        quantizer.gamma.fill_(-0.3)
+    with mock.patch.object(learned_range, "runs_plainly", lambda: one_node):
+        value, scale, *_ = quantizer(x)
+    assert scale.item() == torch.tensor(1e-3).item()
+    value.sum().backward()
+    assert quantizer.gamma.grad is not None
+    assert quantizer.gamma.grad.item() == pytest.approx(255.0)  # 255 codes of a width of 1
+
+
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
+    quantizer, x = LearnedRangeQuant(QuantizerConfig()), torch.randn(4, 3)
+    value, scale, *_ = quantizer(x)  # features, which need none
+    (grad,) = torch.autograd.grad(scale, quantizer.gamma, retain_graph=True)
+    assert grad.isfinite() and grad != 0
+    (grad,) = torch.autograd.grad(value.square().sum(), quantizer.gamma)
+    assert grad.isfinite()
+    quantizer.gamma.requires_grad_(False)  # a part that is frozen
+    leaf = x.clone().requires_grad_()
+    value, scale, *_ = quantizer(leaf)
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    assert grad.equal(torch.where(grad != 0, 1.0, 0.0))
+    with torch.no_grad():
+        assert not quantizer(leaf)[0].requires_grad
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_computed_again_saves_the_same(reentrant: bool) -> None:
+    quantizer = LearnedRangeQuant(QuantizerConfig(bits=3))
+    x = torch.randn(5, 4, requires_grad=True)
+    quantizer(x)
+    for _ in range(3):
+        out = checkpoint(lambda t: quantizer(t)[0].square(), x, use_reentrant=reentrant)
+        out.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
