@@ -63,7 +63,7 @@ class _QuantizeLearned(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scale0, zero_point, shift = grid
         multiplier = floored_multiplier(gamma, gradient_factor, is_followed=False)
-        scale = (multiplier.view(scale0.shape) if multiplier.dim() else multiplier) * scale0
+        scale = (multiplier.view_as(scale0) if multiplier.dim() else multiplier) * scale0
         with torch._C._AutoDispatchBelowAutograd():  # this is the node: spares the op's own
             x_hat, mask = _OPS.fake_quantize(x, scale, zero_point, bits, truncate, shift)
         ctx.gradient_factor, ctx.gamma_shape = gradient_factor, gamma.shape
@@ -77,7 +77,9 @@ class _QuantizeLearned(torch.autograd.Function):
         grad_x = None
         if grad is not None:
             grad_x, reduced = _backward_op(grad, x, x_hat, mask, gradients.axis_of(scale))
-            through_values = reduced.view(scale.shape) / scale
+            if reduced.dim() != scale.dim():  # one group, in a matrix
+                reduced = reduced.view_as(scale)
+            through_values = reduced / scale
             grad_scale = through_values if grad_scale is None else grad_scale + through_values
         if grad_scale is None or not ctx.needs_input_grad[1]:
             return grad_x, None, None, None, None, None
