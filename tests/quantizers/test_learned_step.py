@@ -71,19 +71,22 @@ def test_second_order_is_the_same(fields: dict[str, Any], place: tuple[str, str,
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("one_node", [True, False])
-def test_the_floor_of_the_multiplier_is_exact_and_lets_it_climb(one_node: bool) -> None:
-    quantizer = LearnedRangeQuant(QuantizerConfig(search=False))
-    x = torch.tensor([0.0, 255.0])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_multiplier_below_its_floor_climbs_back(groups: int) -> None:
+    granularity = "tensor" if groups == 1 else "feature"
+    quantizer = LearnedRangeQuant(QuantizerConfig(granularity=granularity), groups)
+    x = torch.randn(5, 3).abs()
     quantizer(x)
     with torch.no_grad():
-        quantizer.gamma.fill_(-0.3)
-    with mock.patch.object(learned_range, "runs_plainly", lambda: one_node):
-        value, scale, *_ = quantizer(x)
-    assert scale.item() == torch.tensor(1e-3).item()
-    value.sum().backward()
-    assert quantizer.gamma.grad is not None
-    assert quantizer.gamma.grad.item() == pytest.approx(255.0)  # 255 codes of a width of 1
+        quantizer.gamma.view(-1)[0] = -0.3
+    (one, scale, *_), grads = quantizer(x), []
+    grads.append(torch.autograd.grad(one.sum(), quantizer.gamma)[0])
+    quantizer.eval()
+    with mock.patch.object(learned_range, "runs_plainly", lambda: False):
+        many = quantizer(x)[0]
+    grads.append(torch.autograd.grad(many.sum(), quantizer.gamma)[0])
+    assert one.equal(many) and grads[0].equal(grads[1])
+    assert bool((scale > 0).all()) and bool((grads[0].view(-1)[0] > 0).all())
 
 
 def test_only_what_is_asked_for_gets_a_gradient() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import torch_geometric_qlr.ops  # noqa: F401  (registers the op)
 from torch_geometric_qlr.ops import call, gradients
-from torch_geometric_qlr.quantizers.torch_state import follows_tangents, is_transformed
+from torch_geometric_qlr.quantizers.torch_state import follows_tangents, is_abstract, is_transformed
 
 __all__ = ["fake_quantize", "floor", "floored_multiplier", "scale_gradient"]
 
@@ -80,7 +80,7 @@ def floor(x: Tensor, minimum: float) -> Tensor:
         >>> y = floor(x, 0.5); y.backward(); y.item(), x.grad.item()
         (0.5, 1.0)
     """
-    return x.detach().clamp_min(minimum) + (x - x.detach())
+    return x + (x.clamp_min(minimum) - x).detach()
 
 
 def floored_multiplier(
@@ -98,9 +98,16 @@ def floored_multiplier(
         tensor([0.5000, 0.0010])
     """
     gamma = gamma if gradient_factor == 1.0 else scale_gradient(gamma, gradient_factor)
-    if is_followed:
-        return floor(gamma, _MIN_MULTIPLIER)
-    return gamma.clamp_min(_MIN_MULTIPLIER)
+    if not is_followed and _is_known_to_exceed(gamma, _MIN_MULTIPLIER):
+        return gamma
+    return floor(gamma, _MIN_MULTIPLIER)
+
+
+def _is_known_to_exceed(x: Tensor, minimum: float) -> bool:
+    """Whether no number is below, where to look costs less than to clamp and stalls no device."""
+    if not x.is_cpu or x.numel() == 0 or is_abstract(x):
+        return False
+    return (x.amin() if x.dim() else x).item() >= minimum
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -25,6 +25,7 @@ from torch_geometric_qlr.quantizers.learned_step import quantize_learned
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
 from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, fingerprint
 from torch_geometric_qlr.quantizers.torch_state import (
+    below_autograd,
     is_abstract,
     is_recomputing,
     is_transformed,
@@ -171,7 +172,8 @@ class LearnedRangeQuant(RangeQuantizer):
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not runs_plainly():
             return super()._quantized(x)
-        grid = self._grid(self._range_of_passing(Batch(x.detach())))
+        with below_autograd():
+            grid = self._grid(self._range_of_passing(Batch(x.detach())))
         factor, truncate = self._gradient_factor(x.numel()), self.config.truncates
         value, scale = quantize_learned(x, self.gamma, grid, self.bits, truncate, factor)
         return value, scale, grid.zero_point

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops import gradients
+from torch_geometric_qlr.ops import call, gradients
 from torch_geometric_qlr.quantizers.functional import floored_multiplier
 from torch_geometric_qlr.quantizers.statistics import Grid
+from torch_geometric_qlr.quantizers.torch_state import below_autograd
 
 __all__ = ["quantize_learned"]
 
@@ -62,10 +63,10 @@ class _QuantizeLearned(torch.autograd.Function):
         gradient_factor: float,
     ) -> tuple[Tensor, Tensor]:
         scale0, zero_point, shift = grid
-        multiplier = floored_multiplier(gamma, gradient_factor, is_followed=False)
-        scale = (multiplier.view_as(scale0) if multiplier.dim() else multiplier) * scale0
-        with torch._C._AutoDispatchBelowAutograd():  # this is the node: spares the op's own
-            x_hat, mask = _OPS.fake_quantize(x, scale, zero_point, bits, truncate, shift)
+        with below_autograd():  # this is the node
+            multiplier = floored_multiplier(gamma, gradient_factor, is_followed=False)
+            scale = (multiplier.view_as(scale0) if multiplier.dim() else multiplier) * scale0
+            x_hat, mask = call(_OPS.fake_quantize, x, scale, zero_point, bits, truncate, shift)
         ctx.gradient_factor, ctx.gamma_shape = gradient_factor, gamma.shape
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, x_hat, mask, scale, scale0)
@@ -73,28 +74,33 @@ class _QuantizeLearned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> Any:
-        x, x_hat, mask, scale, scale0 = ctx.saved_tensors
-        grad_x = None
-        if grad is not None:
-            grad_x, reduced = _backward_op(grad, x, x_hat, mask, gradients.axis_of(scale))
-            if reduced.dim() != scale.dim():  # one group, in a matrix
-                reduced = reduced.view_as(scale)
-            through_values = reduced / scale
-            grad_scale = through_values if grad_scale is None else grad_scale + through_values
-        if grad_scale is None or not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None, None, None
-        grad_gamma = grad_scale * scale0
-        if ctx.gamma_shape != grad_gamma.shape:  # one multiplier for all groups, or a vector
-            grad_gamma = grad_gamma.view(ctx.gamma_shape) if ctx.gamma_shape else grad_gamma.sum()
-        if ctx.gradient_factor != 1.0:
-            grad_gamma = grad_gamma * ctx.gradient_factor
-        return grad_x, grad_gamma, None, None, None, None
+        saved = ctx.saved_tensors  # recomputes, in a checkpoint
+        if torch.is_grad_enabled():  # second derivatives are asked for
+            found = _gradients(ctx, saved, grad, grad_scale)
+        else:
+            with below_autograd():
+                found = _gradients(ctx, saved, grad, grad_scale)
+        return *found, None, None, None, None
 
 
-def _backward_op(*args: Any) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled():  # second derivatives are asked for
-        found: tuple[Tensor, Tensor] = _OPS.fake_quantize_backward(*args)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            found = _OPS.fake_quantize_backward(*args)
-    return found
+def _gradients(
+    ctx: Any, saved: tuple[Tensor, ...], grad: Tensor | None, grad_scale: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of the values and of the multiplier."""
+    x, x_hat, mask, scale, scale0 = saved
+    grad_x = None
+    if grad is not None:
+        axis = gradients.axis_of(scale)
+        grad_x, reduced = call(_OPS.fake_quantize_backward, grad, x, x_hat, mask, axis)
+        if reduced.dim() != scale.dim():  # one group, in a matrix
+            reduced = reduced.view_as(scale)
+        through_values = reduced / scale
+        grad_scale = through_values if grad_scale is None else grad_scale + through_values
+    if grad_scale is None or not ctx.needs_input_grad[1]:
+        return grad_x, None
+    grad_gamma = grad_scale * scale0
+    if ctx.gamma_shape != grad_gamma.shape:  # one multiplier for all groups, or a vector
+        grad_gamma = grad_gamma.view(ctx.gamma_shape) if ctx.gamma_shape else grad_gamma.sum()
+    if ctx.gradient_factor != 1.0:
+        grad_gamma = grad_gamma * ctx.gradient_factor
+    return grad_x, grad_gamma

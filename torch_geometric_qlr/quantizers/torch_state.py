@@ -10,6 +10,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import is_fake
 
 __all__ = [
+    "below_autograd",
     "follows_tangents",
     "is_abstract",
     "is_recomputing",
@@ -44,6 +45,21 @@ def is_transformed() -> bool:
 def follows_tangents() -> bool:
     r"""Whether forward-mode differentiation is on."""
     return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+
+
+def below_autograd() -> AbstractContextManager[object]:
+    r"""Within it operations are computed and not followed, and autograd does not even look at them
+    first, as it does under :func:`torch.no_grad`. Only where :func:`runs_plainly`.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> with below_autograd():
+        ...     y = 2 * x
+        >>> y.requires_grad, torch.is_grad_enabled()
+        (False, True)
+    """
+    guard: AbstractContextManager[object] = torch._C._AutoDispatchBelowAutograd()
+    return guard
 
 
 def runs_plainly() -> bool:
