@@ -8,10 +8,11 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, learned_range
+from torch_geometric_qlr.quantizers import LearnedRangeQuant, functional, learned_range
 
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -114,3 +115,30 @@ def test_what_is_computed_again_saves_the_same(reentrant: bool) -> None:
         out = checkpoint(lambda t: quantizer(t)[0].square(), x, use_reentrant=reentrant)
         out.sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
+
+
+class Reads(TorchDispatchMode):
+    """Counts what a host waits for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(func).startswith(("aten.item", "aten._local_scalar_dense"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: "-".join(map(str, place[:2])))
+def test_where_reading_would_stall_the_device_nothing_is_read(place: tuple[str, str, int]) -> None:
+    granularity, statistics, groups = place
+    config = QuantizerConfig(granularity=granularity, statistics=statistics)
+    quantizer, x = LearnedRangeQuant(config, groups), torch.randn(8, 6, requires_grad=True)
+    quantizer(x)
+    with Reads() as on_cpu:
+        quantizer(x)[0].sum().backward()
+    with (
+        mock.patch.object(learned_range, "_may_read", lambda x: False),
+        mock.patch.object(functional, "_is_known_to_exceed", lambda x, minimum: False),
+        Reads() as elsewhere,
+    ):
+        quantizer(x)[0].sum().backward()
+    assert on_cpu.count > 0 and elsewhere.count == 0
