@@ -124,6 +124,7 @@ def test_is_abstract() -> None:
     with FakeTensorMode():
         fake = torch.empty(3)
     assert is_abstract(fake) and is_abstract(torch.empty(3, device="meta"))
+    assert is_abstract(nn.Parameter(fake))
     assert not is_abstract(torch.empty(3)) and not is_abstract(nn.Parameter(torch.empty(3)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import is_fake
 
@@ -20,6 +20,9 @@ __all__ = [
     "runs_plainly",
     "unwrapped",
 ]
+
+# A fake parameter has the type of fake tensors.
+_REAL = (Tensor, nn.Parameter)
 
 
 def is_recomputing() -> bool:
@@ -82,7 +85,7 @@ def is_abstract(x: Tensor) -> bool:
     """
     if x.is_meta:
         return True
-    return type(x) is not Tensor and not torch.compiler.is_compiling() and is_fake(x)
+    return type(x) not in _REAL and not torch.compiler.is_compiling() and is_fake(x)
 
 
 def unwrapped(x: Tensor) -> Tensor | None:
