@@ -174,3 +174,10 @@ def test_qat_cost(run_example: Any) -> None:
     few = ("--repeats", "2", "--steps", "1", "--threads", "1", "--form", "edge_index")
     printed = run_example("benchmarks/qat_cost.py", *size, *few)
     assert re.search(r"^edge_index .* s .* s .* GB .* GB", printed, flags=re.MULTILINE)
+
+
+def test_qat_batches(run_example: Any) -> None:
+    few = ("--graphs", "2", "--hidden", "8", "--layers", "2", "--rounds", "2", "--threads", "1")
+    printed = run_example("benchmarks/qat_batches.py", *few, "--models", "GIN", "GAT")
+    rows = re.findall(r"^\| (\w+) \| ([\w ]+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", printed, re.M)
+    assert rows == [(m, kind) for m in ("GIN", "GAT") for kind in ("new", "the same")]

@@ -25,6 +25,7 @@ from torch_geometric_qlr.quantizers.torch_state import (
     is_transformed,
     may_be_recomputed,
     outside_of_transforms,
+    runs_plainly,
     unwrapped,
 )
 
@@ -104,10 +105,26 @@ def test_outside_of_transforms_changes_are_for_good() -> None:
     assert kept == 5
 
 
+def test_runs_plainly_without_transform_forward_mode_or_compiler() -> None:
+    seen = []
+
+    def ask(x: Tensor) -> Tensor:
+        seen.append(runs_plainly())
+        return x * (2.0 if runs_plainly() else 3.0)
+
+    x = torch.ones(2)
+    ask(x.clone().requires_grad_()).sum().backward()
+    for transform in (grad(lambda x: ask(x).sum()), vmap(ask), lambda x: jvp(ask, (x,), (x,))):
+        transform(x)
+    assert seen == [True, False, False, False] and runs_plainly()
+    assert torch.compile(lambda x: ask(x), backend="eager")(x).equal(3.0 * x)
+
+
 def test_is_abstract() -> None:
     with FakeTensorMode():
         fake = torch.empty(3)
     assert is_abstract(fake) and is_abstract(torch.empty(3, device="meta"))
+    assert is_abstract(nn.Parameter(fake))
     assert not is_abstract(torch.empty(3)) and not is_abstract(nn.Parameter(torch.empty(3)))
 
 

@@ -77,11 +77,11 @@ def _is_float32(layer: Any) -> bool:
 
 def _multiplies_sparse(layer: Any, x: Any) -> bool:
     return (
-        "input" in layer._qlr
+        isinstance(x, Tensor)
+        and is_torch_sparse_tensor(x)
+        and "input" in layer._qlr
         and "forward" not in layer._qlr.replaced
         and float_class(layer) in (nn.Linear, Linear)
-        and isinstance(x, Tensor)
-        and is_torch_sparse_tensor(x)
     )
 
 

@@ -150,6 +150,8 @@ class LayerState(nn.ModuleDict):
 
     def is_inside(self, name: str) -> bool:
         """Whether a replaced method is running, which then means the class's by that name."""
+        if not self.replaced:  # as on nearly every layer
+            return False
         call = self.call
         return call is not None and name in call.inside
 
@@ -160,9 +162,12 @@ class LayerState(nn.ModuleDict):
             name (str): Its name.
             own (callable): The float class's.
         """
-        replaced, call = self.replaced.get(name), self.call
-        if replaced is None or call is None:
-            return own if replaced is None else replaced
+        replaced = self.replaced.get(name)
+        if replaced is None:
+            return own
+        call = self.call
+        if call is None:
+            return replaced
 
         def run(*args: Any, **kwargs: Any) -> Any:
             outer, call.inside = call.inside, call.inside | {name}

@@ -12,16 +12,22 @@ from torch import Tensor
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.reference import affine_params, truncation_step
-from torch_geometric_qlr.quantizers.functional import fake_quantize, floor, scale_gradient
+from torch_geometric_qlr.quantizers.functional import fake_quantize, floored_multiplier
 from torch_geometric_qlr.quantizers.signature import SignedState
-from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, skewness, value_range
+from torch_geometric_qlr.quantizers.statistics import (
+    Batch,
+    Grid,
+    Groups,
+    Range,
+    skewness,
+    value_range,
+)
 from torch_geometric_qlr.quantizers.stored import entries, with_values
 from torch_geometric_qlr.quantizers.torch_state import is_abstract
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
 __all__ = ["RangeQuantizer", "RangeState"]
 
-_MIN_MULTIPLIER = 1e-3
 _MIN_SCALE = 1e-20
 
 CodeParams = tuple[Tensor, Tensor, Tensor | None]
@@ -116,6 +122,9 @@ class RangeQuantizer(SignedState):
     @torch.no_grad()
     def _range_of(self, batch: Batch) -> Range:
         """The batch's own range."""
+        return self._measured(batch)
+
+    def _measured(self, batch: Batch) -> Range:
         skew = batch.skew
         if self._follows_skewness and skew is None:
             skew = skewness(batch.seen)
@@ -123,30 +132,36 @@ class RangeQuantizer(SignedState):
 
     def _kept_range(self) -> Range:
         """The running range."""
-        lo, hi = self.groups.beside(self.lo), self.groups.beside(self.hi)
+        kept: Any = self._buffers  # `nn.Module` looks for every attribute in three places
+        lo, hi = self.groups.beside(kept["lo"]), self.groups.beside(kept["hi"])
         return Range(lo, hi, self.skew if self._follows_skewness else None)
 
     def _code_params(self, found: Range, numel: int, exact_zero: bool = False) -> CodeParams:
         scale0, zero_point, shift = self._grid(found, exact_zero)
         gamma = self.groups.beside(self.gamma)
-        if self.config.gradient_scaling:
-            per_group = max(1, numel // max(1, gamma.numel()))
-            gamma = scale_gradient(gamma, 1.0 / math.sqrt(per_group * (2**self.bits - 1)))
-        return floor(gamma, _MIN_MULTIPLIER) * scale0, zero_point, shift
+        return floored_multiplier(gamma, self._gradient_factor(numel)) * scale0, zero_point, shift
 
-    def _grid(self, found: Range, exact_zero: bool = False) -> CodeParams:
+    def _gradient_factor(self, numel: int) -> float:
+        """What the gradient of the multiplier is scaled by, for a tensor of this size."""
+        if not self.config.gradient_scaling:
+            return 1.0
+        per_group = max(1, numel // max(1, self.gamma.numel()))
+        return 1.0 / math.sqrt(per_group * (2**self.bits - 1))
+
+    def _grid(self, found: Range, exact_zero: bool = False) -> Grid:
         """Scale at a multiplier of one, zero point, and shift of the thresholds."""
         width = found.hi - found.lo
         scale0 = (width / (2**self.config.code_bits - 1)).clamp_min(_MIN_SCALE)
         if not self.is_static:
-            scale0 = scale0 + 0.0 * width  # NaN for what has no range, so that it stays none
+            # NaN for what has no range, so that it stays none.
+            scale0 = torch.add(scale0, width, alpha=0.0)
         zero_point = -found.lo / scale0
         if self.config.truncates and (self.config.zero_aligned or exact_zero):
             step = truncation_step(self.bits)
             zero_point = torch.round(zero_point / step) * step
         elif self.config.code_bits > 1 or exact_zero:
             zero_point = torch.round(zero_point)
-        return scale0, zero_point, self._shift(found.skew)
+        return Grid(scale0, zero_point, self._shift(found.skew))
 
     def _shift(self, skew: Tensor | None) -> Tensor | None:
         if skew is None:
@@ -162,14 +177,20 @@ class RangeQuantizer(SignedState):
         width = torch.full((), float(self.bits), device=x.device)
         if x.numel() == 0 and not self.is_static:  # nothing to observe and nothing to round
             return x, *self._empty_params(matrix), width
-        scale, zero_point, skew = self._params_for(Batch(matrix.detach()))
-        value = x
-        if not self.observer_only:
-            value = fake_quantize(
-                matrix, scale, zero_point, self.bits, truncate=self.config.truncates, skew=skew
-            ).view_as(x)
+        value, scale, zero_point = self._quantized(matrix)
+        if self.observer_only:
+            value = x
+        elif matrix is not x:
+            value = value.view_as(x)
         affine = affine_params(scale, zero_point, self.bits, self.config.truncates)
         return value, *affine, width
+
+    def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The values that codes stand for, with the scale and zero point that made them."""
+        scale, zero_point, skew = self._params_for(Batch(x.detach()))
+        truncate = self.config.truncates
+        value = fake_quantize(x, scale, zero_point, self.bits, truncate=truncate, skew=skew)
+        return value, scale, zero_point
 
     def quantize_sparse(self, x: Tensor) -> Tensor:
         r"""Quantizes the stored values of a :obj:`torch.sparse` matrix; its zeros stay zero.
@@ -285,12 +306,12 @@ class RangeQuantizer(SignedState):
                 f"{self._name}: the input is {x.dtype}; quantization starts from floating point "
                 f"values. Cast it: x.float()."
             )
-        matrix, groups = self.groups.matrix(x), self.gamma.numel()
-        if self.gamma.dim() and matrix.size(self.groups.axis) != groups:
+        matrix, gamma = self.groups.matrix(x), self.gamma
+        if gamma.dim() and matrix.size(self.groups.axis) != gamma.numel():
             raise InputError(
                 f"{self._name}: the tensor has {matrix.size(self.groups.axis)} groups of values, "
-                f"this quantizer has ranges for {groups}. Choose granularity 'tensor' or 'node' "
-                f"for it."
+                f"this quantizer has ranges for {gamma.numel()}. Choose granularity 'tensor' or "
+                f"'node' for it."
             )
         return matrix
 

@@ -21,13 +21,17 @@ from torch_geometric_qlr.quantizers.base import (
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.grid_search import search_multiplier
 from torch_geometric_qlr.quantizers.growing import GrowingRange
+from torch_geometric_qlr.quantizers.learned_step import quantize_learned
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
 from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, fingerprint
 from torch_geometric_qlr.quantizers.torch_state import (
+    below_autograd,
     is_abstract,
     is_recomputing,
+    is_transformed,
     may_be_recomputed,
     outside_of_transforms,
+    runs_plainly,
     unwrapped,
 )
 
@@ -165,16 +169,28 @@ class LearnedRangeQuant(RangeQuantizer):
 
     # Looking at data ##############################################################################
 
+    def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not runs_plainly():
+            return super()._quantized(x)
+        with below_autograd():
+            grid = self._grid(self._range_of_passing(Batch(x.detach())))
+        factor, truncate = self._gradient_factor(x.numel()), self.config.truncates
+        value, scale = quantize_learned(x, self.gamma, grid, self.bits, truncate, factor)
+        return value, scale, grid.zero_point
+
     def _params_for(self, batch: Batch, exact_zero: bool = False) -> CodeParams:
-        state, numel = self.range_state, batch.seen.numel()
-        looks = numel > 0 and (self.training or state != RangeState.FIXED)
-        found = self._look(batch, state) if looks else self._range_for(batch)
-        return self._code_params(found, numel, exact_zero)
+        return self._code_params(self._range_of_passing(batch), batch.seen.numel(), exact_zero)
+
+    def _range_of_passing(self, batch: Batch) -> Range:
+        """The range to quantize a batch with, after looking at it if that is due."""
+        state = self.range_state
+        looks = batch.seen.numel() > 0 and (self.training or state != RangeState.FIXED)
+        return self._look(batch, state) if looks else self._range_for(batch)
 
     def _look(self, batch: Batch, state: int) -> Range:
         """Observes a batch, and returns the range to quantize it with."""
-        seen = unwrapped(batch.seen)
-        if seen is None or unwrapped(self.gamma) is None:
+        seen = self._seen_through(batch.seen) if is_transformed() else batch.seen
+        if seen is None:
             self._check_started(state)
             return self._range_for(batch)
         if is_abstract(seen):
@@ -187,6 +203,10 @@ class LearnedRangeQuant(RangeQuantizer):
             with outside_of_transforms():
                 own = self._observe(batch._replace(seen=seen), state)
         return self._kept_range() if self.is_static else own
+
+    def _seen_through(self, seen: Tensor) -> Tensor | None:
+        """What a transform has wrapped, if it is one tensor for one multiplier."""
+        return None if unwrapped(self.gamma) is None else unwrapped(seen)
 
     def _range_of_first_time(self, batch: Batch) -> Range:
         before = None
@@ -201,10 +221,9 @@ class LearnedRangeQuant(RangeQuantizer):
                 f"one. Run the model once on one sample first."
             )
 
-    @torch.no_grad()
     def _observe(self, batch: Batch, state: int, remembers: bool = False) -> Range:
         """Returns the batch's own range."""
-        seen = self._range_of(batch)
+        seen = self._measured(batch)
         self._check_finite(seen.lo, seen.hi)
         if self.training:
             self._train_on(batch, seen, state, remembers)
@@ -241,6 +260,7 @@ class LearnedRangeQuant(RangeQuantizer):
         if kept.skew is not None and seen.skew is not None:
             kept.skew.lerp_(torch.where(seen.skew.isfinite(), seen.skew, kept.skew), momentum)
 
+    @torch.no_grad()
     def _start(self, batch: Batch, seen: Range) -> None:
         """Takes the range and the multiplier of a batch."""
         if self.config.search:
@@ -275,6 +295,7 @@ class LearnedRangeQuant(RangeQuantizer):
         exact = (x_hat - x).abs().max() <= 1e-6 * x.abs().max()
         return torch.where(exact, 1.0, _OFF_LATTICE)
 
+    @torch.no_grad()
     def _agree(self) -> None:
         # Every process searched on its own batches; they train one and the same multiplier.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -282,6 +303,7 @@ class LearnedRangeQuant(RangeQuantizer):
 
     # In evaluation, before any training ###########################################################
 
+    @torch.no_grad()
     def _grow(self, batch: Batch, seen: Range) -> None:
         state = self.range_state  # another thread may have been here
         if state == RangeState.FIXED or not bool((seen.lo.sum() + seen.hi.sum()).isfinite()):
@@ -333,10 +355,12 @@ class LearnedRangeQuant(RangeQuantizer):
 
     @staticmethod
     def _own(tensor: Tensor) -> Tensor:
-        found = unwrapped(tensor)
+        found = unwrapped(tensor) if is_transformed() else tensor
         return tensor if found is None else found
 
     def _own_range(self) -> Range:
+        if not is_transformed():
+            return self._kept_range()
         skew = self._own(self.skew) if self._follows_skewness else None
         lo, hi = (self.groups.beside(self._own(t)) for t in (self.lo, self.hi))
         return Range(lo, hi, skew)
@@ -345,7 +369,7 @@ class LearnedRangeQuant(RangeQuantizer):
         return self.groups.beside(self._own(self.gamma)).detach().clone()
 
     def _check_finite(self, lo: Tensor, hi: Tensor) -> None:
-        if _may_read(lo) and not bool(torch.isfinite(lo.sum() + hi.sum())):
+        if _may_read(lo) and not math.isfinite(_total(lo) + _total(hi)):
             raise InputError(
                 f"{self._name}: the tensor to quantize holds NaN or Inf, so it has no range. Look "
                 f"for a diverged loss or a division by zero before this layer; "
@@ -390,6 +414,11 @@ class LearnedRangeQuant(RangeQuantizer):
         self._recent.clear()
 
 
+def _total(x: Tensor) -> float:
+    """The sum, as a number of the host's."""
+    return (x.sum() if x.dim() else x).item()
+
+
 def _may_read(x: Tensor) -> bool:
     """Whether looking at values stalls no device and breaks no graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.is_cpu and not torch.compiler.is_compiling()

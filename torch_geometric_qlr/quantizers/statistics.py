@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Groups", "Range", "fingerprint", "skewness", "value_range"]
+__all__ = ["Batch", "Grid", "Groups", "Range", "fingerprint", "skewness", "value_range"]
 
 # Values of a tensor, along each of its dimensions, by which it is recognised.
 _PROBES = 8
@@ -30,6 +30,20 @@ class Range(NamedTuple):
         """The same numbers in memory of their own."""
         skew = None if self.skew is None else self.skew.clone()
         return Range(self.lo.clone(), self.hi.clone(), skew)
+
+
+class Grid(NamedTuple):
+    r"""The codes that a range is cut into, at a multiplier of one.
+
+    Args:
+        scale (torch.Tensor): :math:`s_0`, of shape :math:`()`, :math:`(G, 1)` or :math:`(1, G)`.
+        zero_point (torch.Tensor): :math:`z`, likewise.
+        shift (torch.Tensor, optional): Of the thresholds, for BT*.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    shift: Tensor | None
 
 
 class Batch(NamedTuple):

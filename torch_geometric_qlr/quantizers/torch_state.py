@@ -5,19 +5,24 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import is_fake
 
 __all__ = [
+    "below_autograd",
     "follows_tangents",
     "is_abstract",
     "is_recomputing",
     "is_transformed",
     "may_be_recomputed",
     "outside_of_transforms",
+    "runs_plainly",
     "unwrapped",
 ]
+
+# A fake parameter has the type of fake tensors.
+_REAL = (Tensor, nn.Parameter)
 
 
 def is_recomputing() -> bool:
@@ -45,6 +50,31 @@ def follows_tangents() -> bool:
     return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
 
 
+def below_autograd() -> AbstractContextManager[object]:
+    r"""Within it operations are computed and not followed, and autograd does not even look at them
+    first, as it does under :func:`torch.no_grad`. Only where :func:`runs_plainly`.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> with below_autograd():
+        ...     y = 2 * x
+        >>> y.requires_grad, torch.is_grad_enabled()
+        (False, True)
+    """
+    guard: AbstractContextManager[object] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
+def runs_plainly() -> bool:
+    r"""Whether operations run as they are called, and at most backward mode follows them: no
+    compiler, no :mod:`torch.func` transform, no forward mode."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
 def is_abstract(x: Tensor) -> bool:
     r"""Whether a tensor has a shape and no values: on the meta device, or a fake one. What a
     compiler traces counts as having values.
@@ -55,7 +85,7 @@ def is_abstract(x: Tensor) -> bool:
     """
     if x.is_meta:
         return True
-    return type(x) is not Tensor and not torch.compiler.is_compiling() and is_fake(x)
+    return type(x) not in _REAL and not torch.compiler.is_compiling() and is_fake(x)
 
 
 def unwrapped(x: Tensor) -> Tensor | None:
