@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.errors import ConfigError, InputError
+from torch_geometric_qlr.ops import call, storage_bits
 from torch_geometric_qlr.quantizers.base import CodeParams, RangeQuantizer, RangeState
+from torch_geometric_qlr.quantizers.functional import floored_multiplier
+from torch_geometric_qlr.quantizers.statistics import skewness
 from torch_geometric_qlr.quantizers.torch_state import is_abstract, is_transformed
-from torch_geometric_qlr.tensor import OutputQuantizer
+from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
 __all__ = ["FrozenRange", "freeze_ranges"]
 
@@ -51,7 +54,8 @@ class FrozenRange(RangeQuantizer):
         """After a change of what is computed once."""
         self._static: CodeParams | None = None
         self._output: OutputQuantizer | None = None
-        self._made_from: list[tuple[Tensor, int]] = []
+        self._multiplier: Tensor | None = None
+        self._made_from: list[tuple[str, Tensor, int]] = []
         self._usable = is_abstract(self.calibrated) or self.range_state != RangeState.MISSING
 
     def code_params(
@@ -82,17 +86,42 @@ class FrozenRange(RangeQuantizer):
             output = self._output = self._output_quantizer()
         return output
 
+    @torch.no_grad()
+    def pack(self, x: Tensor) -> PackedTensor:
+        by_row = self.config.granularity == "node" and not self.is_static
+        if not by_row or not self._usable or is_transformed() or not x.numel() > 0:
+            return super().pack(x)
+        rows = self._checked(x.detach())
+        multiplier = self._multiplier_for(x.numel())
+        skew = self._shift(skewness(rows)) if self._follows_skewness else None
+        how = (multiplier, self.bits, self.config.truncates, self.config.zero_aligned, skew)
+        try:
+            packed, *params = call(torch.ops.qlr.quantize_rows, rows, *how)
+        except InputError as error:
+            raise InputError(f"{self._name}: {error}") from None
+        return PackedTensor.unchecked(packed, rows.size(1), storage_bits(self.bits), *params)
+
+    def _multiplier_for(self, numel: int) -> Tensor:
+        """What the scale of a row is multiplied by, in a tensor of this size."""
+        factor = self._gradient_factor(numel)
+        if factor != 1.0 or torch.compiler.is_compiling():
+            return floored_multiplier(self.gamma, factor, is_followed=False)
+        self._check_made()
+        if self._multiplier is None:
+            self._multiplier = floored_multiplier(self.gamma, factor, is_followed=False)
+        return self._multiplier
+
     def _check_made(self) -> None:
         """Numbers that have been replaced or written to make what was computed from them stale."""
-        made = [t for t in self._buffers.values() if t is not None]
-        if len(made) == len(self._made_from):
-            for now, (then, version) in zip(made, self._made_from, strict=True):
-                if now is not then or _version(now) != version:
-                    break
-            else:
+        for name, then, version in self._made_from:
+            now = self._buffers[name]
+            if now is not then or (version >= 0 and now._version != version):
+                break
+        else:
+            if self._made_from:
                 return
         self._forget()
-        self._made_from = [(t, _version(t)) for t in made]
+        self._made_from = [(n, t, _version(t)) for n, t in self._buffers.items() if t is not None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenRange:
         super()._apply(fn, recurse)

@@ -105,7 +105,7 @@ def floored_multiplier(
 
 def _is_known_to_exceed(x: Tensor, minimum: float) -> bool:
     """Whether no number is below, where to look costs less than to clamp and stalls no device."""
-    if not x.is_cpu or x.numel() == 0 or is_abstract(x):
+    if torch.compiler.is_compiling() or not x.is_cpu or x.numel() == 0 or is_abstract(x):
         return False
     return (x.amin() if x.dim() else x).item() >= minimum
 

@@ -56,7 +56,7 @@ def _wrap(data: Tensor, num_cols: int, out: OutputQuantizer | None) -> Tensor | 
     if out is None:
         return data
     params = affine_params(out.scale, out.zero_point, out.bits, out.truncate)
-    return PackedTensor(data, num_cols, storage_bits(out.bits), *params)
+    return PackedTensor.unchecked(data, num_cols, storage_bits(out.bits), *params)
 
 
 def _parts(x: PackedTensor) -> tuple[Tensor, int, int, Tensor, Tensor]:

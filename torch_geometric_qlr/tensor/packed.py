@@ -73,6 +73,23 @@ class PackedTensor:
         check.params(self.scale, self.zero_point, self.data.size(0), self.num_cols)
 
     @classmethod
+    def unchecked(
+        cls, data: Tensor, num_cols: int, bits: int, scale: Tensor, zero_point: Tensor
+    ) -> PackedTensor:
+        r"""Of parts that an op of this package has returned, or that were checked before.
+
+        Args:
+            data, num_cols, bits, scale, zero_point: As the class takes them.
+        """
+        if torch.compiler.is_compiling():
+            return cls(data, num_cols, bits, scale, zero_point)
+        new = object.__new__(cls)
+        new.__dict__.update(
+            data=data, num_cols=num_cols, bits=bits, scale=scale, zero_point=zero_point
+        )
+        return new
+
+    @classmethod
     def from_float(
         cls,
         x: Tensor,
@@ -109,7 +126,8 @@ class PackedTensor:
         width = storage_bits(bits)
         check_values(x, check)
         data = call(torch.ops.qlr.quantize_pack, x, scale, zero_point, bits, truncate, skew)
-        return cls(data, x.size(1), width, *affine_params(scale, zero_point, bits, truncate))
+        params = affine_params(scale, zero_point, bits, truncate)
+        return cls.unchecked(data, x.size(1), width, *params)
 
     @classmethod
     def from_codes(

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -39,6 +40,9 @@ class Chains:
 
     #: So often a model that goes new ways is looked at again.
     max_recordings = 8
+    #: Results of fewer numbers are computed at once: to pass over the memory of a small one takes
+    #: less time than to follow what is done with it (measured on one core).
+    smallest = 1 << 18
 
     def __init__(self, fuse: bool = True) -> None:
         self.fuse = fuse
@@ -48,10 +52,7 @@ class Chains:
 
     def enter(self, model: nn.Module, args: Any, kwargs: Any) -> tuple[_Scope, Any, Any]:
         """A call of the model begins."""
-        fuse = self.fuse and not _has_foreign_hooks(model)
-        records = fuse and not self.is_complete and self.recordings < self.max_recordings
-        scope = _Scope(self, fuse, Recorder() if records else None)
-        return scope, with_promise(args), with_promise(kwargs)
+        return _Scope(self, model), with_promise(args), with_promise(kwargs)
 
     # A copy of a model has other layers.
     def __deepcopy__(self, memo: dict[int, Any]) -> Chains:
@@ -64,12 +65,24 @@ class Chains:
 class _Scope:
     """One call of a converted model."""
 
-    def __init__(self, chains: Chains, fuse: bool, recorder: Recorder | None) -> None:
-        self.chains, self.fuse, self.recorder = chains, fuse, recorder
+    def __init__(self, chains: Chains, model: nn.Module) -> None:
+        self.chains, self.model = chains, model
+        self.recorder: Recorder | None = None
         self.counts: dict[Any, int] = {}
         #: A promise itself cannot become an ordinary tensor while something refers to it weakly.
         self.started: list[weakref.ref[Chain]] = []
         self.knows_all = True
+        self._fuses: bool | None = None
+
+    @property
+    def fuses(self) -> bool:
+        """Whether results may wait, found out when the first one could."""
+        if self._fuses is None:
+            chains = self.chains
+            self._fuses = chains.fuse and not _has_foreign_hooks(self.model)
+            if self._fuses and not chains.is_complete and chains.recordings < chains.max_recordings:
+                self.recorder = Recorder()
+        return self._fuses
 
     def key(self, owner: Any) -> Key:
         count = self.counts[owner] = self.counts.get(owner, -1) + 1
@@ -152,8 +165,10 @@ def handed_out(stage: Stage) -> Tensor:
     Args:
         stage (Stage): The kernel that computes it.
     """
+    if torch.compiler.is_compiling() or stage.shape[0] * stage.shape[1] < Chains.smallest:
+        return stage.value()
     scope = _scope()
-    if scope is None or not scope.fuse:
+    if scope is None or not scope.fuses:
         return stage.value()
     key = scope.key(stage.owner)
     if scope.recorder is not None:

@@ -192,7 +192,7 @@ def stretched_columns(x: PackedTensor, column: Tensor | None, factor: float = 1.
     scale, zero_point = x.scale * factor, x.zero_point
     if column is not None:
         scale, zero_point = torch.broadcast_tensors(scale * column.view(1, -1), zero_point)
-    return PackedTensor(x.data, x.num_cols, x.bits, scale, zero_point)
+    return PackedTensor.unchecked(x.data, x.num_cols, x.bits, scale, zero_point)
 
 
 def _extremum(

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import Linear
-from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
@@ -55,7 +54,7 @@ def product(layer: Any, x: Any) -> Tensor:
         layer (torch.nn.Module): The layer.
         x (torch.Tensor or PackedTensor): The features.
     """
-    if isinstance(x, Tensor) and is_torch_sparse_tensor(x):
+    if isinstance(x, Tensor) and x.layout != torch.strided:
         return handed_out(_of_sparse(layer, x))
     if isinstance(x, PackedTensor) or x.dim() == 2:
         return handed_out(_of_codes(layer, codes_of(x, state_of(layer)["input"])))
@@ -119,4 +118,4 @@ def _stretched(x: PackedTensor, row: Tensor | None) -> PackedTensor:
     if row is None:
         return x
     scale, zero_point = torch.broadcast_tensors(x.scale * row.view(-1, 1), x.zero_point)
-    return PackedTensor(x.data, x.num_cols, x.bits, scale, zero_point)
+    return PackedTensor.unchecked(x.data, x.num_cols, x.bits, scale, zero_point)

@@ -55,11 +55,22 @@ class ChainPlan:
     def __init__(self, steps: tuple[Step, ...], quantizer: Any) -> None:
         self.steps, self.quantizer = steps, quantizer
         self.addend_at = next((i for i, s in enumerate(steps) if s.kind == "addend"), None)
+        #: Whether nothing is computed from operands, which may be written to between two calls,
+        #: also in ways that leave no trace (`.data`).
+        self._is_fixed = all(step.kind != "norm" for step in steps)
+        self._fixed: tuple[tuple[bool, ...], Epilogue | None] | None = None
 
     def epilogue(self, stage: Stage, end: int | None = None) -> Epilogue | None:
         """What the kernel does for the result after the first steps, or all of them, with the
         operands as they are now; :obj:`None` if the kernel cannot do this."""
-        # Made in every call: operands are also written to in ways that leave no trace (`.data`).
+        if end is not None or not self._is_fixed:
+            return self._composed(stage, end)
+        abilities = (stage.adds, stage.biases, stage.stretches)
+        if self._fixed is None or self._fixed[0] != abilities:
+            self._fixed = abilities, self._composed(stage, None)
+        return self._fixed[1]
+
+    def _composed(self, stage: Stage, end: int | None) -> Epilogue | None:
         made: Epilogue | None = NO_EPILOGUE
         for step in self.steps[:end]:
             if made is None:

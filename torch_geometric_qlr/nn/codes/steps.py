@@ -153,7 +153,7 @@ def with_step(stage: Stage, epilogue: Epilogue, step: Step) -> Epilogue | None:
     if step.kind == "bias":
         if not stage.biases or e.bias is not None or e.relu:
             return None
-        return e._replace(bias=step.operands[0].view(-1))
+        return e._replace(bias=step.operands[0])
     if step.kind == "addend":
         if not stage.adds or e.addend is not None or e.bias is not None or e.relu:
             return None
@@ -162,7 +162,7 @@ def with_step(stage: Stage, epilogue: Epilogue, step: Step) -> Epilogue | None:
         return None
     column, shift = _column_and_shift(step)
     if e.bias is not None:
-        shift = torch.addcmul(shift, column, e.bias)
+        shift = torch.addcmul(shift, column, e.bias.view(-1))
     return e._replace(column=column, bias=shift)
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.codes.mode import backend_scope
+from torch_geometric_qlr.nn.codes.product import product, why_no_product
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.running import running_model
-from torch_geometric_qlr.nn.state import where_is
+from torch_geometric_qlr.nn.state import state_of, where_is
 from torch_geometric_qlr.nn.weight_access import refuse_write
 
 __all__ = ["PackedLayer", "PackedLinearLayer", "PackedMessagePassing", "PackedWeightLayer"]
@@ -64,10 +65,28 @@ class PackedLinearLayer(PackedLayer, QuantLinearLayer):
     :class:`~torch_geometric_qlr.tensor.PackedTensor`, whose codes are used as they are, and
     :obj:`torch.sparse` features, of which it reads the stored values only."""
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or not _is_usual(self, args[0]):
+            return super().forward(*args, **kwargs)
+        _check_call(self, args)
+        return product(self, args[0])
+
 
 class PackedWeightLayer(PackedLayer, QuantWeightLayer):
     r"""A layer whose weights are stored as packed codes and unpacked while it computes; an
     embedding looks up packed rows and unpacks only those."""
+
+
+def _is_usual(layer: Any, x: Any) -> bool:
+    """Whether a Linear multiplies a matrix of floats and does nothing else, as nearly always: then
+    what only other calls need is left out."""
+    state = state_of(layer)
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype != torch.float32:
+        return False
+    if state.replaced or "parametrizations" in layer._modules or torch.jit.is_tracing():
+        return False
+    after = "output" in state._modules or "linear_output" in state._modules
+    return x.dim() == 2 and not after and state.backend == "auto" and not why_no_product(layer)
 
 
 def _check_call(layer: Any, values: tuple[Any, ...]) -> None:
