@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import ConfigError, InputError
-from torch_geometric_qlr.ops import call, storage_bits
+from torch_geometric_qlr.ops import affine_params, call, storage_bits
 from torch_geometric_qlr.quantizers.base import CodeParams, RangeQuantizer, RangeState
 from torch_geometric_qlr.quantizers.functional import floored_multiplier
 from torch_geometric_qlr.quantizers.statistics import skewness
@@ -17,6 +17,9 @@ from torch_geometric_qlr.quantizers.torch_state import is_abstract, is_transform
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
 __all__ = ["FrozenRange", "freeze_ranges"]
+
+#: Packed codes, their columns, and scale and zero point.
+Made = tuple[Tensor, int, Sequence[Tensor]]
 
 
 class FrozenRange(RangeQuantizer):
@@ -54,6 +57,7 @@ class FrozenRange(RangeQuantizer):
         """After a change of what is computed once."""
         self._static: CodeParams | None = None
         self._output: OutputQuantizer | None = None
+        self._read_back: tuple[Tensor, Tensor] | None = None
         self._multiplier: Tensor | None = None
         self._made_from: list[tuple[str, Tensor, int]] = []
         self._usable = is_abstract(self.calibrated) or self.range_state != RangeState.MISSING
@@ -86,20 +90,42 @@ class FrozenRange(RangeQuantizer):
             output = self._output = self._output_quantizer()
         return output
 
-    @torch.no_grad()
     def pack(self, x: Tensor) -> PackedTensor:
-        by_row = self.config.granularity == "node" and not self.is_static
-        if not by_row or not self._usable or is_transformed() or not x.numel() > 0:
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.pack(x)
+        if not self._usable or is_transformed() or not x.numel() > 0:
             return super().pack(x)
-        rows = self._checked(x.detach())
-        multiplier = self._multiplier_for(x.numel())
-        skew = self._shift(skewness(rows)) if self._follows_skewness else None
-        how = (multiplier, self.bits, self.config.truncates, self.config.zero_aligned, skew)
+        if self.is_static:
+            if torch.compiler.is_compiling() or x.dim() != 2:
+                return super().pack(x)
+            made = self._packed_by_range
+        elif self.config.granularity == "node":
+            made = self._packed_by_row
+        else:
+            return super().pack(x)
         try:
-            packed, *params = call(torch.ops.qlr.quantize_rows, rows, *how)
+            packed, cols, params = made(self._checked(x))
         except InputError as error:
             raise InputError(f"{self._name}: {error}") from None
-        return PackedTensor.unchecked(packed, rows.size(1), storage_bits(self.bits), *params)
+        return PackedTensor.unchecked(packed, cols, storage_bits(self.bits), *params)
+
+    def _packed_by_range(self, x: Tensor) -> Made:
+        """Codes in the range that is known, and how they are read back."""
+        scale, zero_point, skew = self.code_params(x)
+        how = (scale, zero_point, self.bits, self.config.truncates, skew)
+        packed = call(torch.ops.qlr.quantize_pack, x, *how)
+        if self._read_back is None:
+            self._read_back = affine_params(*how[:4])
+        return packed, x.size(1), self._read_back
+
+    def _packed_by_row(self, x: Tensor) -> Made:
+        """Codes with the range of each row, and how they are read back."""
+        skew = self._shift(skewness(x)) if self._follows_skewness else None
+        config, multiplier = self.config, self._multiplier_for(x.numel())
+        how = (multiplier, self.bits, config.truncates, config.zero_aligned, skew)
+        packed, *params = call(torch.ops.qlr.quantize_rows, x, *how)
+        return packed, x.size(1), params
 
     def _multiplier_for(self, numel: int) -> Tensor:
         """What the scale of a row is multiplied by, in a tensor of this size."""

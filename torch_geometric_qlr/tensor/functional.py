@@ -346,7 +346,7 @@ def linear(
         *(weight.data, weight.bits, weight.scale, weight.zero_point),
         *(bias, relu, *_arguments(out)),
     )
-    return _wrap(y, weight.size(0), out)
+    return _wrap(y, weight.data.size(0), out)
 
 
 def sparse_linear(

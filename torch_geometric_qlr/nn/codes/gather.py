@@ -145,7 +145,7 @@ def _sums(
     kwargs: dict[str, Any],
 ) -> Tensor:
     def of(codes: PackedTensor) -> Tensor:
-        graph, weight = weighted_graph(layer, adj, codes.size(0), num_dst, kwargs)
+        graph, weight = weighted_graph(layer, adj, codes.data.size(0), num_dst, kwargs)
         if choice.reduce in ("max", "min"):
             largest = choice.reduce == "max"
             return _extremum(graph, weight, codes, largest, state_of(layer).backend)
@@ -165,7 +165,7 @@ def _sums(
 def _sum(
     layer: Any, graph: CSRGraph, weight: Tensor | None, codes: PackedTensor, reduce: str
 ) -> Stage:
-    state, shape = state_of(layer), (graph.num_dst, codes.size(1))
+    state, shape = state_of(layer), (graph.num_dst, codes.num_cols)
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
         return packed.spmm(
@@ -182,7 +182,7 @@ def _sum(
         )
 
     stretches = codes.scale.numel() == 1
-    return Stage(run, shape, codes.device, state, adds=True, stretches=stretches)
+    return Stage(run, shape, codes.data.device, state, adds=True, stretches=stretches)
 
 
 def stretched_columns(x: PackedTensor, column: Tensor | None, factor: float = 1.0) -> PackedTensor:

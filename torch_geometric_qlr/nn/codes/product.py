@@ -75,8 +75,8 @@ def _of_codes(layer: Any, codes: PackedTensor) -> Stage:
             out=out,
         )
 
-    shape = (codes.size(0), weight.size(0))
-    return Stage(run, shape, codes.device, state, biases=own_bias is None, stretches=True)
+    shape = (codes.data.size(0), weight.data.size(0))
+    return Stage(run, shape, codes.data.device, state, biases=own_bias is None, stretches=True)
 
 
 def check_width(layer: Any, x: Tensor) -> None:

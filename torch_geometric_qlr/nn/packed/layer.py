@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.mode import backend_scope
 from torch_geometric_qlr.nn.codes.product import product, why_no_product
 from torch_geometric_qlr.nn.layer import QuantLayer
@@ -95,11 +95,6 @@ def _check_call(layer: Any, values: tuple[Any, ...]) -> None:
             f"{where_is(layer)}: a converted model is for inference, and this one is in training "
             f"mode. Call model.eval(); to train on, use the quantized model and convert it again."
         )
-    if torch.compiler.is_exporting():
-        raise UnsupportedLayerError(
-            f"{where_is(layer)}: torch.export does not work on converted models yet. Export the "
-            f"quantized model, or use torch.compile."
-        )
     if torch.is_grad_enabled():
         _check_gradient(layer, values)
     if values:
@@ -119,7 +114,9 @@ def _check_gradient(layer: Any, value: Any) -> None:
 
 
 def _check_dtype(layer: Any, features: Any) -> None:
-    own = _other_dtype(layer._parameters.values())
+    own = _other_dtype(layer._parameters.values()) if layer._parameters else None
+    if own is None and type(features) is Tensor and features.dtype == torch.float32:
+        return
     given = features if isinstance(features, (tuple, list)) else (features,)
     if own is None and _other_dtype(given) is None:
         return
