@@ -26,6 +26,16 @@ SMOKE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def results_of_any_size_may_wait(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs of tests are small; what happens between the layers of large ones is tested on them,
+    unless a test is marked ``small_graphs``."""
+    if "small_graphs" not in request.keywords:
+        monkeypatch.setattr("torch_geometric_qlr.nn.codes.chains.Chains.smallest", 0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     chosen = [HERE / name for name in SMOKE]
     for item in items:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, functional, learned_range
+from torch_geometric_qlr.quantizers import LearnedRangeQuant, learned_range
 
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -137,8 +137,8 @@ def test_where_reading_would_stall_the_device_nothing_is_read(place: tuple[str, 
         quantizer(x)[0].sum().backward()
     with (
         mock.patch.object(learned_range, "_may_read", lambda x: False),
-        mock.patch.object(functional, "_is_known_to_exceed", lambda x, minimum: False),
         Reads() as elsewhere,
     ):
         quantizer(x)[0].sum().backward()
-    assert on_cpu.count > 0 and elsewhere.count == 0
+    assert on_cpu.count > 0  # is the batch finite?
+    assert elsewhere.count == 0

@@ -131,10 +131,10 @@ class FrozenRange(RangeQuantizer):
         """What the scale of a row is multiplied by, in a tensor of this size."""
         factor = self._gradient_factor(numel)
         if factor != 1.0 or torch.compiler.is_compiling():
-            return floored_multiplier(self.gamma, factor, is_followed=False)
+            return floored_multiplier(self.gamma, factor)
         self._check_made()
         if self._multiplier is None:
-            self._multiplier = floored_multiplier(self.gamma, factor, is_followed=False)
+            self._multiplier = floored_multiplier(self.gamma, factor)
         return self._multiplier
 
     def _check_made(self) -> None:

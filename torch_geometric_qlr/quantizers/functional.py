@@ -9,7 +9,7 @@ from torch import Tensor
 
 import torch_geometric_qlr.ops  # noqa: F401  (registers the op)
 from torch_geometric_qlr.ops import call, gradients
-from torch_geometric_qlr.quantizers.torch_state import follows_tangents, is_abstract, is_transformed
+from torch_geometric_qlr.quantizers.torch_state import follows_tangents, is_transformed
 
 __all__ = ["fake_quantize", "floor", "floored_multiplier", "scale_gradient"]
 
@@ -83,31 +83,19 @@ def floor(x: Tensor, minimum: float) -> Tensor:
     return x + (x.clamp_min(minimum) - x).detach()
 
 
-def floored_multiplier(
-    gamma: Tensor, gradient_factor: float, *, is_followed: bool = True
-) -> Tensor:
+def floored_multiplier(gamma: Tensor, gradient_factor: float) -> Tensor:
     r"""The multiplier that scales are made with: positive, whatever an optimizer has made of it.
 
     Args:
         gamma (torch.Tensor): The learned multiplier.
         gradient_factor (float): What its gradient is multiplied by.
-        is_followed (bool): Whether autograd follows this; else only the numbers matter.
 
     Example:
         >>> floored_multiplier(torch.tensor([0.5, -1.0]), 1.0)
         tensor([0.5000, 0.0010])
     """
     gamma = gamma if gradient_factor == 1.0 else scale_gradient(gamma, gradient_factor)
-    if not is_followed and _is_known_to_exceed(gamma, _MIN_MULTIPLIER):
-        return gamma
     return floor(gamma, _MIN_MULTIPLIER)
-
-
-def _is_known_to_exceed(x: Tensor, minimum: float) -> bool:
-    """Whether no number is below, where to look costs less than to clamp and stalls no device."""
-    if torch.compiler.is_compiling() or not x.is_cpu or x.numel() == 0 or is_abstract(x):
-        return False
-    return (x.amin() if x.dim() else x).item() >= minimum
 
 
 class _FakeQuantize(torch.autograd.Function):

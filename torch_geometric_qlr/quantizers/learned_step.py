@@ -64,7 +64,7 @@ class _QuantizeLearned(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scale0, zero_point, shift = grid
         with below_autograd():  # this is the node
-            multiplier = floored_multiplier(gamma, gradient_factor, is_followed=False)
+            multiplier = floored_multiplier(gamma, gradient_factor)
             scale = (multiplier.view_as(scale0) if multiplier.dim() else multiplier) * scale0
             x_hat, mask = call(_OPS.fake_quantize, x, scale, zero_point, bits, truncate, shift)
         ctx.gradient_factor, ctx.gamma_shape = gradient_factor, gamma.shape
