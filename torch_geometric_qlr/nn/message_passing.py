@@ -158,7 +158,12 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
     def _qlr_namespace(cls, base: Any) -> dict[str, Any]:
         flag = ready_flag(base)
         own = {flag: ReadyFlag(flag)} if flag else {}
-        return {**own, "edge_updater": base.edge_updater}
+
+        def edge_updater(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # PyG writes the one of a class when its first object is made.
+            return base.edge_updater(self, *args, **kwargs)
+
+        return {**own, "edge_updater": edge_updater}
 
 
 def expects_features(base: Any) -> bool:

@@ -247,7 +247,6 @@ class RangeQuantizer(SignedState):
 
     # Codes ########################################################################################
 
-    @torch.no_grad()
     def pack(self, x: Tensor) -> PackedTensor:
         r"""The codes that :meth:`forward` gives the values of, packed.
 
@@ -266,6 +265,12 @@ class RangeQuantizer(SignedState):
             >>> quantizer.pack(x).dequantize().equal(quantizer(x)[0])
             True
         """
+        if not torch.is_grad_enabled():  # to enter no_grad takes as long as a small op
+            return self._packed(x)
+        with torch.no_grad():
+            return self._packed(x)
+
+    def _packed(self, x: Tensor) -> PackedTensor:
         matrix = self._checked(x.detach())
         rows = matrix if matrix.dim() == 2 else matrix.reshape(-1, x.size(-1) if x.dim() else 1)
         if x.numel() > 0:

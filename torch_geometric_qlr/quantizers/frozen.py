@@ -90,20 +90,17 @@ class FrozenRange(RangeQuantizer):
             output = self._output = self._output_quantizer()
         return output
 
-    def pack(self, x: Tensor) -> PackedTensor:
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                return self.pack(x)
+    def _packed(self, x: Tensor) -> PackedTensor:
         if not self._usable or is_transformed() or not x.numel() > 0:
-            return super().pack(x)
+            return super()._packed(x)
         if self.is_static:
             if torch.compiler.is_compiling() or x.dim() != 2:
-                return super().pack(x)
+                return super()._packed(x)
             made = self._packed_by_range
         elif self.config.granularity == "node":
             made = self._packed_by_row
         else:
-            return super().pack(x)
+            return super()._packed(x)
         try:
             packed, cols, params = made(self._checked(x))
         except InputError as error:

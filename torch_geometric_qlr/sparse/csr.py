@@ -163,8 +163,7 @@ class CSRGraph:
         if value is None:
             value = torch.ones(self.num_edges, dtype=dtype, device=self.device)
         size = (self.num_dst, self.num_src)
-        rowptr = self.rowptr.to(self.col.dtype)  # torch wants one type for both
-        return sparse_csr(rowptr, self.col, value.to(dtype or value.dtype), size)
+        return sparse_csr(self.rowptr, self.col, value.to(dtype or value.dtype), size)
 
     def to(self, device: torch.device | str) -> CSRGraph:
         r"""The graph on another device.
@@ -209,6 +208,7 @@ def sparse_csr(rowptr: Tensor, col: Tensor, value: Tensor, size: tuple[int, int]
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
+        rowptr = rowptr.to(col.dtype)  # torch wants one type for both
         return torch.sparse_csr_tensor(rowptr, col, value, size=size, check_invariants=False)
 
 

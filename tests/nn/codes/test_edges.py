@@ -307,7 +307,7 @@ class Sorts(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += "sort" in func.__name__
+        self.count += "sort" in func.__name__ or func is torch.ops.qlr.csr.default
         return func(*args, **(kwargs or {}))
 
 

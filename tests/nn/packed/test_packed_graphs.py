@@ -160,7 +160,18 @@ def test_a_graph_is_prepared_once(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert len(built) == 2
 
 
-PREPARING = ("sort", "scatter", "unique", "bincount", "::coalesce", "convert_indices", "pow")
+PREPARING = (
+    *("sort", "qlr::csr", "scatter", "unique", "bincount", "::coalesce", "convert_indices", "pow"),
+)
+    "sort",
+    "qlr::csr",
+    "scatter",
+    "unique",
+    "bincount",
+    "::coalesce",
+    "convert_indices",
+    "pow",
+)
 
 
 def _preparation(model: nn.Module, x: Tensor, graph: Any) -> set[str]:

@@ -1,0 +1,137 @@
+"""Quantized and converted models as one graph of torch: compiled whole, exported for any size."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import APPNP, GAT, GCN, GIN, GraphSAGE, Linear, MessagePassing
+
+import torch_geometric_qlr as qlr
+from torch_geometric_qlr.nn import SMPGNN
+
+F, H, C = 8, 16, 4
+
+
+class Propagated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.propagate = Linear(F, C), APPNP(3, 0.1)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.propagate(self.lin(x).relu(), edge_index)
+        return out
+
+
+class OwnConv(MessagePassing):
+    """A user's layer."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="mean")
+        self.lin = nn.Linear(F, C)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.propagate(edge_index, x=self.lin(x))
+        return out + 1
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return x_j
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "GCN": lambda: GCN(F, H, 2, C),
+    "GraphSAGE": lambda: GraphSAGE(F, H, 2, C),
+    "GIN": lambda: GIN(F, H, 2, C),
+    "GAT": lambda: GAT(F, H, 2, C, heads=2),
+    "APPNP": Propagated,
+    "SMPGNN": lambda: SMPGNN(F, H, C),
+    "batch norm, jumping knowledge": lambda: GAT(F, H, 3, C, norm="batch_norm", jk="cat"),
+    "own layer": OwnConv,
+}
+#: Always run; the others are marked heavy.
+TWINS = ("GCN", "SMPGNN", "own layer")
+models = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in TWINS else pytest.mark.heavy) for n in MODELS]
+)
+kinds = pytest.mark.parametrize("kind", ["quantized", "converted"])
+
+
+def graph(nodes: int, edges: int) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(nodes)
+    return torch.randn(nodes, F, generator=rng), torch.randint(0, nodes, (2, edges), generator=rng)
+
+
+GRAPHS = [graph(50, 200), graph(71, 333), graph(12, 2)]
+
+
+def build(name: str, kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "own layer":
+        qlr.register_conv(OwnConv, family="copy", replace=True)
+    model = qlr.quantize(MODELS[name](), bits=8).eval()
+    with torch.no_grad():
+        for one in GRAPHS:
+            model(*one)
+    return model if kind == "quantized" else qlr.convert(model)
+
+
+def assert_same_answers(traced: Any, model: nn.Module, kind: str) -> None:
+    """A quantized model is traced in floating point, a converted one in its own operations."""
+    for one in GRAPHS:
+        out, expected = traced(*one), model(*one)
+        if kind == "converted":
+            assert torch.equal(out, expected)
+        else:
+            torch.testing.assert_close(out, expected)
+
+
+@models
+@kinds
+def test_compiles_whole_for_any_size(name: str, kind: str) -> None:
+    torch._dynamo.reset()
+    model = build(name, kind)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+        assert_same_answers(compiled, model, kind)
+
+
+@models
+@kinds
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_exports_for_any_size(name: str, kind: str, strict: bool) -> None:
+    torch._dynamo.reset()
+    model = build(name, kind)
+    sizes = {0: torch.export.Dim("nodes", min=2)}, {1: torch.export.Dim("edges", min=2)}
+    with torch.no_grad():
+        program = torch.export.export(model, GRAPHS[0], dynamic_shapes=sizes, strict=strict)
+        assert_same_answers(program.module(), model, kind)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", MODELS)
+@kinds
+def test_a_draft_of_an_export_finds_nothing(name: str, kind: str) -> None:
+    sizes = {0: torch.export.Dim("nodes", min=2)}, {1: torch.export.Dim("edges", min=2)}
+    with torch.no_grad():
+        model = build(name, kind)
+        program = torch.export.draft_export(model, GRAPHS[0], dynamic_shapes=sizes)
+    report: Any = program._report
+    assert report.successful(), report
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("name", ["GCN", "GIN", "APPNP"])
+def test_a_program_compiled_ahead_gives_the_same_bits(name: str, tmp_path: Any) -> None:
+    model = build(name, "converted")
+    sizes = {0: torch.export.Dim("nodes", min=2)}, {1: torch.export.Dim("edges", min=2)}
+    with torch.no_grad():
+        program = torch.export.export(model, GRAPHS[0], dynamic_shapes=sizes)
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "model.pt2")
+        )
+        assert_same_answers(torch._inductor.aoti_load_package(path), model, "converted")
