@@ -163,15 +163,6 @@ def test_a_graph_is_prepared_once(name: str, monkeypatch: pytest.MonkeyPatch) ->
 PREPARING = (
     *("sort", "qlr::csr", "scatter", "unique", "bincount", "::coalesce", "convert_indices", "pow"),
 )
-    "sort",
-    "qlr::csr",
-    "scatter",
-    "unique",
-    "bincount",
-    "::coalesce",
-    "convert_indices",
-    "pow",
-)
 
 
 def _preparation(model: nn.Module, x: Tensor, graph: Any) -> set[str]:
