@@ -50,7 +50,7 @@ class FrozenRange(RangeQuantizer):
             if tensor is not None:
                 frozen.register_buffer(name, tensor.detach().clone())
         frozen.register_buffer("calibrated", quantizer.calibrated.ne(0).long() * RangeState.FIXED)
-        frozen._forget()
+        frozen._renew()
         return frozen.eval()
 
     def _forget(self) -> None:
@@ -62,6 +62,15 @@ class FrozenRange(RangeQuantizer):
         self._made_from: list[tuple[str, Tensor, int]] = []
         self._usable = is_abstract(self.calibrated) or self.range_state != RangeState.MISSING
 
+    def _renew(self) -> None:
+        """After all of it is new: while a model is traced nothing can be computed once."""
+        self._forget()
+        if self.is_static and self._usable and not is_abstract(self.gamma):
+            self.code_params(self.gamma)
+            self.output()
+        elif self._usable and not is_abstract(self.gamma):
+            self._multiplier_for(0)
+
     def code_params(
         self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
     ) -> CodeParams:
@@ -70,8 +79,10 @@ class FrozenRange(RangeQuantizer):
                 f"{self._name} has never seen data, so it has no range. Run the quantized model "
                 f"on data that reaches this layer before you convert it."
             )
-        if exact_zero or not self.is_static or is_transformed() or torch.compiler.is_compiling():
+        if exact_zero or not self.is_static or is_transformed():
             return super().code_params(x, exact_zero=exact_zero, skew=skew)
+        if torch.compiler.is_compiling():
+            return self._static or super().code_params(x)
         self._check_made()
         static = self._static
         if static is None:
@@ -83,7 +94,7 @@ class FrozenRange(RangeQuantizer):
         if not self.is_static or not self._usable:
             return None
         if torch.compiler.is_compiling():
-            return self._output_quantizer()
+            return self._output or self._output_quantizer()
         self._check_made()
         output = self._output
         if output is None:
@@ -127,11 +138,15 @@ class FrozenRange(RangeQuantizer):
     def _multiplier_for(self, numel: int) -> Tensor:
         """What the scale of a row is multiplied by, in a tensor of this size."""
         factor = self._gradient_factor(numel)
-        if factor != 1.0 or torch.compiler.is_compiling():
+        if factor != 1.0:
             return floored_multiplier(self.gamma, factor)
+        if torch.compiler.is_compiling():
+            known = self._multiplier
+            return floored_multiplier(self.gamma, factor) if known is None else known
         self._check_made()
         if self._multiplier is None:
-            self._multiplier = floored_multiplier(self.gamma, factor)
+            with torch.inference_mode(False), torch.no_grad():
+                self._multiplier = floored_multiplier(self.gamma, factor)
         return self._multiplier
 
     def _check_made(self) -> None:
@@ -148,12 +163,12 @@ class FrozenRange(RangeQuantizer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenRange:
         super()._apply(fn, recurse)
-        self._forget()
+        self._renew()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._forget()
+        self._renew()
 
 
 def _version(tensor: Tensor) -> int:
