@@ -89,7 +89,10 @@ def assert_same_answers(traced: Any, model: nn.Module, kind: str, exactly: bool 
             torch.testing.assert_close(out, model(*one))
         else:
             with torch.enable_grad():
-                torch.testing.assert_close(out, model(*one).detach())
+                expected = model(*one).detach()
+            # Sums are taken in another order, and a value beside a tie then gets the next code.
+            assert (out - expected).abs().max() < 5e-3
+            assert (out - expected).abs().median() < 1e-6
 
 
 @models
