@@ -72,10 +72,11 @@ def build(name: str, kind: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "own layer":
         qlr.register_conv(OwnConv, family="copy", replace=True)
-    model = qlr.quantize(MODELS[name](), bits=8).eval()
+    model = qlr.quantize(MODELS[name](), bits=8)
     with torch.no_grad():
-        for one in GRAPHS:
+        for one in GRAPHS:  # in training, after which evaluation moves no range
             model(*one)
+    model.eval()
     return model if kind == "quantized" else qlr.convert(model)
 
 
@@ -89,10 +90,7 @@ def assert_same_answers(traced: Any, model: nn.Module, kind: str, exactly: bool 
             torch.testing.assert_close(out, model(*one))
         else:
             with torch.enable_grad():
-                expected = model(*one).detach()
-            # Sums are taken in another order, and a value beside a tie then gets the next code.
-            assert (out - expected).abs().max() < 5e-3
-            assert (out - expected).abs().median() < 1e-6
+                torch.testing.assert_close(out, model(*one).detach())
 
 
 @models
