@@ -19,8 +19,8 @@ from typing import Any
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.io.format import DTYPES, MOST_HEADER_BYTES
-from torch_geometric_qlr.nn.description import ROUTE
 from torch_geometric_qlr.nn.propagation.smooth import SmoothOptions
+from torch_geometric_qlr.nn.recipe import ROUTE
 from torch_geometric_qlr.nn.rewrite import FAMILIES
 from torch_geometric_qlr.ops import PACKED_BITS
 

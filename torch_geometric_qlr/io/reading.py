@@ -30,12 +30,12 @@ from torch_geometric_qlr.io.format import (
 )
 from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
-from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.copying import copy_of
-from torch_geometric_qlr.nn.description import check_routes, rebuild
 from torch_geometric_qlr.nn.options import option_differences
+from torch_geometric_qlr.nn.recipe import check_routes, rebuild
 from torch_geometric_qlr.nn.running import follow
+from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.ops import use_backend
 
 __all__ = ["load"]

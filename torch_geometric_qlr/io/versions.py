@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from torch_geometric_qlr.nn.checkpoint import QUANTIZERS
+from torch_geometric_qlr.nn.state_metadata import QUANTIZERS
 from torch_geometric_qlr.quantizers import RangeQuantizer
 from torch_geometric_qlr.quantizers.signature import KEY as SIGNATURE
 

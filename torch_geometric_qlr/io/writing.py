@@ -27,8 +27,8 @@ from torch_geometric_qlr.io.format import (
     dtype_name,
 )
 from torch_geometric_qlr.io.header import Damage, read_header
-from torch_geometric_qlr.nn.description import describe
 from torch_geometric_qlr.nn.options import options_of
+from torch_geometric_qlr.nn.recipe import describe
 
 __all__ = ["save"]
 

@@ -48,7 +48,7 @@ def make_plan(model: nn.Module, config: QLRConfig) -> Plan:
         NothingToQuantizeError: If the model cannot be quantized like this.
     """
     check_model(model)
-    layout = _Layout(model)
+    layout = _ModuleTree(model)
     check_modules(layout.named)
 
     matched: dict[str, list[str]] = {rule: [] for rule in config.overrides}
@@ -72,7 +72,7 @@ def make_plan(model: nn.Module, config: QLRConfig) -> Plan:
 
 
 def _counted_rules(
-    config: QLRConfig, matched: Mapping[str, list[str]], layout: _Layout
+    config: QLRConfig, matched: Mapping[str, list[str]], layout: _ModuleTree
 ) -> dict[str, int]:
     """How many modules each rule matches; refuses one that would change nothing."""
     check_all_matched(
@@ -110,7 +110,7 @@ def _nothing(model: nn.Module, entries: list[PlanEntry]) -> str:
 # What is known of a model before anything is decided ##############################################
 
 
-class _Layout:
+class _ModuleTree:
     """Names, registry rows and positions of the modules of a model."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -201,7 +201,7 @@ def readers_of_input(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     Args:
         model (torch.nn.Module): A quantized or converted model.
     """
-    layout = _Layout(model)
+    layout = _ModuleTree(model)
     for name, module in layout.named.items():
         spec = layout.specs[name]
         if spec is None:
@@ -215,7 +215,7 @@ def readers_of_input(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 # One module #######################################################################################
 
 
-def _plan_module(name: str, layout: _Layout, config: QLRConfig) -> tuple[Site | None, str]:
+def _plan_module(name: str, layout: _ModuleTree, config: QLRConfig) -> tuple[Site | None, str]:
     """What is rewritten at a module, or :obj:`None`; and what there is to say about it."""
     module, spec = layout.named[name], layout.specs[name]
     if name in layout.read_anywhere:
@@ -314,7 +314,7 @@ def _logit_bits(bits: int) -> int:
 
 
 def _output(
-    name: str, spec: LayerSpec, config: QLRConfig, layout: _Layout, asked: bool
+    name: str, spec: LayerSpec, config: QLRConfig, layout: _ModuleTree, asked: bool
 ) -> dict[str, tuple[str, int]]:
     """The output stays wide at the end of a model unless ``output_bits`` says otherwise."""
     if config.output_bits is not None and (asked or name in layout.last):
@@ -325,7 +325,9 @@ def _output(
     return {}
 
 
-def _names_output(rule: str | None, module: nn.Module, layout: _Layout, config: QLRConfig) -> bool:
+def _names_output(
+    rule: str | None, module: nn.Module, layout: _ModuleTree, config: QLRConfig
+) -> bool:
     """Whether an override asks for the output of this very module."""
     fields = config.overrides[rule] if rule is not None else None
     return (

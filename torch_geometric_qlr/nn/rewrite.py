@@ -10,7 +10,6 @@ from torch import nn
 from torch_geometric.nn import HeteroDictLinear, MessagePassing
 
 from torch_geometric_qlr.config import QLRConfig
-from torch_geometric_qlr.nn.checkpoint import report_fresh_ranges
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
 from torch_geometric_qlr.nn.layer_spec import LayerSpec
 from torch_geometric_qlr.nn.linear import (
@@ -24,6 +23,7 @@ from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.pyg import drop_bound_propagate
 from torch_geometric_qlr.nn.registry import find_by_name, find_spec
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, parameter_of, weight_key
+from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 

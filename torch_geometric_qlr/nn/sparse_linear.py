@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.quantizers.stored import entries, with_values
+from torch_geometric_qlr.quantizers.sparse_values import entries, with_values
 
 __all__ = ["sparse_linear"]
 

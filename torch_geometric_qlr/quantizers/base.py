@@ -14,6 +14,7 @@ from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.reference import affine_params, truncation_step
 from torch_geometric_qlr.quantizers.functional import fake_quantize, floored_multiplier
 from torch_geometric_qlr.quantizers.signature import SignedState
+from torch_geometric_qlr.quantizers.sparse_values import entries, with_values
 from torch_geometric_qlr.quantizers.statistics import (
     Batch,
     Grid,
@@ -22,7 +23,6 @@ from torch_geometric_qlr.quantizers.statistics import (
     skewness,
     value_range,
 )
-from torch_geometric_qlr.quantizers.stored import entries, with_values
 from torch_geometric_qlr.quantizers.torch_state import is_abstract
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 

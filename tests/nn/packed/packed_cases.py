@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed import PackedMessagePassing
-from torch_geometric_qlr.nn.packed.conversion import how_it_runs
+from torch_geometric_qlr.nn.packed.report import how_it_runs
 from torch_geometric_qlr.transforms.convert import convert
 
 CONFIGS: list[dict[str, Any]] = [

@@ -15,7 +15,7 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.nn.propagation import EMP, SMP
-from torch_geometric_qlr.quantizers.stored import with_values
+from torch_geometric_qlr.quantizers.sparse_values import with_values
 
 __all__ = ["SMPGNN"]
 

@@ -1,6 +1,5 @@
 """Converted layers: the quantized ones, re-classed once more, that compute on packed codes only."""
 
-from torch_geometric_qlr.nn.packed.conversion import Conversion, ConversionEntry
 from torch_geometric_qlr.nn.packed.layer import (
     PackedLayer,
     PackedLinearLayer,
@@ -8,6 +7,7 @@ from torch_geometric_qlr.nn.packed.layer import (
     PackedWeightLayer,
 )
 from torch_geometric_qlr.nn.packed.pack import pack_layers
+from torch_geometric_qlr.nn.packed.report import Conversion, ConversionEntry
 
 __all__ = [
     "Conversion",

@@ -14,13 +14,13 @@ from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
-from torch_geometric_qlr.nn.packed.conversion import Conversion
 from torch_geometric_qlr.nn.packed.layer import (
     PackedLayer,
     PackedLinearLayer,
     PackedMessagePassing,
     PackedWeightLayer,
 )
+from torch_geometric_qlr.nn.packed.report import Conversion
 from torch_geometric_qlr.nn.running import CHAINS, follow
 from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
 from torch_geometric_qlr.nn.weight_access import has_no_range
