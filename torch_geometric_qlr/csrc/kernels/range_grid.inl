@@ -19,11 +19,8 @@ inline bool span_of(const float* x, int64_t count, float& least, float& most) {
     high[0] = F::max(high[0], high[k]);
     check[0].sum = F::add(check[0].sum, check[k].sum);
   }
-  alignas(64) float lows[F::W], highs[F::W];
-  F::store(lows, low[0]);
-  F::store(highs, high[0]);
-  least = *std::min_element(lows, lows + F::W);
-  most = *std::max_element(highs, highs + F::W);
+  least = -F::largest(F::sub(F::zero(), low[0]));
+  most = F::largest(high[0]);
   return check[0].holds();
 }
 
