@@ -53,6 +53,7 @@ EXACT = (
     "dequantize_packed",
     "index_select",
     "fake_quantize",
+    "observed_quantize",
 )
 
 
@@ -124,6 +125,32 @@ class Fuzzer:
             "relu": self.draw.random() < 0.5,
         }
 
+    def backward(self, rows: int, cols: int, ranges: bool) -> Arguments:
+        x = self.floats(rows, cols)
+        x_hat, mask = reference.fake_quantize(x, torch.tensor(0.3), torch.tensor(2.0), 4)
+        given = {"grad": self.floats(rows, cols), "x": x, "x_hat": x_hat, "mask": mask}
+        if not ranges:
+            return {**given, "axis": self.draw.randint(-1, 1)}
+        scale = self.params(rows, cols, 4)["scale"]
+        return {**given, "scale": scale, "own_scale": scale * 0.7, "factor": 0.5}
+
+    def observed(self, rows: int, cols: int) -> Arguments:
+        axis = self.draw.randint(-1, 1)
+        groups = (rows, cols, 1)[axis]
+        lo = self.maybe(lambda: -torch.rand(groups, generator=self.rng))
+        return {
+            "x": self.floats(rows, cols),
+            "gamma": torch.rand(self.draw.choice((1, groups)), generator=self.rng),
+            "lo": lo,
+            "hi": None if lo is None else 1 - lo,
+            "axis": axis,
+            "bits": self.draw.randint(1, 8),
+            "truncate": self.draw.random() < 0.5,
+            "aligned": self.draw.random() < 0.5,
+            "momentum": self.draw.choice((0.1, 0.9, 1.0)),
+            "factor": self.draw.choice((1.0, 0.01)),
+        }
+
     def arguments(self, op: str) -> Arguments:
         """What the op takes."""
         rows, cols, sources = self.size(), self.size(), self.size()
@@ -131,16 +158,10 @@ class Fuzzer:
         square = op in CHAINED
         if op in ("quantize_pack", "fake_quantize"):
             return {"x": self.floats(rows, cols), **self.quantizer(rows, cols)}
-        if op == "fake_quantize_backward":
-            x, axis = self.floats(rows, cols), self.draw.randint(-1, 1)
-            x_hat, mask = reference.fake_quantize(x, torch.tensor(0.3), torch.tensor(2.0), 4)
-            return {
-                "grad": self.floats(rows, cols),
-                "x": x,
-                "x_hat": x_hat,
-                "mask": mask,
-                "axis": axis,
-            }
+        if op.endswith("quantize_backward"):
+            return self.backward(rows, cols, ranges=op == "observed_quantize_backward")
+        if op == "observed_quantize":
+            return self.observed(rows, cols)
         if op == "quantize_rows":
             quantizer = self.quantizer(rows, cols)
             own = {name: quantizer[name] for name in ("bits", "truncate", "skew")}
@@ -252,6 +273,10 @@ def _ordinary(arguments: Arguments) -> bool:
     return True
 
 
+def _divides_by_zero(op: str, arguments: Arguments) -> bool:
+    return op == "observed_quantize_backward" and bool((arguments["scale"] == 0).any())
+
+
 def _call(op: str, arguments: Arguments) -> tuple[Any, Exception | None]:
     """The result, or the error that refuses the call. Any other error is a finding."""
     try:
@@ -271,7 +296,7 @@ def _compare(op: str, arguments: Arguments, ours: Any, theirs: Any) -> None:
             assert torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
         elif a.dtype == torch.uint8:
             _compare_codes(op, arguments, a)
-        elif _ordinary(arguments):
+        elif _ordinary(arguments) and not _divides_by_zero(op, arguments):
             assert bool(a.isfinite().all()), "not finite"
             scale = float(b.detach().abs().max()) if b.numel() else 0.0
             assert float((a - b).detach().abs().max() if b.numel() else 0) <= 1e-4 * scale + 1e-2

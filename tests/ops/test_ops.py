@@ -63,6 +63,15 @@ def samples() -> dict[str, list[tuple]]:
             (x.clone().requires_grad_(), torch.tensor(0.3, requires_grad=True), output[1], 4)
         ],
         "fake_quantize_backward": [(x, x, x_hat, mask, axis) for axis in (-1, 0, 1)],
+        "observed_quantize": [
+            (x, torch.tensor(0.9), *output[:1], output[1], -1, 3),
+            (x, torch.rand(40), None, None, 1, 4, True, True, 0.3, 0.1),
+            (x, torch.tensor(0.9), None, None, 0, 2),
+        ],
+        "observed_quantize_backward": [
+            (x, x, x_hat, mask, *(torch.rand(shape) + 0.1 for _ in range(2)), 0.5)
+            for shape in ((), (12, 1), (1, 40))
+        ],
     }
 
 

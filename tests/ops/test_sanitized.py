@@ -67,7 +67,10 @@ def run(watched, *command: str) -> str:
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_kernels_under_address_and_undefined_sanitizers(watched):
-    tests = [f"test_{name}.py" for name in ("kernels", "fake_quantize", "fused", "not_finite")]
+    tests = [
+        f"test_{name}.py"
+        for name in ("kernels", "fake_quantize", "observed", "fused", "not_finite")
+    ]
     for test in (*tests, "kernel_cases.py"):
         shutil.copy(ROOT / "tests" / "ops" / test, watched[0])
     said = run(watched, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)

@@ -28,7 +28,9 @@ namespace {
 
 #include "kernels/epilogue.inl"
 #include "kernels/quantize.inl"
+#include "kernels/range_grid.inl"
 #include "kernels/row_ranges.inl"
+#include "kernels/observed.inl"
 #include "kernels/weights.inl"
 #include "kernels/sum.inl"
 #include "kernels/weighted_vnni.inl"

@@ -156,6 +156,11 @@ int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQ
   return guarded(
       [&] { return kernels(isa).fake_quantize(x, rows, cols, *q, x_hat, mask, threads); });
 }
+int32_t qlr_observed_quantize(const float* x, int64_t rows, int64_t cols, const QlrObserver* by,
+                              const QlrObserved* out, int32_t threads, int32_t isa) {
+  return guarded(
+      [&] { return kernels(isa).observed_quantize(x, rows, cols, *by, *out, threads); });
+}
 int32_t qlr_fake_quantize_backward(const float* grad, const float* x, const float* x_hat,
                                    const uint8_t* mask, int64_t rows, int64_t cols, int32_t axis,
                                    float* grad_x, float* reduced, int32_t threads, int32_t isa) {

@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 6
+#define QLR_ABI_VERSION 7
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -97,6 +97,24 @@ struct QlrSmp {
   int32_t projection;       // sign that the multiplier is kept to, 0 for none
 };
 
+// How a range that learns moves on and makes its grid.
+struct QlrObserver {
+  int32_t axis, bits;
+  int32_t truncate, aligned;  // 0 or 1
+  const float* lo;            // the range that follows what is seen; null: what is seen is the range
+  const float* hi;
+  const float* gamma;
+  int64_t multipliers;        // of gamma: 1, or one per group
+  float momentum, factor;     // of the average, and of the gradient of gamma
+};
+
+// Where it goes, one number per group and one per value.
+struct QlrObserved {
+  float *lo, *hi, *own_scale, *scale, *zero;
+  float* x_hat;
+  uint8_t* mask;
+};
+
 QLR_EXPORT int32_t qlr_abi_version();
 QLR_EXPORT int32_t qlr_best_isa();
 QLR_EXPORT int32_t qlr_has_vnni();
@@ -148,6 +166,10 @@ QLR_EXPORT int32_t qlr_float_spmm(const QlrGraph* graph, const float* x, int64_t
 QLR_EXPORT int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols,
                                      const QlrQuantizer* quantizer, float* x_hat, uint8_t* mask,
                                      int32_t threads, int32_t isa);
+// The same with a range that is observed. QLR_NOT_FINITE where there is none.
+QLR_EXPORT int32_t qlr_observed_quantize(const float* x, int64_t rows, int64_t cols,
+                                         const QlrObserver* observer, const QlrObserved* out,
+                                         int32_t threads, int32_t isa);
 // `reduced` has one entry per tensor, row or column, as `axis` says.
 QLR_EXPORT int32_t qlr_fake_quantize_backward(const float* grad, const float* x,
                                               const float* x_hat, const uint8_t* mask,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import ConfigError
-from torch_geometric_qlr.ops import compressed_rows, row_ranges
+from torch_geometric_qlr.ops import compressed_rows, observed, row_ranges
 from torch_geometric_qlr.ops.checks import (
     BAD_INDEX,
     BAD_ROWPTR,
@@ -264,11 +264,23 @@ def _fake_quantize_backward(
     for name, tensor in (("grad", grad), ("x_hat", x_hat), ("mask", mask)):
         if not fits(tensor.shape, tuple(x.shape)):
             check.fail(f"{name} has shape {list(tensor.shape)}, x has {list(x.shape)}")
-    if axis not in (-1, 0, 1) or (axis != -1 and x.dim() != 2):
-        check.fail(
-            f"axis is -1 (one range), or 0 (per row) or 1 (per column) of a matrix; got {axis} for "
-            f"x of shape {list(x.shape)}"
-        )
+    check.axis(axis, x)
+
+
+def _observed_quantize_backward(
+    check: Check,
+    grad: Tensor,
+    x: Tensor,
+    x_hat: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    own_scale: Tensor,
+    **_: Any,
+) -> None:
+    _fake_quantize_backward(check, grad, x, x_hat, mask)
+    _fake_quantize(check, x, scale, own_scale, 8)
+    if not fits(own_scale.shape, tuple(scale.shape)):
+        check.fail(f"own_scale has shape {list(own_scale.shape)}, scale has {list(scale.shape)}")
 
 
 _CHECKS: dict[str, Callable[..., None]] = {
@@ -288,6 +300,8 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "csr": compressed_rows.check,
     "fake_quantize": _fake_quantize,
     "fake_quantize_backward": _fake_quantize_backward,
+    "observed_quantize": observed.check,
+    "observed_quantize_backward": _observed_quantize_backward,
 }
 
 

@@ -141,6 +141,14 @@ class Check:
                 f"{list(zero.shape)} run along different dimensions"
             )
 
+    def axis(self, axis: int, x: Tensor) -> None:
+        """What ranges of a tensor run along."""
+        if axis not in (-1, 0, 1) or (axis != -1 and x.dim() != 2):
+            self.fail(
+                f"axis is -1 (one range), or 0 (per row) or 1 (per column) of a matrix; got {axis} "
+                f"for x of shape {list(x.shape)}"
+            )
+
     def columns(self, num_cols: Any) -> None:
         if isinstance(num_cols, torch.SymInt):
             return

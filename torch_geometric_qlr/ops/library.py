@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["NO_CHOICE", "Status", "library_path", "load_library"]
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 
 class Status:

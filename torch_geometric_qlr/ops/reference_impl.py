@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops import compressed_rows, reference, row_ranges
+from torch_geometric_qlr.ops import compressed_rows, observed, reference, row_ranges
 from torch_geometric_qlr.ops.checks import NotFinite, Refused, code_too_large, place_not_finite
 from torch_geometric_qlr.ops.schemas import SmpOptions
 
@@ -257,6 +257,10 @@ def _fake_quantize_backward(
     return grad_x.contiguous(), reduced
 
 
+def _observed_quantize(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    return observed.observed_quantize(_finite(x), *args, **kwargs)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "quantize_pack": _quantize_pack,
     "pack": _pack,
@@ -274,4 +278,6 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "csr": compressed_rows.csr,
     "fake_quantize": _fake_quantize,
     "fake_quantize_backward": _fake_quantize_backward,
+    "observed_quantize": _observed_quantize,
+    "observed_quantize_backward": observed.observed_quantize_backward,
 }

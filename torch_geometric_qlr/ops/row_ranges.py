@@ -9,11 +9,10 @@ from torch import Tensor
 
 from torch_geometric_qlr.ops.checks import FLOATS, Check
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
-from torch_geometric_qlr.ops.reference import affine_params, quantize_pack, truncation_step
+from torch_geometric_qlr.ops.range_grid import range_grid
+from torch_geometric_qlr.ops.reference import affine_params, quantize_pack
 
 __all__ = ["check", "fake", "quantize_rows"]
-
-_MIN_SCALE = 1e-20
 
 
 def quantize_rows(
@@ -57,16 +56,7 @@ def quantize_rows(
     else:
         lo = hi = values.sum(dim=1, keepdim=True)
     lo, hi = lo.clamp_max(0.0), hi.clamp_min(0.0)
-    width = hi - lo
-    levels = torch.full((), 2 ** (8 if truncate else bits) - 1.0, device=x.device)
-    scale = (width / levels).clamp_min(_MIN_SCALE)
-    scale = scale + 0.0 * width  # NaN for what has no range, so that it stays none
-    zero_point = -lo / scale
-    if truncate and aligned:
-        step = torch.full((), truncation_step(bits), device=x.device)
-        zero_point = torch.round(zero_point / step) * step
-    elif truncate or bits > 1:
-        zero_point = torch.round(zero_point)
+    scale, zero_point = range_grid(lo, hi, bits, truncate=truncate, aligned=aligned, own=True)
     scale = multiplier.float().reshape(()) * scale
     packed = quantize_pack(x, scale, zero_point, bits, truncate=truncate, skew=skew)
     return packed, *affine_params(scale, zero_point, bits, truncate)

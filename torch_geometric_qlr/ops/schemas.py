@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops import compressed_rows, row_ranges
+from torch_geometric_qlr.ops import compressed_rows, observed, row_ranges
 from torch_geometric_qlr.ops.arguments import check_arguments
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 from torch_geometric_qlr.ops.no_gradient import refuse_gradient
@@ -132,6 +132,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "csr": compressed_rows.fake,
     "fake_quantize": _fake_quantized,
     "fake_quantize_backward": _fake_quantized_backward,
+    "observed_quantize": observed.fake,
+    "observed_quantize_backward": observed.fake_backward,
 }
 
 

@@ -21,10 +21,15 @@ from torch_geometric_qlr.quantizers.base import (
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.grid_search import search_multiplier
 from torch_geometric_qlr.quantizers.growing import GrowingRange
-from torch_geometric_qlr.quantizers.learned_step import quantize_learned
+from torch_geometric_qlr.quantizers.learned_step import (
+    Observer,
+    quantize_learned,
+    quantize_observed,
+)
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
 from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, fingerprint
 from torch_geometric_qlr.quantizers.torch_state import (
+    REAL,
     below_autograd,
     is_abstract,
     is_recomputing,
@@ -39,6 +44,8 @@ __all__ = ["LearnedRangeQuant"]
 
 _LOGGER = logging.getLogger("torch_geometric_qlr")
 _TOLD: set[str] = set()
+# Of a quantizer whose range is that of the values.
+_OWN = (None, None, None)
 # Several threads may evaluate one model.
 _GROWTH = threading.Lock()
 
@@ -172,11 +179,39 @@ class LearnedRangeQuant(RangeQuantizer):
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not runs_plainly():
             return super()._quantized(x)
+        if self._learns_at_once(x):
+            try:
+                return quantize_observed(x, self.gamma, self._observer(x))
+            except InputError:
+                pass  # what is wrong with it is said below
         with below_autograd():
             grid = self._grid(self._range_of_passing(Batch(x.detach())))
         factor, truncate = self._gradient_factor(x.numel()), self.config.truncates
         value, scale = quantize_learned(x, self.gamma, grid, self.bits, truncate, factor)
         return value, scale, grid.zero_point
+
+    def _learns_at_once(self, x: Tensor) -> bool:
+        """Whether this is a training step like most, which one op computes from range to values.
+        The skewness is a sum, whose rounding depends on who takes it."""
+        return (
+            self.training
+            and type(x) in REAL
+            and x.dtype == torch.float32
+            and _may_read(x)
+            and x.numel() > 0
+            and not self._follows_skewness
+            and self.range_state == RangeState.FIXED
+            and not may_be_recomputed()
+            and not is_recomputing()
+        )
+
+    def _observer(self, x: Tensor) -> Observer:
+        """What the op is told of this quantizer."""
+        config, (lo, hi, _) = self.config, self._kept_range() if self.is_static else _OWN
+        return Observer(
+            *(lo, hi, self.groups.axis, config.bits, config.truncates, config.zero_aligned),
+            *(config.momentum, self._gradient_factor(x.numel())),
+        )
 
     def _params_for(self, batch: Batch, exact_zero: bool = False) -> CodeParams:
         return self._code_params(self._range_of_passing(batch), batch.seen.numel(), exact_zero)

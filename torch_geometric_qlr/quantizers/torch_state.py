@@ -10,6 +10,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import is_fake
 
 __all__ = [
+    "REAL",
     "below_autograd",
     "follows_tangents",
     "is_abstract",
@@ -21,8 +22,8 @@ __all__ = [
     "unwrapped",
 ]
 
-# A fake parameter has the type of fake tensors.
-_REAL = (Tensor, nn.Parameter)
+#: The types of tensors that nobody has wrapped. A fake parameter has the type of fake tensors.
+REAL = (Tensor, nn.Parameter)
 
 
 def is_recomputing() -> bool:
@@ -85,7 +86,7 @@ def is_abstract(x: Tensor) -> bool:
     """
     if x.is_meta:
         return True
-    return type(x) not in _REAL and not torch.compiler.is_compiling() and is_fake(x)
+    return type(x) not in REAL and not torch.compiler.is_compiling() and is_fake(x)
 
 
 def unwrapped(x: Tensor) -> Tensor | None:

@@ -51,33 +51,33 @@ inline bool divides_fast(const QlrQuantizer& q, int64_t count) {
 class Affines {
  public:
   Affines(const QlrQuantizer& q, int64_t rows, int64_t cols)
-      : q_(q), by_row_(q.axis == QLR_PER_ROW), padded_(by_row_ || cols == 0 ? 0 : round_up(cols)),
-        values_(3 * padded_) {
-    const int64_t count = by_row_ ? rows : q.axis == QLR_PER_COLUMN ? cols : 1;
-    fast_ = divides_fast(q, count);
+      : q_(q), by_column_(q.axis == QLR_PER_COLUMN),
+        padded_(by_column_ && cols > 0 ? round_up(cols) : 0), values_(3 * padded_) {
+    fast_ = divides_fast(q, by_column_ ? cols : q.axis == QLR_PER_ROW ? rows : 1);
     for (int64_t f = 0; f < padded_; ++f) {
-      const int64_t k = q.axis == QLR_PER_COLUMN && f < cols ? f : 0;
+      const int64_t k = f < cols ? f : 0;
       values_[f] = q.scale[k];
       values_[padded_ + f] = 1.f / q.scale[k];
       values_[2 * padded_ + f] = q.zero[k];
     }
   }
   bool fast() const { return fast_; }
-  // Of a row, where rows decide.
+  // Of a row, unless columns decide.
   Affine row(int64_t i) const {
-    if (!by_row_) return Affine{};
-    return {{F::set1(q_.scale[i]), F::set1(1.f / q_.scale[i])}, F::set1(q_.zero[i])};
+    if (by_column_) return Affine{};
+    const int64_t k = q_.axis == QLR_PER_ROW ? i : 0;
+    return {{F::set1(q_.scale[k]), F::set1(1.f / q_.scale[k])}, F::set1(q_.zero[k])};
   }
   // Of the columns from f on, given that of their row.
   Affine at(const Affine& row, int64_t f) const {
-    if (by_row_) return row;
+    if (!by_column_) return row;
     const float* p = values_.data() + f;
     return {{F::load(p), F::load(p + padded_)}, F::load(p + 2 * padded_)};
   }
 
  private:
   const QlrQuantizer& q_;
-  bool by_row_, fast_;
+  bool by_column_, fast_;
   int64_t padded_;
   Scratch<float> values_;  // scales, inverses, zero points of the columns
 };

@@ -133,8 +133,8 @@ inline F::vf where_finite(F::vf x) {
                     F::set1(std::numeric_limits<float>::max()));
 }
 
-// The values of the codes of some rows, and where the gradient passes.
-template <bool FAST>
+// The values of the codes of some rows, and where the gradient passes. FINITE: they all are.
+template <bool FAST, bool FINITE>
 inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
                                const Affines& affines, float* x_hat, uint8_t* mask, int64_t first,
                                int64_t last) {
@@ -147,8 +147,8 @@ inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer&
       const Affine a = affines.at(of_row, f);
       F::vf scale = a.scale.by, zero = a.zero;
       const F::vf value = F::load_partial(x + i * cols + f, cols - f);
-      const F::vf finite = where_finite(value), raw = coder.template raw<FAST>(value, a);
-      F::vf in = F::mul(finite, F::between(raw, F::zero(), coder.raw_top)), code;
+      const F::vf raw = coder.template raw<FAST>(value, a);
+      F::vf in = F::between(raw, F::zero(), coder.raw_top), code;
       if (coder.truncate) {
         code = coder.template cut<FAST>(raw);
         in = F::mul(in, F::between(code, F::zero(), coder.top));
@@ -157,8 +157,12 @@ inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer&
       } else {
         code = raw;
       }
-      const F::vf y =
-          F::choose(finite, F::mul(scale, F::sub(coder.clamp(code, coder.top), zero)), value);
+      F::vf y = F::mul(scale, F::sub(coder.clamp(code, coder.top), zero));
+      if constexpr (!FINITE) {
+        const F::vf finite = where_finite(value);
+        in = F::mul(finite, in);
+        y = F::choose(finite, y, value);
+      }
       const int64_t count = std::min<int64_t>(F::W, cols - f), at = i * cols + f;
       if (count == F::W) {
         F::store(x_hat + at, y);
@@ -173,15 +177,21 @@ inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer&
   }
 }
 
-inline int32_t fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
-                             float* x_hat, uint8_t* mask, int threads) {
+template <bool FINITE>
+inline int32_t fake_quantize_as(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
+                                float* x_hat, uint8_t* mask, int threads) {
   const Affines affines(q, rows, cols);
   parallel_rows(rows, cols * 9, threads, [&](int64_t first, int64_t last) {
     if (affines.fast())
-      fake_quantize_rows<true>(x, cols, q, affines, x_hat, mask, first, last);
-    else fake_quantize_rows<false>(x, cols, q, affines, x_hat, mask, first, last);
+      fake_quantize_rows<true, FINITE>(x, cols, q, affines, x_hat, mask, first, last);
+    else fake_quantize_rows<false, FINITE>(x, cols, q, affines, x_hat, mask, first, last);
   });
   return QLR_OK;
+}
+
+inline int32_t fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
+                             float* x_hat, uint8_t* mask, int threads) {
+  return fake_quantize_as<false>(x, rows, cols, q, x_hat, mask, threads);
 }
 
 // One piece of the backward pass: columns [0, cols) of one row, and the sums it adds to.

@@ -1,41 +1,26 @@
 // Rows to codes with a range of their own each: while a row is in the cache, its range and its codes.
 
-// Scale and zero point of the range that some values have with zero, as ops/row_ranges.py defines them.
+// Scale and zero point of a row, as ops/row_ranges.py defines them.
 class RowRange {
  public:
-  explicit RowRange(const QlrRowQuantizer& q)
-      : q_(q), levels_(static_cast<float>((1 << (q.truncate ? 8 : q.bits)) - 1)),
-        step_(static_cast<float>(255.0 / ((1 << q.bits) - 1))) {}
+  explicit RowRange(const QlrRowQuantizer& q) : q_(q), grid_(q.bits, q.truncate, q.aligned) {}
 
   void of(const float* row, int64_t cols, float& scale, float& zero) const {
-    F::vf low = F::zero(), high = F::zero();
-    for (int64_t f = 0; f < cols; f += F::W) {
-      const F::vf y = load_columns(row, f, cols);
-      low = F::min(low, y);
-      high = F::max(high, y);
-    }
-    alignas(64) float lows[F::W], highs[F::W];
-    F::store(lows, low);
-    F::store(highs, high);
-    const float least = *std::min_element(lows, lows + F::W);
-    const float width = *std::max_element(highs, highs + F::W) - least;
-    // A width that is infinite gives no scale, and so no value.
-    const float own = std::max(width / levels_, 1e-20f) + 0.f * width;
-    zero = -least / own;
-    if (q_.truncate && q_.aligned) zero = std::nearbyint(zero / step_) * step_;
-    else if (q_.truncate || q_.bits > 1) zero = std::nearbyint(zero);
-    scale = q_.multiplier * own;
+    float least, most;
+    span_of(row, cols, least, most);
+    grid_.of(least, most, true, scale, zero);
+    scale = q_.multiplier * scale;
   }
   // How truncated codes are read back.
   void read_back(float& scale, float& zero) const {
     if (!q_.truncate) return;
-    scale *= step_;
-    zero /= step_;
+    scale *= grid_.step();
+    zero /= grid_.step();
   }
 
  private:
   const QlrRowQuantizer& q_;
-  float levels_, step_;
+  RangeGrid grid_;
 };
 
 inline int32_t quantize_own_rows(const float* x, int64_t rows, int64_t cols,

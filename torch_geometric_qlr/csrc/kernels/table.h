@@ -16,6 +16,8 @@ struct KernelTable {
                            int);
   int32_t (*fake_quantize_backward)(const float*, const float*, const float*, const uint8_t*,
                                     int64_t, int64_t, int, float*, float*, int);
+  int32_t (*observed_quantize)(const float*, int64_t, int64_t, const QlrObserver&,
+                               const QlrObserved&, int);
   int32_t (*packed_spmm)(const QlrGraph&, const QlrPacked&, const QlrEpilogue&, int);
   int32_t (*edge_digits)(const QlrGraph&, int32_t*, int);
   int32_t (*packed_extremum)(const QlrGraph&, const QlrPacked&, bool, const QlrEpilogue&, int);
@@ -37,5 +39,5 @@ const KernelTable* amx_kernels();
 
 #define QLR_KERNEL_TABLE                                                                         \
   {quantize_pack, quantize_own_rows, pack, unpack, dequantize, fake_quantize,                    \
-   fake_quantize_backward, packed_spmm, edge_digits, packed_extremum, packed_attention,          \
-   float_spmm, packed_smp, packed_linear}
+   fake_quantize_backward, observed_quantize, packed_spmm, edge_digits, packed_extremum,         \
+   packed_attention, float_spmm, packed_smp, packed_linear}

@@ -90,6 +90,7 @@ struct F {
                              _mm512_cmp_ps_mask(a, high, _CMP_LE_OQ);
     return _mm512_maskz_mov_ps(inside, set1(1.f));
   }
+  static float largest(vf a) { return _mm512_reduce_max_ps(a); }
   static double sum(vf a) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));

@@ -74,6 +74,7 @@ struct F {
   // 1 where low <= a <= high, else 0, as a float and as a byte.
   static vf between(vf a, vf low, vf high) { return a >= low && a <= high ? 1.f : 0.f; }
   static double sum(vf a) { return a; }
+  static float largest(vf a) { return a; }
 };
 
 // Four unsigned bytes times four signed bytes into an int32.

@@ -6,7 +6,7 @@
 
 namespace qlr {
 
-constexpr size_t kMaxResults = 3;
+constexpr size_t kMaxResults = 7;
 
 // One call of one op.
 struct Call {
@@ -41,5 +41,7 @@ void spmm(Call& call);
 void csr(Call& call);
 void fake_quantize(Call& call);
 void fake_quantize_backward(Call& call);
+void observed_quantize(Call& call);
+void observed_quantize_backward(Call& call);
 
 }  // namespace qlr

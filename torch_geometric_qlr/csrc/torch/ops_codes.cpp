@@ -4,15 +4,6 @@
 namespace qlr {
 namespace {
 
-struct Shape {
-  int64_t rows, cols;
-};
-
-// Rows and columns of a contiguous tensor; any split serves a scale per tensor.
-Shape as_matrix(const View& x) {
-  return x.dim == 2 ? Shape{x.sizes[0], x.sizes[1]} : Shape{1, x.numel};
-}
-
 uint64_t one(int32_t dtype) { return uint64_t{1} << dtype; }
 
 }  // namespace
@@ -106,51 +97,6 @@ void index_select(Call& call) {
   const auto* const at = static_cast<const int64_t*>(call.prepared.as(index, torch().int64));
   answered(qlr_index_select(call.prepared.bytes(packed), rows, stride, at, index.numel, out,
                             call.threads));
-}
-
-void fake_quantize(Call& call) {
-  const View x = call.in.tensor();
-  const QuantizerArgument how = read_quantizer(call.in);
-  require(x.is_of(torch().floats));
-  const auto [rows, cols] = as_matrix(x);
-  // A range per row or column is one of a matrix.
-  if (x.dim != 2) require(how.scale.numel == 1 && how.zero.numel == 1);
-  check_quantizer(how, x.dim == 2 ? rows : 1, x.dim == 2 ? cols : 1);
-  if (x.dtype != torch().float32) throw Refusal{QLR_UNSUPPORTED, ""};
-
-  const QlrQuantizer quantizer = call.prepared.quantizer(how, rows);
-  call.results[0] = empty(x.dim, x.sizes, torch().float32);
-  call.results[1] = empty(x.dim, x.sizes, torch().boolean);
-  float* const x_hat = static_cast<float*>(address(call.results[0].get()));
-  uint8_t* const mask = static_cast<uint8_t*>(address(call.results[1].get()));
-  answered(qlr_fake_quantize(call.prepared.floats(x), rows, cols, &quantizer, x_hat, mask,
-                             call.threads, call.isa));
-}
-
-void fake_quantize_backward(Call& call) {
-  const View grad = call.in.tensor(), x = call.in.tensor();
-  const View x_hat = call.in.tensor(), mask = call.in.tensor();
-  const int64_t axis = call.in.integer();
-  bool single = true;  // precision
-  for (const View* values : {&grad, &x, &x_hat}) {
-    require(values->is_of(torch().floats) && values->has_shape_of(x));
-    single &= values->dtype == torch().float32;
-  }
-  require(mask.dtype == torch().boolean && mask.has_shape_of(x));
-  require(axis == -1 || ((axis == 0 || axis == 1) && x.dim == 2));
-  if (!single) throw Refusal{QLR_UNSUPPORTED, ""};
-
-  const auto [rows, cols] = as_matrix(x);
-  const int64_t sizes[] = {axis == 1 ? 1 : rows, axis == 0 ? 1 : cols};
-  call.results[0] = empty(x.dim, x.sizes, torch().float32);
-  call.results[1] = empty(axis == -1 ? 0 : 2, sizes, torch().float32);
-  float* const grad_x = static_cast<float*>(address(call.results[0].get()));
-  float* const reduced = static_cast<float*>(address(call.results[1].get()));
-  const auto* const passed =
-      static_cast<const uint8_t*>(call.prepared.as(mask, torch().boolean));
-  answered(qlr_fake_quantize_backward(
-      call.prepared.floats(grad), call.prepared.floats(x), call.prepared.floats(x_hat), passed,
-      rows, cols, static_cast<int32_t>(axis), grad_x, reduced, call.threads, call.isa));
 }
 
 }  // namespace qlr

@@ -34,6 +34,8 @@ Op ops[] = {
     {"spmm", spmm, true, nullptr},
     {"fake_quantize", fake_quantize, false, nullptr},
     {"fake_quantize_backward", fake_quantize_backward, false, nullptr},
+    {"observed_quantize", observed_quantize, true, nullptr},
+    {"observed_quantize_backward", observed_quantize_backward, true, nullptr},
 };
 constexpr const char* kWho = "torch_geometric_qlr";
 constexpr size_t kOps = std::size(ops);
