@@ -70,7 +70,9 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
             QLRWarning,
             stacklevel=2,
         )
-    return packed
+    # The numbers of a fixed range are the model's.
+    own = packed.scale.clone(), packed.zero_point.clone()
+    return PackedTensor(packed.data, packed.num_cols, packed.bits, *own)
 
 
 def _first(found: Any) -> RangeQuantizer:

@@ -300,3 +300,11 @@ def test_the_reference_back_end_agrees() -> None:
     assert_agrees(model, packed(model, backend="reference"), X, EDGES)
     with torch.inference_mode():
         assert_agrees(model, packed(model), X, EDGES)
+
+
+def test_packed_features_belong_to_whoever_packed_them() -> None:
+    converted = packed(quantized(build("gcn"), (X, EDGES), bits=4, granularity={"input": "tensor"}))
+    expected = run(converted, X, EDGES)
+    features = qlr.pack_features(converted, X)
+    features.scale.zero_(), features.zero_point.zero_()
+    assert deviation(expected, run(converted, X, EDGES)) == 0.0
