@@ -22,7 +22,6 @@ from torch import Tensor
 from torch_geometric_qlr.errors import QLRError
 from torch_geometric_qlr.ops import (
     backend_info,
-    call,
     reference,
     row_layout,
     storage_bits,
@@ -280,7 +279,7 @@ def _divides_by_zero(op: str, arguments: Arguments) -> bool:
 def _call(op: str, arguments: Arguments) -> tuple[Any, Exception | None]:
     """The result, or the error that refuses the call. Any other error is a finding."""
     try:
-        return call(getattr(torch.ops.qlr, op), **arguments), None
+        return getattr(torch.ops.qlr, op)(**arguments), None
     except (QLRError, TypeError, RuntimeError) as error:
         return None, error
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch_geometric_qlr.errors import QLRError
 from torch_geometric_qlr.ops import backend_info, reference
 
-#: What a direct call of an op raises: a kernel's error is one of torch's kind, in the words of this
-#: package; where Python answers it is the error itself.
+#: What an overload of an op raises, and compiled code: a kernel's error is one of torch's kind, in
+#: the words of this package; where Python answers it is the error itself.
 REFUSED = (RuntimeError, QLRError)
 ISAS = [name for name in backend_info()["available"] if name != "reference"]
 WIDTHS = (1, 7, 16, 17, 32, 33, 64, 65, 100, 128, 129, 255, 256, 257, 602)

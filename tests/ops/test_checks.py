@@ -12,7 +12,7 @@ from kernel_cases import ISAS, REFUSED, problem
 from test_ops import samples
 
 from torch_geometric_qlr.errors import ConfigError, InputError, QLRError
-from torch_geometric_qlr.ops import backend_info, call, reference, row_layout, use_backend
+from torch_geometric_qlr.ops import backend_info, reference, row_layout, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
@@ -29,12 +29,12 @@ def named(op: str, which: int = -1) -> dict[str, Any]:
 def assert_refused(
     op: str, arguments: dict[str, Any], error: type[Exception], words: str = "qlr|bits"
 ) -> None:
-    """By the op with words, and by the package's own functions with an error of that class."""
-    function = getattr(qlr, op)
-    with pytest.raises(REFUSED, match=words) as direct:
-        function(**arguments)
+    """By the op with an error of that class, and by its overload in the same words."""
+    packet = getattr(qlr, op)
     with pytest.raises(error, match=words) as own:
-        call(function, **arguments)
+        packet(**arguments)
+    with pytest.raises(REFUSED, match=words) as direct:
+        packet.default(**arguments)
     assert str(own.value) == str(direct.value)
 
 

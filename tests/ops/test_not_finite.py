@@ -10,7 +10,7 @@ import torch
 from kernel_cases import ISAS, REFUSED, problem
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import call, reference, use_backend
+from torch_geometric_qlr.ops import reference, use_backend
 
 qlr = torch.ops.qlr
 every_backend = pytest.mark.parametrize("backend", ["reference", *ISAS])
@@ -50,7 +50,7 @@ def test_quantize_pack_says_where(backend, bad, axis, scale):
         x[row, column] = bad
         words = rf"x\[{row}, {column}\] is"
         with use_backend(backend), pytest.raises(InputError, match=words):
-            call(qlr.quantize_pack, x, *arguments)
+            qlr.quantize_pack(x, *arguments)
 
 
 SPOILT = ("bias", "addend", "edge_weight", "source_weight", "row_scale", "scale", "zero_point")
@@ -86,7 +86,7 @@ def test_sums(backend, bad, bits, what):
         with use_backend(backend):
             assert not qlr.packed_spmm(**arguments).isfinite().all()
             with pytest.raises(InputError, match="packed_spmm: the value to quantize holds NaN"):
-                call(qlr.packed_spmm, **arguments, **output(bits, **more))
+                qlr.packed_spmm(**arguments, **output(bits, **more))
 
 
 @every_backend

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_cases import ISAS
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import call, use_backend
+from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.ops.observed import observed_quantize, observed_quantize_backward
 
 qlr = torch.ops.qlr
@@ -85,7 +85,7 @@ def test_what_has_no_range_is_refused(
         x = torch.randn(shape)
         x.view(-1)[at] = bad
         with use_backend(isa), pytest.raises(InputError, match="NaN or Inf"):
-            call(qlr.observed_quantize, x, torch.ones(()), None, None, axis, 4)
+            qlr.observed_quantize(x, torch.ones(()), None, None, axis, 4)
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_what_has_no_range_is_refused(
 def test_what_does_not_fit_is_named(wrong: dict[str, object], words: str) -> None:
     right = {"x": torch.ones(4, 5), "gamma": torch.ones(()), "lo": None, "hi": None, "axis": -1}
     with pytest.raises(ValueError, match=words):
-        call(qlr.observed_quantize, **{**right, "bits": 4, **wrong})
+        qlr.observed_quantize(**{**right, "bits": 4, **wrong})

@@ -13,7 +13,7 @@ import torch
 from kernel_cases import ISAS, problem
 
 from torch_geometric_qlr.errors import BackendError
-from torch_geometric_qlr.ops import backend_info, call, companions, reference, use_backend
+from torch_geometric_qlr.ops import backend_info, companions, reference, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
@@ -117,7 +117,7 @@ def test_backend_by_environment(monkeypatch):
     monkeypatch.setenv("QLR_BACKEND", "gpu")
     codes = torch.zeros(1, 1, dtype=torch.uint8)
     with pytest.raises(BackendError, match="unknown"):
-        call(qlr.pack, codes, 2)
+        qlr.pack(codes, 2)
     with pytest.raises(RuntimeError, match="unknown"):
         qlr.pack(codes, 2)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kernel_cases import ISAS
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import call, use_backend
+from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.ops.compressed_rows import csr
 from torch_geometric_qlr.ops.row_ranges import quantize_rows
 
@@ -48,7 +48,7 @@ def test_what_has_no_code_is_named(isa: str, bad: float) -> None:
     x = torch.randn(40, 33)
     x[17, 31] = bad
     with use_backend(isa), pytest.raises(InputError, match=r"x\[17, 31\] is -?(nan|inf)"):
-        call(qlr.quantize_rows, x, torch.ones(()), 4)
+        qlr.quantize_rows(x, torch.ones(()), 4)
 
 
 @every_isa
@@ -74,12 +74,12 @@ def test_edges_by_target(isa: str, data: st.DataObject) -> None:
 )
 def test_edges_without_a_node_are_named(isa: str, edges: list[list[int]], words: str) -> None:
     with use_backend(isa), pytest.raises(InputError, match=words):
-        call(qlr.csr, torch.tensor(edges), 4, 3)
+        qlr.csr(torch.tensor(edges), 4, 3)
 
 
 @pytest.mark.parametrize("shape", ((3, 4), (4,), (2, 3, 4)))
 def test_edges_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"\[2, E\]"):
-        call(qlr.csr, torch.zeros(shape, dtype=torch.long), 4, 4)
+        qlr.csr(torch.zeros(shape, dtype=torch.long), 4, 4)
     with pytest.raises(InputError, match="num_dst must be a number"):
-        call(qlr.csr, torch.zeros(2, 0, dtype=torch.long), 4, -1)
+        qlr.csr(torch.zeros(2, 0, dtype=torch.long), 4, -1)

@@ -11,7 +11,6 @@ from torch_geometric_qlr.ops.backend import (
     computes_packed,
     use_backend,
 )
-from torch_geometric_qlr.ops.calls import call
 from torch_geometric_qlr.ops.layout import PACKED_BITS, RowLayout, row_layout, storage_bits
 from torch_geometric_qlr.ops.memory import release_memory
 from torch_geometric_qlr.ops.reference import affine_params, dequantize, quantize
@@ -22,7 +21,6 @@ __all__ = [
     "RowLayout",
     "affine_params",
     "backend_info",
-    "call",
     "computes_packed",
     "dequantize",
     "quantize",

@@ -1,22 +1,23 @@
-"""Calls of the ops that raise the errors of this package.
+"""What ``torch.ops.qlr.<op>`` is: an op whose errors are those of this package.
 
 An exception of Python cannot pass through torch's C interface, so what a kernel's companion raises
-is kept here, and its words travel on as a :class:`RuntimeError`, like the errors of torch's own
-ops. :func:`call` raises the exception itself.
+is kept here, and its words travel on as a :class:`RuntimeError`. The op, called from Python, raises
+the exception itself; its overloads (``.default``), and compiled and exported programs, raise the
+:class:`RuntimeError`, as torch's own ops do.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverloadPacket
 from torch.autograd import forward_ad
 
 from torch_geometric_qlr.ops.backend import asking_kernels
 
-__all__ = ["call", "keep"]
+__all__ = ["Packet", "keep"]
 
 
 class _Kept(threading.local):
@@ -28,7 +29,7 @@ _KEPT = _Kept()
 
 
 def keep(error: BaseException) -> str:
-    """Keeps an exception for :func:`call`. Returns the words that stand for it until then."""
+    """Keeps an exception for :class:`Packet`. Returns the words that stand for it until then."""
     _KEPT.error, _KEPT.words = error, str(error) or type(error).__name__
     return _KEPT.words
 
@@ -40,33 +41,32 @@ def _take(words: str) -> BaseException | None:
     return error if words == kept else None
 
 
-def call(op: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    r"""Calls an op of this package. It costs nothing where nothing is wrong.
-
-    Args:
-        op (callable): One of ``torch.ops.qlr``.
-        *args, **options: What it takes.
-
-    Raises:
-        InputError: Or another error of this package, where the op alone raises
-            :class:`RuntimeError` with the same words.
+class Packet(OpOverloadPacket):
+    r"""An op of this package. To torch it is like any other.
 
     Example:
         >>> codes = torch.tensor([[7]], dtype=torch.uint8)
         >>> try:
-        ...     call(torch.ops.qlr.pack, codes, 2)
+        ...     torch.ops.qlr.pack(codes, 2)
         ... except ValueError as error:
         ...     print(type(error).__name__)
         InputError
     """
-    try:
-        # Only Python sees tangents, which go on under torch.no_grad().
-        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
-            with asking_kernels():
-                return op(*args, **options)
-        return op(*args, **options)
-    except RuntimeError as error:
-        kept = _take(str(error))
-        if kept is None:
-            raise
-        raise kept from None
+
+    @classmethod
+    def of(cls, name: str) -> None:
+        """Makes ``torch.ops.qlr.<name>`` one."""
+        getattr(torch.ops.qlr, name).__class__ = cls
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            if forward_ad._current_level >= 0:
+                # Only Python sees tangents, which go on under torch.no_grad().
+                with asking_kernels():
+                    return self._op(*args, **kwargs)
+            return self._op(*args, **kwargs)
+        except RuntimeError as error:
+            kept = _take(str(error))
+            if kept is None:
+                raise
+            raise kept from None

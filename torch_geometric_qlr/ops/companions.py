@@ -17,7 +17,7 @@ import torch
 from torch_geometric_qlr.errors import BackendError, InputError, QLRWarning
 from torch_geometric_qlr.ops.arguments import check_arguments, check_values
 from torch_geometric_qlr.ops.backend import cpu_isa
-from torch_geometric_qlr.ops.calls import call, keep
+from torch_geometric_qlr.ops.calls import keep
 from torch_geometric_qlr.ops.checks import (
     BAD_INDEX,
     BAD_ROWPTR,
@@ -102,7 +102,7 @@ class Companion:
             return compute_by_reference(self.op, arguments)
         self.library.qlr_choose_once(isa)
         try:
-            return call(self.op.overload, *arguments.values())
+            return getattr(torch.ops.qlr, self.op.name)(*arguments.values())
         finally:
             self.library.qlr_choose_once(NO_CHOICE)
 

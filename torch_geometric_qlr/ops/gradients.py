@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops.calls import call
-
 __all__ = ["axis_of", "backward", "residual", "save_for_backward", "save_for_second", "second"]
 
 Reduce = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -43,7 +41,7 @@ def backward(
     """From the gradient of the values to those of the input and of the scale."""
     x, scale, x_hat, mask = ctx.saved_tensors
     reduce = reduce or torch.ops.qlr.fake_quantize_backward
-    grad_x, reduced = call(reduce, grad, x, x_hat, mask, axis_of(scale))
+    grad_x, reduced = reduce(grad, x, x_hat, mask, axis_of(scale))
     grad_scale = (reduced / scale.reshape(reduced.shape)).view(scale.shape).to(scale.dtype)
     return grad_x, grad_scale if ctx.needs_input_grad[1] else None, None, None, None, None
 

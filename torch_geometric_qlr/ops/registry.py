@@ -10,6 +10,7 @@ import torch
 
 from torch_geometric_qlr.ops import gradients
 from torch_geometric_qlr.ops.backend import cpu_isa
+from torch_geometric_qlr.ops.calls import Packet
 from torch_geometric_qlr.ops.companions import Companion, compute_by_reference
 from torch_geometric_qlr.ops.library import load_library
 from torch_geometric_qlr.ops.no_gradient import has_no_gradient, refuse_gradient
@@ -66,6 +67,7 @@ def _register() -> None:
     library, _ = load_library()
     for op in SIGNATURES.values():
         _register_op(op, library)
+        Packet.of(op.name)
     if library is not None:
         library.qlr_register_kernels()
         library.qlr_expect_companions()

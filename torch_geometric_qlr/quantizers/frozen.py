@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import ConfigError, InputError
-from torch_geometric_qlr.ops import affine_params, call, storage_bits
+from torch_geometric_qlr.ops import affine_params, storage_bits
 from torch_geometric_qlr.quantizers.base import CodeParams, RangeQuantizer, RangeState
 from torch_geometric_qlr.quantizers.functional import floored_multiplier
 from torch_geometric_qlr.quantizers.statistics import skewness
@@ -122,7 +122,7 @@ class FrozenRange(RangeQuantizer):
         """Codes in the range that is known, and how they are read back."""
         scale, zero_point, skew = self.code_params(x)
         how = (scale, zero_point, self.bits, self.config.truncates, skew)
-        packed = call(torch.ops.qlr.quantize_pack, x, *how)
+        packed = torch.ops.qlr.quantize_pack(x, *how)
         if self._read_back is None:
             self._read_back = affine_params(*how[:4])
         return packed, x.size(1), self._read_back
@@ -132,7 +132,7 @@ class FrozenRange(RangeQuantizer):
         skew = self._shift(skewness(x)) if self._follows_skewness else None
         config, multiplier = self.config, self._multiplier_for(x.numel())
         how = (multiplier, self.bits, config.truncates, config.zero_aligned, skew)
-        packed, *params = call(torch.ops.qlr.quantize_rows, x, *how)
+        packed, *params = torch.ops.qlr.quantize_rows(x, *how)
         return packed, x.size(1), params
 
     def _multiplier_for(self, numel: int) -> Tensor:

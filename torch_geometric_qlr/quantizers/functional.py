@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import torch_geometric_qlr.ops  # noqa: F401  (registers the op)
-from torch_geometric_qlr.ops import call, gradients
+from torch_geometric_qlr.ops import gradients
 from torch_geometric_qlr.ops.multiplier import floor, floored_multiplier, scale_gradient
 from torch_geometric_qlr.quantizers.torch_state import follows_tangents, is_transformed
 
@@ -55,7 +55,7 @@ def fake_quantize(
     # The op has a backward of its own, which is all that autograd and compilers ask for.
     extended = is_transformed() or follows_tangents()
     apply = _FakeQuantize.apply if extended else torch.ops.qlr.fake_quantize
-    value: Tensor = call(apply, x, scale, zero_point, bits, truncate, skew)[0]
+    value: Tensor = apply(x, scale, zero_point, bits, truncate, skew)[0]
     return value
 
 
@@ -64,7 +64,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        values: tuple[Tensor, Tensor] = call(torch.ops.qlr.fake_quantize, *args)
+        values: tuple[Tensor, Tensor] = torch.ops.qlr.fake_quantize(*args)
         return values
 
     @staticmethod
@@ -108,7 +108,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = call(torch.ops.qlr.fake_quantize_backward, *args)
+        found: tuple[Tensor, Tensor] = torch.ops.qlr.fake_quantize_backward(*args)
         return found
 
     @staticmethod

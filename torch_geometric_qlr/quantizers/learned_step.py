@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops import call, gradients
+from torch_geometric_qlr.ops import gradients
 from torch_geometric_qlr.quantizers.functional import floored_multiplier
 from torch_geometric_qlr.quantizers.statistics import Grid
 from torch_geometric_qlr.quantizers.torch_state import below_autograd
@@ -130,7 +130,7 @@ class _QuantizeLearned(_Learned):
         with below_autograd():  # this is the node
             multiplier = floored_multiplier(gamma, gradient_factor)
             scale = (multiplier.view_as(scale0) if multiplier.dim() else multiplier) * scale0
-            x_hat, mask = call(_OPS.fake_quantize, x, scale, zero_point, bits, truncate, shift)
+            x_hat, mask = _OPS.fake_quantize(x, scale, zero_point, bits, truncate, shift)
         ctx.gradient_factor, ctx.gamma_shape = gradient_factor, gamma.shape
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, x_hat, mask, scale, scale0)
@@ -141,9 +141,7 @@ class _QuantizeObserved(_Learned):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, by: Observer) -> tuple[Tensor, ...]:
         with below_autograd():  # this is the node
-            x_hat, mask, scale, zero_point, scale0, *moved = call(
-                _OPS.observed_quantize, x, gamma, *by
-            )
+            x_hat, mask, scale, zero_point, scale0, *moved = _OPS.observed_quantize(x, gamma, *by)
             if by.lo is not None and by.hi is not None:
                 by.lo.copy_(moved[0])
                 by.hi.copy_(moved[1])
@@ -161,8 +159,8 @@ def _gradients_of_values(
     x, x_hat, mask, scale, scale0 = saved
     one_for_all = not ctx.gamma_shape and scale.numel() > 1
     factor = 1.0 if one_for_all else ctx.gradient_factor
-    grad_x, grad_gamma = call(
-        _OPS.observed_quantize_backward, grad, x, x_hat, mask, scale, scale0, factor
+    grad_x, grad_gamma = _OPS.observed_quantize_backward(
+        grad, x, x_hat, mask, scale, scale0, factor
     )
     if one_for_all:
         grad_gamma = grad_gamma.sum()
@@ -181,7 +179,7 @@ def _gradients(
     grad_x = None
     if grad is not None:
         axis = gradients.axis_of(scale)
-        grad_x, reduced = call(_OPS.fake_quantize_backward, grad, x, x_hat, mask, axis)
+        grad_x, reduced = _OPS.fake_quantize_backward(grad, x, x_hat, mask, axis)
         if reduced.dim() != scale.dim():  # one group, in a matrix
             reduced = reduced.view_as(scale)
         through_values = reduced / scale

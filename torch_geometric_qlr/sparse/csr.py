@@ -11,8 +11,8 @@ from torch import Tensor
 from torch_geometric.index import index2ptr, ptr2index
 from torch_geometric.utils import index_sort
 
+import torch_geometric_qlr.ops  # noqa: F401  (registers the ops)
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import call
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
     adjacency_size,
@@ -77,7 +77,7 @@ class CSRGraph:
         """
         if _are_small(num_src, num_dst, edge_index.size(1)):
             try:
-                rowptr, col, perm = call(torch.ops.qlr.csr, edge_index, num_src, num_dst)
+                rowptr, col, perm = torch.ops.qlr.csr(edge_index, num_src, num_dst)
             except InputError:
                 _check_range(edge_index, num_src, num_dst)
                 raise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import affine_params, call, storage_bits
+from torch_geometric_qlr.ops import affine_params, storage_bits
 from torch_geometric_qlr.tensor.packed import PackedTensor
 
 __all__ = [
@@ -113,8 +113,7 @@ def spmm(
         tensor([[1.0000, 1.5000],
                 [0.0000, 0.0000]])
     """
-    y = call(
-        torch.ops.qlr.packed_spmm,
+    y = torch.ops.qlr.packed_spmm(
         *(rowptr, col, *_parts(x), edge_weight, source_weight, row_scale),
         *(bias, addend, addend_scale, reduce, relu, *_arguments(out)),
     )
@@ -163,8 +162,7 @@ def propagate(
                 [1.]])
     """
     joined = steps if isinstance(steps, Steps) else Steps.of(steps, x.scale)
-    y = call(
-        torch.ops.qlr.packed_propagate,
+    y = torch.ops.qlr.packed_propagate(
         *(rowptr, col, *_parts(x), *joined),
         *(edge_weight, factor, addend, addend_scale, *_arguments(out)),
     )
@@ -215,7 +213,7 @@ def smp(
                 [1.5000]])
     """
     joined = steps if isinstance(steps, Steps) else Steps.of(steps, x)
-    y: Tensor = call(torch.ops.qlr.packed_smp, rowptr, col, x, *joined, edge_weight, **options)
+    y: Tensor = torch.ops.qlr.packed_smp(rowptr, col, x, *joined, edge_weight, **options)
     return y
 
 
@@ -275,7 +273,7 @@ def extremum(rowptr: Tensor, col: Tensor, x: PackedTensor, *, largest: bool = Tr
         >>> extremum(torch.tensor([0, 2]), torch.tensor([0, 1]), x)
         tensor([[2., 1.]])
     """
-    y: Tensor = call(torch.ops.qlr.packed_extremum, rowptr, col, *_parts(x), largest)
+    y: Tensor = torch.ops.qlr.packed_extremum(rowptr, col, *_parts(x), largest)
     return y
 
 
@@ -303,8 +301,7 @@ def attention(
         >>> attention(torch.tensor([0, 1]), torch.tensor([0]), x, torch.tensor([[1.0, 0.5]]))
         tensor([[0., 1., 1., 1.]])
     """
-    y = call(
-        torch.ops.qlr.packed_attention,
+    y = torch.ops.qlr.packed_attention(
         *(rowptr, col, *_parts(x), alpha, bias, relu, *_arguments(out)),
     )
     return _wrap(y, x.num_cols, out)
@@ -340,8 +337,7 @@ def linear(
         raise InputError(
             f"linear: x has {x.num_cols} columns and the weight {weight.num_cols}; they must agree"
         )
-    y = call(
-        torch.ops.qlr.packed_linear,
+    y = torch.ops.qlr.packed_linear(
         *_parts(x),
         *(weight.data, weight.bits, weight.scale, weight.zero_point),
         *(bias, relu, *_arguments(out)),

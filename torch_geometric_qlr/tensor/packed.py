@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import ConfigError, InputError
-from torch_geometric_qlr.ops import affine_params, call, storage_bits
+from torch_geometric_qlr.ops import affine_params, storage_bits
 from torch_geometric_qlr.ops.checks import Check
 from torch_geometric_qlr.tensor.checks import check_codes, check_values
 from torch_geometric_qlr.tensor.serial import dense_bits, from_dense_bits, read_state
@@ -125,7 +125,7 @@ class PackedTensor:
         """
         width = storage_bits(bits)
         check_values(x, check)
-        data = call(torch.ops.qlr.quantize_pack, x, scale, zero_point, bits, truncate, skew)
+        data = torch.ops.qlr.quantize_pack(x, scale, zero_point, bits, truncate, skew)
         params = affine_params(scale, zero_point, bits, truncate)
         return cls.unchecked(data, x.size(1), width, *params)
 
@@ -142,18 +142,18 @@ class PackedTensor:
         """
         check_codes(codes, bits)
         width = storage_bits(bits)
-        data = call(torch.ops.qlr.pack, codes, width)
+        data = torch.ops.qlr.pack(codes, width)
         return cls(data, codes.size(1), width, scale, zero_point)
 
     def unpack(self) -> Tensor:
         """The uint8 codes, of shape :math:`[N, F]`."""
-        codes: Tensor = call(torch.ops.qlr.unpack, self.data, self.num_cols, self.bits)
+        codes: Tensor = torch.ops.qlr.unpack(self.data, self.num_cols, self.bits)
         return codes
 
     def dequantize(self) -> Tensor:
         r"""The values :math:`S (c - Z)` in float32."""
         parts = self.data, self.num_cols, self.bits, self.scale, self.zero_point
-        values: Tensor = call(torch.ops.qlr.dequantize_packed, *parts)
+        values: Tensor = torch.ops.qlr.dequantize_packed(*parts)
         return values
 
     @property
@@ -213,7 +213,7 @@ class PackedTensor:
             >>> packed.index_select(torch.tensor([2, 0])).unpack().flatten()
             tensor([2, 0], dtype=torch.uint8)
         """
-        return self._with_rows(call(torch.ops.qlr.index_select, self.data, index), index)
+        return self._with_rows(torch.ops.qlr.index_select(self.data, index), index)
 
     def __getitem__(self, rows: slice) -> PackedTensor:
         """A slice of rows; a view where the step is 1."""
