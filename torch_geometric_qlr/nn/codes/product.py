@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.index import index2ptr
 from torch_geometric.nn import Linear
 
 from torch_geometric_qlr.errors import InputError
@@ -93,8 +94,7 @@ def _of_sparse(layer: Any, x: Tensor) -> Stage:
     check_width(layer, x)
     state = state_of(layer)
     x = state.quantizer_at("input").quantize_sparse(x)
-    x = x if x.layout == torch.sparse_csr else x.to_sparse_csr()
-    rowptr, col, values = x.crow_indices(), x.col_indices(), x.values()
+    rowptr, col, values = _compressed(x)
     weight, own_bias = weight_codes(layer, "weight").transposed(), layer.bias
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
@@ -103,6 +103,16 @@ def _of_sparse(layer: Any, x: Tensor) -> Stage:
 
     shape = (x.size(0), weight.size(1))
     return Stage(run, shape, x.device, state, biases=own_bias is None)
+
+
+def _compressed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the values of each row begin, their columns, and they themselves. Not as a matrix of
+    torch, which warns of the first one."""
+    if x.layout == torch.sparse_csr:
+        return x.crow_indices(), x.col_indices(), x.values()
+    x = x.to_sparse_coo().coalesce()
+    row, col = x.indices()
+    return index2ptr(row, x.size(0)), col, x.values()
 
 
 def _joined(own: Tensor | None, e: Epilogue) -> Tensor | None:
