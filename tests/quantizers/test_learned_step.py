@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from quantizer_cases import PLACES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -20,13 +21,6 @@ CONFIGS: list[dict[str, Any]] = [
     {"bits": 4, "gradient_scaling": True},
     {"bits": 2, "truncation": "bt", "zero_aligned": True},
     {"bits": 2, "truncation": "bt*", "skewness_unit": "step", "skewness_rounding": True},
-]
-PLACES: list[tuple[str, str, int]] = [
-    ("tensor", "running", 1),
-    ("tensor", "current", 1),
-    ("feature", "running", 6),
-    ("channel", "current", 8),
-    ("node", "current", 1),
 ]
 
 

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from quantizer_cases import PLACES
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -15,13 +16,6 @@ from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, learned_step
 
-PLACES: list[tuple[str, str, int]] = [
-    ("tensor", "running", 1),
-    ("tensor", "current", 1),
-    ("feature", "running", 6),
-    ("channel", "current", 8),
-    ("node", "current", 1),
-]
 TRUNCATIONS: list[dict[str, Any]] = [
     {},
     {"truncation": "bt"},

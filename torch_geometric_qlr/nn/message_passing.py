@@ -38,11 +38,10 @@ def _by_name(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
     forward = float_class(layer).forward
     names, defaults = _parameters(forward)
     given = dict(zip(names, args, strict=False))
-    if len(args) > len(names) or any(name in given for name in kwargs):
-        _signature(forward).bind(layer, *args, **kwargs)  # says what is wrong
     arguments = {**defaults, **given, **kwargs}
-    if len(arguments) != len(names):
-        _signature(forward).bind(layer, *args, **kwargs)
+    twice = len(args) > len(names) or any(name in given for name in kwargs)
+    if twice or len(arguments) != len(names) or any(name not in arguments for name in names):
+        _signature(forward).bind(layer, *args, **kwargs)  # says what is wrong
     return arguments
 
 

@@ -19,8 +19,6 @@ from torch_geometric_qlr.ops.arguments import check_arguments, check_values
 from torch_geometric_qlr.ops.backend import cpu_isa
 from torch_geometric_qlr.ops.calls import keep
 from torch_geometric_qlr.ops.checks import (
-    BAD_INDEX,
-    BAD_ROWPTR,
     NOT_FINITE,
     Refused,
     code_too_large,
@@ -70,14 +68,12 @@ class Companion:
         if status == Status.ASK:
             return self._ask(arguments)
         reason = self.library.qlr_refusal_reason().decode()
-        if status in (Status.UNSUPPORTED, Status.MISFIT):
+        if status in (Status.UNSUPPORTED, Status.MISFIT, Status.BAD_ROWPTR, Status.BAD_INDEX):
             result = compute_by_reference(self.op, arguments)
             if status == Status.MISFIT:  # and yet no check here found anything
                 reason = "arguments of this form"
             _tell(self.op.name, reason)
             return result
-        if self.op.name == "csr" and status == Status.BAD_INDEX:
-            return compute_by_reference(self.op, arguments)  # which says which one
         where = f"torch.ops.qlr.{self.op.name}"
         if status == Status.NO_MEMORY:
             raise BackendError(f"{where}: out of memory")
@@ -89,10 +85,8 @@ class Companion:
         """What a kernel found in the values."""
         if status == Status.BAD_CODE:
             return code_too_large(arguments["codes"], arguments["bits"])
-        if status == Status.NOT_FINITE:
-            single = self.op.name in ("quantize_pack", "quantize_rows")
-            return place_not_finite(arguments["x"]) if single else NOT_FINITE
-        return {Status.BAD_ROWPTR: BAD_ROWPTR, Status.BAD_INDEX: BAD_INDEX}[status]
+        single = self.op.name in ("quantize_pack", "quantize_rows")
+        return place_not_finite(arguments["x"]) if single else NOT_FINITE
 
     def _ask(self, arguments: Arguments) -> Any:
         """Nobody has looked at the arguments yet."""

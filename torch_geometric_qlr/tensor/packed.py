@@ -80,6 +80,12 @@ class PackedTensor:
 
         Args:
             data, num_cols, bits, scale, zero_point: As the class takes them.
+
+        Example:
+            >>> one, x = torch.tensor(1.0), torch.rand(3, 40)
+            >>> data = torch.ops.qlr.quantize_pack(x, one, one, 2)
+            >>> PackedTensor.unchecked(data, 40, 2, one, one).unpack().shape
+            torch.Size([3, 40])
         """
         if torch.compiler.is_compiling():
             return cls(data, num_cols, bits, scale, zero_point)

@@ -19,12 +19,21 @@ from torch_geometric.nn import APPNP, GCN, GCNConv, GINConv, SAGEConv
 from torch_geometric.utils import scatter, segment, softmax
 
 import torch_geometric_qlr as qlr
+from torch_geometric_qlr.nn.codes.chains import Chains
 from torch_geometric_qlr.nn.codes.promise import Promise
 from torch_geometric_qlr.nn.codes.recorder import Watched
 
 torch.manual_seed(0)
 X, EDGES = torch.randn(30, 8), torch.randint(0, 30, (2, 120))
 PTR, GROUP = torch.tensor([0, 10, 30]), torch.arange(30) // 10
+
+
+@pytest.fixture(autouse=True, params=[0, Chains.smallest], ids=["large", "small"])
+def results_of_any_size_may_wait(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On these graphs as between the layers of large ones, and as they are."""
+    monkeypatch.setattr(Chains, "smallest", request.param)
 
 
 def both(model: nn.Module, *args: Any, bits: int = 8) -> tuple[nn.Module, nn.Module]:
@@ -138,6 +147,7 @@ def test_between_two_layers(name: str, layer: Any) -> None:
             assert all(map(torch.equal, kept, wanted))
 
 
+@pytest.mark.parametrize("results_of_any_size_may_wait", [0], indirect=True)
 def test_results_wait_where_nothing_but_a_quantizer_reads_them() -> None:
     plain_conv: Any = lambda *sizes: GCNConv(*sizes, bias=False)  # noqa: E731
     _, p = both(Around(BETWEEN["parameter"], plain_conv), X, EDGES)
@@ -354,3 +364,36 @@ def test_threads_with_graphs_of_their_own(converted: bool) -> None:
     finally:
         sys.setswitchinterval(before)
     assert not wrong
+
+
+class Shifted(Around):
+    """Batch norm between two layers, with a shift that may be learned."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda m, h: m.then(F.batch_norm(h, m.shift, m.ones, None, m.scale)))
+        self.register_buffer("ones", torch.ones(8))
+
+
+def test_a_gradient_between_two_layers_is_refused_and_not_dropped() -> None:
+    model, converted = both(Shifted(), X, EDGES)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(converted(X, EDGES), model(X, EDGES))
+    converted.scale.requires_grad_()
+    with pytest.raises(qlr.errors.InputError, match="an input requires grad|asks for one"):
+        converted(X, EDGES)
+
+
+@pytest.mark.parametrize("kind", ["quantized", "converted"])
+def test_wrong_arguments_are_told_as_by_the_layer_itself(kind: str) -> None:
+    model, converted = both(GCNConv(8, 4), X, EDGES)
+    layer = model if kind == "quantized" else converted
+    wrong: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((), {"edge_index": EDGES, "weights": None}),  # one is missing, one is unknown
+        ((X,), {"x": X, "edge_index": EDGES}),
+        ((X, EDGES, None, None), {}),
+        ((X,), {}),
+    ]
+    for args, kwargs in wrong:
+        with torch.no_grad(), pytest.raises(TypeError):
+            layer(*args, **kwargs)

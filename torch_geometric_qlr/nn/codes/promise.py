@@ -275,9 +275,9 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    wants_gradient = weight is not None and weight.requires_grad and torch.is_grad_enabled()
-    if training or wants_gradient:
+    if training:
         return None
+    # An operand that wants a gradient has been refused by the op that has read it.
     operands = (input, weight, bias, running_mean, running_var, training, momentum, eps)
     followed = _followed(aten.native_batch_norm.default, operands)
     return None if followed is None else followed[0]

@@ -142,7 +142,7 @@ class PackedWeight(nn.Module):
             return out if out.dtype == tensor.dtype else tensor.to(out.device)
 
         super()._apply(keep_dtype, recurse)
-        self._transposed = None
+        self._packed = self._transposed = None
         return self
 
     def _save_to_state_dict(
@@ -192,7 +192,7 @@ class PackedWeight(nn.Module):
             self.signature = self._signature_for(state[prefix + KEY], where)
         loaded = loaded if keeps else loaded.to(self.data.device)
         self.data, self.scale, self.zero_point = loaded.data, loaded.scale, loaded.zero_point
-        self._transposed = None
+        self._packed = self._transposed = None
 
     def _signature_for(self, state: Any, where: str) -> Signature:
         """The signature of a state, if codes of this width can have it."""
