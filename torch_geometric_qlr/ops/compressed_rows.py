@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_geometric_qlr.ops.checks import INDICES, Check, Refused, differ
 
-__all__ = ["check", "csr", "fake"]
+__all__ = ["check", "csr", "fake", "out_of_range"]
 
 #: Nodes and edges are numbered with 32 bits.
 _MAX_COUNT = 2**31 - 1
@@ -34,18 +34,37 @@ def csr(edge_index: Tensor, num_src: int, num_dst: int) -> tuple[Tensor, Tensor,
     """
     ends = ("source", edge_index[0], num_src), ("target", edge_index[1], num_dst)
     for name, nodes, count in ends:
-        if nodes.numel():
-            low, high = (int(bound) for bound in nodes.aminmax())
-            if low < 0 or high >= count:
-                raise Refused(
-                    f"edge_index names {name} nodes from {low} to {high}, but there are {count}. "
-                    f"Check the number of rows of x, or reindex the edges"
-                )
+        problem = out_of_range(name, nodes, count)
+        if problem:
+            raise Refused(problem)
     source, target = edge_index.long()
     perm = torch.sort(target, stable=True).indices
     rowptr = torch.zeros(num_dst + 1, dtype=torch.long, device=edge_index.device)
     torch.cumsum(torch.bincount(target, minlength=num_dst), 0, out=rowptr[1:])
     return rowptr, source[perm].int(), perm.int()
+
+
+def out_of_range(name: str, nodes: Tensor, count: int) -> str:
+    r"""What is wrong with the nodes at one end of the edges, if some of them are not there.
+
+    Args:
+        name (str): The end.
+        nodes (torch.Tensor): Indices :math:`[E]`.
+        count (int): How many nodes there are.
+
+    Example:
+        >>> out_of_range("source", torch.tensor([0, 7]), 4)[:45]
+        'edge_index names source nodes from 0 to 7, bu'
+    """
+    if not nodes.numel():
+        return ""
+    low, high = (int(bound) for bound in nodes.aminmax())
+    if 0 <= low and high < count:
+        return ""
+    return (
+        f"edge_index names {name} nodes from {low} to {high}, but there are {count}. Check the "
+        f"number of rows of x, or reindex the edges"
+    )
 
 
 def check(check: Check, edge_index: Tensor, num_src: Any, num_dst: Any) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch_geometric.index import index2ptr, ptr2index
 from torch_geometric.utils import index_sort
 
-import torch_geometric_qlr.ops  # noqa: F401  (registers the ops)
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.ops.compressed_rows import out_of_range
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
     adjacency_size,
@@ -307,11 +307,6 @@ def _check_range(ends: Iterable[Tensor], num_src: int, num_dst: int) -> None:
     if torch.compiler.is_compiling():
         return
     for name, index, count in zip(("source", "target"), ends, (num_src, num_dst), strict=False):
-        if index.numel() == 0:
-            return
-        low, high = (int(bound) for bound in index.aminmax())
-        if low < 0 or high >= count:
-            raise InputError(
-                f"edge_index names {name} nodes from {low} to {high}, but there are {count}. "
-                "Check the number of rows of x, or reindex the edges."
-            )
+        problem = out_of_range(name, index, count)
+        if problem:
+            raise InputError(f"{problem}.")
