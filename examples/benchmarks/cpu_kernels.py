@@ -5,6 +5,10 @@ of peer time over our time. Packed candidates read packed features; the time to 
 those is a candidate of its own. "own fp32" is this package's float kernel, with the same schedule,
 prefetch and memory: what it gains over the peers is a better kernel, the rest is fewer bits.
 
+Each graph has a table of plain sums and one with a weight on every edge. Besides what graph
+libraries call there are torch's embedding bags, in float32, in bfloat16, and of packed rows
+("torch INT8" and so on), which are the strongest peers of their width.
+
     python examples/benchmarks/cpu_kernels.py --graphs arxiv reddit --features 128 --rounds 5
     python examples/benchmarks/cpu_kernels.py --graphs --dense 169343x128x128 169343x128x40
 """
@@ -23,6 +27,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import scatter
 
+from _bags import BAG, bag_of, packed_bag_of
 from _graphs import CSR, SHAPES, generate
 from _timing import environment, interleave, markdown, paired_ratio
 from torch_geometric_qlr.ops import backend_info
@@ -40,53 +45,63 @@ NATIVE, OWN = "torch.sparse.mm", "own fp32"
 MAX_GATHER = 3e9
 
 
-def peers(graph: CSR, x: Tensor) -> Candidates:
-    """Unweighted sums in float32 and, where it is accepted, in bfloat16."""
-    n, ones = graph.num_nodes, torch.ones(graph.num_edges)
-    long = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), ones, (n, n))
-    short = torch.sparse_csr_tensor(graph.rowptr.int(), graph.col, ones, (n, n))
-    half = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), ones.bfloat16(), (n, n))
+def peers(graph: CSR, x: Tensor, weight: Tensor | None) -> Candidates:
+    """Sums in float32 and, where it is accepted, in bfloat16."""
+    n = graph.num_nodes
+    values = torch.ones(graph.num_edges) if weight is None else weight
+    long = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), values, (n, n))
+    short = torch.sparse_csr_tensor(graph.rowptr.int(), graph.col, values, (n, n))
+    half = torch.sparse_csr_tensor(graph.rowptr, graph.col.long(), values.bfloat16(), (n, n))
     x_half = x.bfloat16()
     edge_index = graph.edge_index()
     by_target = EdgeIndex(edge_index.flip(0), sparse_size=(n, n), sort_order="row")
     by_target.fill_cache_()
+    bag = bag_of(graph.rowptr, graph.col, weight)
     found: Candidates = {
         NATIVE: lambda: torch.sparse.mm(long, x, "sum"),
         "torch.sparse.mm bf16": lambda: torch.sparse.mm(half, x_half, "sum"),
         "torch CSR int32": lambda: short @ x,
         "torch CSR int64": lambda: long @ x,
-        "EdgeIndex.matmul": lambda: by_target.matmul(x),
-        OWN: lambda: torch.ops.qlr.spmm(graph.rowptr, graph.col, x),
+        "EdgeIndex.matmul": lambda: by_target.matmul(x, weight),
+        BAG: lambda: bag(x),
+        f"{BAG} bf16": lambda: bag(x_half),
+        OWN: lambda: torch.ops.qlr.spmm(graph.rowptr, graph.col, x, weight),
     }
     if torch_sparse is not None:
         matrix = torch_sparse.SparseTensor(
-            rowptr=graph.rowptr, col=graph.col.long(), sparse_sizes=(n, n)
+            rowptr=graph.rowptr, col=graph.col.long(), value=weight, sparse_sizes=(n, n)
         )
         found["torch-sparse"] = lambda: torch_sparse.matmul(matrix, x)
     if graph.num_edges * x.size(1) * 4 <= MAX_GATHER:
-        source, target = edge_index
-        found["gather-scatter"] = lambda: scatter(x[source], target, 0, n, "sum")
+        found["gather-scatter"] = lambda: gather_scatter(edge_index, x, weight, n)
     return found
 
 
-def packed(graph: CSR, x: Tensor, bits: int, norm: Tensor) -> Candidates:
-    """Sums and GCN-weighted sums over packed features, to floats and to packed features."""
+def gather_scatter(edge_index: Tensor, x: Tensor, weight: Tensor | None, nodes: int) -> Tensor:
+    """What a layer does with a plain edge_index."""
+    source, target = edge_index
+    messages = x[source] if weight is None else x[source] * weight.unsqueeze(1)
+    return scatter(messages, target, 0, nodes, "sum")
+
+
+def packed(graph: CSR, x: Tensor, bits: int, weight: Tensor | None) -> Candidates:
+    """Sums over packed features, to floats and packed again, and those of torch."""
     scale = torch.tensor(6.0 / (2**bits - 1))
     zero = torch.tensor(float(2 ** (bits - 1)))
     x_packed = PackedTensor.from_float(x, scale, zero, bits)
     out = OutputQuantizer(scale * 4, zero, bits)
-    gcn = {"source_weight": norm, "row_scale": norm}
-    weight = norm.repeat_interleave(graph.rowptr.diff()) * norm[graph.col.long()]
     name = f"INT{bits}"
-    return {
-        name: lambda: spmm(graph.rowptr, graph.col, x_packed),
-        f"{name} -> packed": lambda: spmm(graph.rowptr, graph.col, x_packed, out=out),
-        f"{name} edge weights": lambda: spmm(graph.rowptr, graph.col, x_packed, edge_weight=weight),
-        f"{name} GCN -> packed": lambda: spmm(graph.rowptr, graph.col, x_packed, out=out, **gcn),
-        f"{name} quantize and pack": lambda: PackedTensor.from_float(
-            x, scale, zero, bits, check=False
-        ),
-    }
+
+    def sums(out: OutputQuantizer | None = None) -> Tensor | PackedTensor:
+        return spmm(graph.rowptr, graph.col, x_packed, edge_weight=weight, out=out)
+
+    found: Candidates = {name: sums, f"{name} -> packed": lambda: sums(out)}
+    if bits in (2, 4, 8):
+        found[f"torch {name}"] = packed_bag_of(graph.rowptr, graph.col, weight, x, bits)
+    found[f"{name} quantize and pack"] = lambda: PackedTensor.from_float(
+        x, scale, zero, bits, check=False
+    )
+    return found
 
 
 def dense(shape: str, bits: list[int], rounds: int) -> dict[str, Any]:
@@ -149,23 +164,39 @@ def check(candidates: Candidates, x: Tensor) -> None:
             assert y.shape == truth.shape, name
 
 
-def measure(name: str, features: int, bits: list[int], rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, features: int, bits: list[int], rounds: int, *, weighted: bool
+) -> dict[str, Any]:
     """One table."""
     graph = generate(name)
     x = torch.randn(graph.num_nodes, features)
     norm = (graph.rowptr.diff() + 1.0).rsqrt()
-    candidates = peers(graph, x)
+    weight = norm.repeat_interleave(graph.rowptr.diff()) * norm[graph.col.long()]
+    weight = weight if weighted else None
+    candidates = peers(graph, x, weight)
     check(candidates, x)
     for width in bits:
-        candidates.update(packed(graph, x, width, norm))
+        candidates.update(packed(graph, x, width, weight))
     times = interleave(candidates, rounds)
-    float_peers = [key for key in times if key in peers_of(times) and "bf16" not in key]
+    float_peers = [key for key in peers_of(times) if "bf16" not in key and "INT" not in key]
     fastest = max(float_peers, key=lambda key: -sorted(times[key])[rounds // 2])
-    shown = list(dict.fromkeys([fastest, NATIVE, OWN]))
-    title = f"{name}: {graph.num_nodes} nodes, {graph.num_edges} edges, F={features}"
-    print(f"\n### {title}\n\nfastest FP32 peer: {fastest}\n\n{markdown(times, shown)}", flush=True)
+    shown = list(dict.fromkeys([fastest, BAG, NATIVE, OWN]))
     ratios = {key: {peer: paired_ratio(times, peer, key) for peer in shown} for key in times}
-    return {"graph": title, "fastest_peer": fastest, "seconds": times, "ratios": ratios}
+    kind = "weighted sums" if weighted else "sums"
+    title = f"{kind}, {name}: {graph.num_nodes} nodes, {graph.num_edges} edges, F={features}"
+    print(f"\n### {title}\n\nfastest FP32 peer: {fastest}\n\n{markdown(times, shown)}", flush=True)
+    of_its_width = {
+        key: paired_ratio(times, f"torch {key}", key) for key in times if f"torch {key}" in times
+    }
+    for key, ratio in of_its_width.items():
+        print(f"{key} over torch {key}: {ratio:.2f}")
+    return {
+        "graph": title,
+        "fastest_peer": fastest,
+        "seconds": times,
+        "ratios": ratios,
+        "over_torch_of_its_width": of_its_width,
+    }
 
 
 def peers_of(times: dict[str, list[float]]) -> list[str]:
@@ -192,9 +223,10 @@ def main() -> None:
     setting = {**environment(), "kernels": backend_info()["selected"], "rounds": args.rounds}
     print("\n".join(f"{key}: {value}" for key, value in setting.items()))
     tables = [
-        measure(graph, features, args.bits, args.rounds)
+        measure(graph, features, args.bits, args.rounds, weighted=weighted)
         for graph in args.graphs
         for features in args.features
+        for weighted in (False, True)
     ]
     tables += [dense(shape, args.bits, args.rounds) for shape in args.dense]
     if args.json is not None:
