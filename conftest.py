@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch_geometric  # noqa: F401
 
-pytest_plugins = ("tests.warning_policy",)
+pytest_plugins = ("tests.helpers.warning_policy",)
 
 # These are run by Sphinx, which the tests do not need.
 collect_ignore_glob = ["docs/conf.py", "docs/_ext/*", "docs/_build/*", "docs/generated/*"]

@@ -16,11 +16,22 @@ from typing import IO
 
 import pytest
 import torch
-from io_cases import EDGES, FEATURES, FLOAT, X, assert_same, converted, make, read, run, written
 from torch import nn
 from torch_geometric.nn import GCN
 
 import torch_geometric_qlr as qlr
+from tests.helpers.io_cases import (
+    EDGES,
+    FEATURES,
+    FLOAT,
+    X,
+    assert_same,
+    converted,
+    make,
+    read,
+    run,
+    written,
+)
 
 
 def test_paths_and_files(tmp_path: Path) -> None:

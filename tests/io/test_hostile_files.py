@@ -18,7 +18,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_cases import (
+
+import torch_geometric_qlr as qlr
+from tests.helpers.io_cases import (
     FLOAT,
     assert_same,
     content_of,
@@ -30,8 +32,6 @@ from io_cases import (
     stored,
     written,
 )
-
-import torch_geometric_qlr as qlr
 
 #: What a field of a header may be replaced by.
 VALUES: list[Any] = [

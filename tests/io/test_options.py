@@ -7,20 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from io_cases import (
-    EDGES,
-    FEATURES,
-    FLOAT,
-    X,
-    basic,
-    content_of,
-    converted,
-    read,
-    refused,
-    run,
-    trained,
-    written,
-)
 from torch import Tensor, nn
 from torch_geometric.nn import (
     APPNP,
@@ -38,6 +24,20 @@ from torch_geometric.nn import (
 )
 
 import torch_geometric_qlr as qlr
+from tests.helpers.io_cases import (
+    EDGES,
+    FEATURES,
+    FLOAT,
+    X,
+    basic,
+    content_of,
+    converted,
+    read,
+    refused,
+    run,
+    trained,
+    written,
+)
 from torch_geometric_qlr.nn import SMPGNN
 from torch_geometric_qlr.transforms import convert
 

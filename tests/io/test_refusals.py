@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from io_cases import (
+from torch import nn
+from torch_geometric.nn import GCN, GIN, SAGEConv
+
+import torch_geometric_qlr as qlr
+from tests.helpers.io_cases import (
     FEATURES,
     FLOAT,
     assert_same,
@@ -19,10 +23,6 @@ from io_cases import (
     stored,
     written,
 )
-from torch import nn
-from torch_geometric.nn import GCN, GIN, SAGEConv
-
-import torch_geometric_qlr as qlr
 
 
 def test_files_of_other_kinds_and_versions() -> None:

@@ -11,7 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_cases import (
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, GCNConv, GMMConv, GPSConv, GraphSAGE, HGTConv, to_hetero
+
+import torch_geometric_qlr as qlr
+from tests.helpers.io_cases import (
     ATTRIBUTES,
     EDGES,
     FEATURES,
@@ -28,10 +32,6 @@ from io_cases import (
     trained,
     written,
 )
-from torch import Tensor, nn
-from torch_geometric.nn import GATConv, GCNConv, GMMConv, GPSConv, GraphSAGE, HGTConv, to_hetero
-
-import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn import registry
 from torch_geometric_qlr.transforms import SmoothPropagation
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from io_cases import EDGES, FLOAT, X, converted, make, run
 from torch import nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import torch_geometric_qlr as qlr
+from tests.helpers.io_cases import EDGES, FLOAT, X, converted, make, run
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 from torch_geometric_qlr.quantizers.signature import KEY, Signature

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.utils import get_laplacian
 
-from tests.sparse.graphs import all_forms, dense, edge_lists, undirected
+from tests.helpers.graphs import all_forms, dense, edge_lists, undirected
 from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.metrics import (
     dirichlet_energy,

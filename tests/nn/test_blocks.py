@@ -9,11 +9,22 @@ from typing import Any
 import pytest
 import torch
 import torch_geometric.nn as pyg_nn
-from conv_zoo import DEGREE, EDGE_DICT, EDGES, FEATURES, HIDDEN, META, NODES, X_DICT, X, flat
 from torch import Tensor, nn
 from torch_geometric.nn import aggr, pool
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import (
+    DEGREE,
+    EDGE_DICT,
+    EDGES,
+    FEATURES,
+    HIDDEN,
+    META,
+    NODES,
+    X_DICT,
+    X,
+    flat,
+)
 from torch_geometric_qlr.errors import NothingToQuantizeError
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.quantizers import LearnedRangeQuant

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conv_zoo import EDGES, NODES, ZOO, build, flat
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import EDGES, NODES, ZOO, build, flat
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch_geometric.nn as pyg_nn
-from conv_zoo import EDGES, FEATURES, HIDDEN, NODES, X
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv, GraphConv, MessagePass
 from torch_geometric.utils import spmm
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import EDGES, FEATURES, HIDDEN, NODES, X
 from torch_geometric_qlr.errors import ConfigError, InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn import find_spec
 from torch_geometric_qlr.quantizers import LearnedRangeQuant

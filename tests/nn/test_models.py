@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from conv_zoo import flat
-from model_zoo import ATOMS, EDGES, MOLECULE, POS, UNREACHED, ZOO, X, complete_graphs, params
 from torch import Tensor, nn
 from torch_geometric.nn import GCN, PMLP, GPSConv, JumpingKnowledge, LightGCN, Node2Vec, ViSNet
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import flat
+from tests.helpers.model_zoo import (
+    ATOMS,
+    EDGES,
+    MOLECULE,
+    POS,
+    UNREACHED,
+    ZOO,
+    X,
+    complete_graphs,
+    params,
+)
 from torch_geometric_qlr.errors import NothingToQuantizeError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 

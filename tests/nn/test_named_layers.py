@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from conv_zoo import EDGES, FEATURES, HIDDEN, X
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import EDGES, FEATURES, HIDDEN, X
 from torch_geometric_qlr.errors import AlreadyQuantizedError, ConfigError, NothingToQuantizeError
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.quantizers import LearnedRangeQuant

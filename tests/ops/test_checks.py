@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import ISAS, REFUSED, problem
-from test_ops import samples
 
+from tests.helpers.kernel_cases import ISAS, REFUSED, problem
+from tests.helpers.op_samples import samples
 from torch_geometric_qlr.errors import ConfigError, InputError, QLRError
 from torch_geometric_qlr.ops import backend_info, reference, row_layout, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import ISAS, REFUSED, problem
-from test_ops import samples
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from tests.helpers.kernel_cases import ISAS, REFUSED, problem
+from tests.helpers.op_samples import samples
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops import companions, library, reference, row_layout, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES

@@ -6,8 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import ISAS, axis_strategy, parameters, seed_strategy, width_strategy
 
+from tests.helpers.kernel_cases import (
+    ISAS,
+    axis_strategy,
+    parameters,
+    seed_strategy,
+    width_strategy,
+)
 from torch_geometric_qlr.ops import reference, use_backend
 
 qlr = torch.ops.qlr

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import (
+from torch import Tensor
+
+from tests.helpers.kernel_cases import (
     ISAS,
     axis_strategy,
     bits_strategy,
@@ -17,8 +19,6 @@ from kernel_cases import (
     seed_strategy,
     width_strategy,
 )
-from torch import Tensor
-
 from torch_geometric_qlr.ops import reference, use_backend
 
 qlr = torch.ops.qlr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fuzz_ops
+from tests.helpers import fuzz_ops
 
 
 def test_any_arguments_are_answered_or_refused():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernel_cases import (
+
+from tests.helpers.kernel_cases import (
     ISAS,
     REFUSED,
     assert_float32_close,
@@ -18,7 +19,6 @@ from kernel_cases import (
     seed_strategy,
     width_strategy,
 )
-
 from torch_geometric_qlr.ops import reference, use_backend
 
 qlr = torch.ops.qlr

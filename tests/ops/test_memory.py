@@ -7,9 +7,9 @@ import mmap
 
 import pytest
 import torch
-from kernel_cases import ISAS
 from torch import Tensor
 
+from tests.helpers.kernel_cases import ISAS
 from torch_geometric_qlr.ops import release_memory
 from torch_geometric_qlr.ops.memory import idle_memory
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import ISAS, REFUSED, problem
 
+from tests.helpers.kernel_cases import ISAS, REFUSED, problem
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops import reference, use_backend
 

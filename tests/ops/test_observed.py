@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import ISAS
 
+from tests.helpers.kernel_cases import ISAS
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.ops.observed import observed_quantize, observed_quantize_backward

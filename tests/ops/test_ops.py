@@ -10,69 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import ISAS, problem
 
+from tests.helpers.kernel_cases import ISAS, problem
+from tests.helpers.op_samples import samples
 from torch_geometric_qlr.errors import BackendError
-from torch_geometric_qlr.ops import backend_info, companions, reference, use_backend
+from torch_geometric_qlr.ops import backend_info, companions, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def samples() -> dict[str, list[tuple]]:
-    """Arguments of every op, with and without a quantized output."""
-    case = problem(1, cols=40, bits=4)
-    edges, packed = case.col.numel(), case.packed
-    x = torch.randn(12, 40)
-    output = (torch.tensor(0.5), torch.tensor(7.0), 3, True, torch.tensor(2.0))
-    x_hat, mask = reference.fake_quantize(x, case.scale, case.zero_point, 4)
-    gather = (case.rowptr, case.col, *packed)
-    # As many targets as sources, for hops that follow each other.
-    square = problem(2, targets=12, cols=40, bits=4)
-    hops = (square.rowptr, square.col, *square.packed, torch.rand(2) + 0.1, torch.rand(2), 4)
-    linear = (*packed, reference.pack(case.codes[:5], 4), 4, case.scale, case.zero_point)
-    return {
-        "quantize_pack": [(x, case.scale, case.zero_point, 3)],
-        "quantize_rows": [(x, torch.tensor(0.9), 3), (x, torch.rand(1), 4, True, True, output[4])],
-        "csr": [(torch.stack([case.col[:5].long(), torch.tensor([3, 0, 3, 2, 0])]), 12, 4)],
-        "pack": [(case.codes, 4)],
-        "unpack": [packed[:3]],
-        "dequantize_packed": [packed],
-        "index_select": [(packed[0], torch.tensor([3, 1, 1]))],
-        "packed_spmm": [
-            gather,
-            (*gather, torch.rand(edges), None, None, None, None, 1.0, "mean", True, *output),
-        ],
-        "packed_propagate": [
-            hops,
-            (*hops, True, torch.rand(2), torch.rand(square.col.numel()), 0.9, x, 0.1, *output),
-        ],
-        "packed_smp": [
-            (square.rowptr, square.col, x, *hops[-3:]),
-            (*(square.rowptr, square.col, x, *hops[-3:]), True, torch.rand(2)),
-        ],
-        "packed_extremum": [gather, (*gather, False)],
-        "packed_attention": [
-            (*gather, torch.rand(edges, 4)),
-            (*gather, torch.rand(edges, 4), None, True, *output),
-        ],
-        "packed_linear": [linear, (*linear, torch.rand(5), True, *output)],
-        "spmm": [(case.rowptr, case.col, x)],
-        "fake_quantize": [
-            (x.clone().requires_grad_(), torch.tensor(0.3, requires_grad=True), output[1], 4)
-        ],
-        "fake_quantize_backward": [(x, x, x_hat, mask, axis) for axis in (-1, 0, 1)],
-        "observed_quantize": [
-            (x, torch.tensor(0.9), *output[:1], output[1], -1, 3),
-            (x, torch.rand(40), None, None, 1, 4, True, True, 0.3, 0.1),
-            (x, torch.tensor(0.9), None, None, 0, 2),
-        ],
-        "observed_quantize_backward": [
-            (x, x, x_hat, mask, *(torch.rand(shape) + 0.1 for _ in range(2)), 0.5)
-            for shape in ((), (12, 1), (1, 40))
-        ],
-    }
 
 
 # torch hides this warning of its own tracing, which it cannot where warnings are errors.

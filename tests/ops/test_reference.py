@@ -6,8 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import axis_strategy, bits_strategy, problem, seed_strategy, width_strategy
 
+from tests.helpers.kernel_cases import (
+    axis_strategy,
+    bits_strategy,
+    problem,
+    seed_strategy,
+    width_strategy,
+)
 from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.ops import reference, row_layout, storage_bits
 

@@ -35,6 +35,10 @@ def watched(tmp_path_factory):
     shutil.copy(ROOT / PACKAGE / "errors.py", copy)
     for folder in ("ops", "tensor"):
         shutil.copytree(ROOT / PACKAGE / folder, copy / folder)
+    helpers = home / "tests" / "helpers"
+    helpers.mkdir(parents=True)
+    for name in ("__init__.py", "kernel_cases.py", "fuzz_ops.py"):
+        shutil.copy(ROOT / "tests" / "helpers" / name, helpers)
     sources = sorted((ROOT / PACKAGE / "csrc").rglob("*.cpp"))
     library = copy / "libqlr_cpu.so"
     subprocess.run(["g++", *FLAGS, *map(str, sources), "-ldl", "-o", str(library)], check=True)
@@ -71,7 +75,7 @@ def test_kernels_under_address_and_undefined_sanitizers(watched):
         f"test_{name}.py"
         for name in ("kernels", "fake_quantize", "observed", "fused", "not_finite")
     ]
-    for test in (*tests, "kernel_cases.py"):
+    for test in tests:
         shutil.copy(ROOT / "tests" / "ops" / test, watched[0])
     said = run(watched, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
     assert " passed" in said, said
@@ -82,7 +86,6 @@ def test_kernels_under_address_and_undefined_sanitizers(watched):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_any_arguments_under_address_and_undefined_sanitizers(watched):
     """For as many seconds as QLR_FUZZ_SECONDS says."""
-    shutil.copy(ROOT / "tests" / "ops" / "fuzz_ops.py", watched[0])
     seconds = os.environ.get("QLR_FUZZ_SECONDS", "30")
-    said = run(watched, "fuzz_ops.py", "--seconds", seconds)
+    said = run(watched, "-m", "tests.helpers.fuzz_ops", "--seconds", seconds)
     assert "portable" in said, said

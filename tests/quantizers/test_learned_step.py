@@ -7,11 +7,11 @@ from unittest import mock
 
 import pytest
 import torch
-from quantizer_cases import PLACES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from tests.helpers.quantizer_cases import PLACES
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, learned_range
 

@@ -8,10 +8,10 @@ from unittest import mock
 
 import pytest
 import torch
-from quantizer_cases import PLACES
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from tests.helpers.quantizer_cases import PLACES
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, learned_step

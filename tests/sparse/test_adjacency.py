@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 
-from tests.sparse.graphs import all_forms, edge_index_object, edge_lists, needs_torch_sparse
+from tests.helpers.graphs import all_forms, edge_index_object, edge_lists, needs_torch_sparse
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import (
     adjacency_size,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 
-from tests.sparse.graphs import (
+from tests.helpers.graphs import (
     SPARSE_TENSOR,
     all_forms,
     dense,

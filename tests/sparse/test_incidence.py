@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.sparse.graphs import dense, edge_lists
+from tests.helpers.graphs import dense, edge_lists
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import Incidence, gcn_edges, symmetric_edges
 

@@ -33,7 +33,7 @@ from torch_geometric.nn import (
 )
 
 import torch_geometric_qlr as qlr
-from tests.sparse.graphs import all_forms, edge_index_object, edge_lists, undirected
+from tests.helpers.graphs import all_forms, edge_index_object, edge_lists, undirected
 from torch_geometric_qlr.errors import ConfigError, InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing
 from torch_geometric_qlr.quantizers import LearnedRangeQuant

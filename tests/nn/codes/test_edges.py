@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch_geometric.nn as pyg_nn
 import torch_geometric.nn.conv as convs
-from conv_zoo import EDGES, ZOO, build, flat
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
 import torch_geometric_qlr as qlr
-from tests.optional import skip_for
+from tests.helpers.conv_zoo import EDGES, ZOO, build, flat
+from tests.helpers.optional import skip_for
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import CSRGraph, limit_memory
 

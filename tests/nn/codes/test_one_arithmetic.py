@@ -8,11 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
-from conv_zoo import ZOO, build, flat
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from model_zoo import ZOO as MODELS
-from model_zoo import complete_graphs, params  # noqa: F401
 from torch import Tensor, nn
 from torch_geometric.nn import (
     APPNP,
@@ -29,6 +26,9 @@ from torch_geometric.nn import (
 )
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import ZOO, build, flat
+from tests.helpers.model_zoo import ZOO as MODELS
+from tests.helpers.model_zoo import complete_graphs, params  # noqa: F401
 from torch_geometric_qlr.nn import SMPGNN
 from torch_geometric_qlr.nn.codes.chains import Chains
 

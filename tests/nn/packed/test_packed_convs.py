@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conv_zoo import EDGES, ZOO, X, build
-from packed_cases import (
+from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv
+
+import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import EDGES, ZOO, X, build
+from tests.helpers.packed_cases import (
     ALL_CONFIGS,
     CONFIGS,
     assert_agrees,
@@ -20,9 +23,6 @@ from packed_cases import (
     quantized,
     run,
 )
-from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv
-
-import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn.packed import PackedLayer, PackedMessagePassing
 from torch_geometric_qlr.transforms.convert import conversion
 

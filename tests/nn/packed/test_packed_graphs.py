@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conv_zoo import EDGES, NODES, ZOO, build
-from graphs import all_forms, edge_index_object, edge_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_cases import TOLERANCE, assert_agrees, deviation, packed, quantized, run
 from torch import Tensor, nn
 from torch_geometric.nn import (
     APPNP,
@@ -25,6 +22,9 @@ from torch_geometric.nn import (
     SimpleConv,
 )
 
+from tests.helpers.conv_zoo import EDGES, NODES, ZOO, build
+from tests.helpers.graphs import all_forms, edge_index_object, edge_lists
+from tests.helpers.packed_cases import TOLERANCE, assert_agrees, deviation, packed, quantized, run
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import csr_graph
 

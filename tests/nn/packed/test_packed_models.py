@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from packed_cases import (
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_geometric.nn import APPNP, GAT, GCN, GIN, MLP, GraphSAGE, MessagePassing, to_hetero
+
+import torch_geometric_qlr as qlr
+from tests.helpers.packed_cases import (
     ALL_CONFIGS,
     assert_agrees,
     config_name,
@@ -20,11 +25,6 @@ from packed_cases import (
     quantized,
     run,
 )
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch_geometric.nn import APPNP, GAT, GCN, GIN, MLP, GraphSAGE, MessagePassing, to_hetero
-
-import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn import SMP, SMPGNN
 from torch_geometric_qlr.tensor import PackedTensor
 

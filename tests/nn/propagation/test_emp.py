@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import APPNP
 
-from tests.sparse.graphs import all_forms, edge_index_object, edge_lists, undirected
+from tests.helpers.graphs import all_forms, edge_index_object, edge_lists, undirected
 from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.nn.propagation import EMP
 

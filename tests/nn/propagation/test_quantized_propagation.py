@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 import torch_geometric_qlr as qlr
-from tests.sparse.graphs import all_forms, edge_index_object, edge_lists, undirected
+from tests.helpers.graphs import all_forms, edge_index_object, edge_lists, undirected
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 EDGES = undirected(torch.tensor([(0, 1), (1, 2), (2, 3), (3, 0), (0, 2)]).t())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import APPNP
 
-from tests.sparse.graphs import (
+from tests.helpers.graphs import (
     all_forms,
     edge_index_object,
     edge_lists,

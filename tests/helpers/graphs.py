@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
 
-from tests.optional import needs_torch_sparse
+from tests.helpers.optional import needs_torch_sparse
 from torch_geometric_qlr.sparse import Adjacency, CSRGraph
 
 #: The form of an adjacency that torch-sparse brings, as a parameter of a test.

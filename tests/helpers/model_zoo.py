@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch_geometric.nn as pyg_nn
 import torch_geometric.nn.models as models
-from conv_zoo import DEGREE, EDGE_ATTR, EDGES, FEATURES, HIDDEN, NODES, E, X
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn.attention import PolynormerAttention, QFormer, SGFormerAttention
@@ -17,7 +16,8 @@ from torch_geometric.nn.models.attract_repel import ARLinkPredictor
 from torch_geometric.nn.models.graph_mixer import LinkEncoder
 from torch_geometric.nn.models.tgn import IdentityMessage, LastAggregator
 
-from tests.optional import needs_torch_sparse
+from tests.helpers.conv_zoo import DEGREE, EDGE_ATTR, EDGES, FEATURES, HIDDEN, NODES, E, X
+from tests.helpers.optional import needs_torch_sparse
 
 F, H, C, N = FEATURES, HIDDEN, 4, NODES
 Call = Callable[[Any], Any]

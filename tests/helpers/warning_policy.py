@@ -14,7 +14,7 @@ from warnings import WarningMessage
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Said by compiled code, which names the line of Python that called it as the place: ours, though
 # the layout comes from users or PyG, or the feature was asked for by a dependency.
@@ -35,11 +35,11 @@ class Source(NamedTuple):
 def own_modules() -> str:
     """A regular expression of the modules whose warnings are errors.
 
-    A module of the tests or examples goes by its bare name, a page or script by ``__main__``.
+    A module of the examples goes by its bare name, a page or script by ``__main__``.
     """
-    files = (path for folder in ("tests", "examples") for path in (ROOT / folder).rglob("*.py"))
-    names = sorted({path.stem for path in files})
-    return rf"(torch_geometric_qlr(\.|$)|tests\.|({'|'.join(names)}|__main__|<string>)$)"
+    names = sorted({path.stem for path in (ROOT / "examples").rglob("*.py")})
+    bare = "|".join([*names, "conftest", "__main__", "<string>"])
+    return rf"((torch_geometric_qlr|tests)(\.|$)|({bare})$)"
 
 
 def filters() -> list[str]:

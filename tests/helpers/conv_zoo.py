@@ -10,7 +10,7 @@ import torch_geometric.nn as pyg_nn
 import torch_geometric.nn.conv as convs
 from torch import Tensor, nn
 
-from tests.optional import skip_for
+from tests.helpers.optional import skip_for
 
 NODES, FEATURES, HIDDEN, EDGE_FEATURES, TYPES = 12, 8, 6, 5, 3
 _seeded = torch.Generator().manual_seed(0)

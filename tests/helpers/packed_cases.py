@@ -6,10 +6,10 @@ import warnings
 from typing import Any
 
 import torch
-from conv_zoo import flat
 from torch import Tensor, nn
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import flat
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed import PackedMessagePassing
 from torch_geometric_qlr.nn.packed.report import how_it_runs

@@ -4,7 +4,7 @@ A call must give the right result or raise an error that says what was wrong: on
 or torch's own for what breaks a schema. What is right is the reference's result. Built with
 sanitizers, the kernels are watched while this runs (`test_sanitized.py`).
 
-    python tests/ops/fuzz_ops.py --seed 0 --seconds 30
+    python -m tests.helpers.fuzz_ops --seed 0 --seconds 30
 """
 
 from __future__ import annotations
