@@ -26,8 +26,7 @@ from torch_geometric_qlr.nn.checks import (
 )
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
-from torch_geometric_qlr.nn.registry import find_by_name, find_spec, is_registered
-from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
+from torch_geometric_qlr.nn.registry import find_spec, is_registered
 from torch_geometric_qlr.overrides import check_all_matched, match_override
 
 __all__ = ["make_plan", "readers_of_input"]
@@ -122,8 +121,8 @@ class _ModuleTree:
         self.all_names = [name for names in self._aliases.values() for name in names]
         self.first, self.last = self._ends()
         #: Modules that their parent reads as a tensor: anywhere, or in its forward only.
-        self.read_anywhere = dict(self._read_by(READ_ANYWHERE))
-        self.read_in_forward = dict(self._read_by(READ_IN_FORWARD))
+        self.read_anywhere = dict(self._read_by("reads_anywhere"))
+        self.read_in_forward = dict(self._read_by("reads_in_forward"))
 
     def names_of(self, module: nn.Module) -> list[tuple[str, type]]:
         """All names of a module that is used in several places, with its class."""
@@ -179,12 +178,12 @@ class _ModuleTree:
         # A bare layer is not a model: it does not know whether its input is a hidden one.
         return set() if units[0] == "" else beside(units[0]), beside(units[-1])
 
-    def _read_by(self, table: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        for name, module in self.named.items():
-            child = find_by_name(table, type(module))
-            if child is not None:
-                path = f"{name}.{child}" if name else child
-                yield from ((n, type(module).__name__) for n in self.named if _within(n, path))
+    def _read_by(self, fact: str) -> Iterator[tuple[str, str]]:
+        for name, spec in self.specs.items():
+            child = "" if spec is None else getattr(spec, fact)
+            if child:
+                path, cls = f"{name}.{child}" if name else child, type(self.named[name]).__name__
+                yield from ((n, cls) for n in self.named if _within(n, path))
 
 
 def _inside(name: str, unit: str) -> bool:
@@ -359,7 +358,7 @@ def _num_groups(site: Site, point: str, quantizer: QuantizerConfig) -> int:
     if spec.family == "linear":
         ((weight, channel_dim),) = spec.weights.items()
         input_dim = -1 if channel_dim == 0 else -2
-        if not isinstance(layer, nn.Conv1d):
+        if spec.features_last:
             dim = input_dim if kind == "input" else channel_dim
             channels = layer.get_parameter(weight).size(dim)
     else:

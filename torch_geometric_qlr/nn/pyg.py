@@ -14,6 +14,7 @@ __all__ = [
     "has_hooks",
     "has_own_product",
     "has_own_propagate",
+    "is_own_conv",
     "node_counts",
     "uncompiled_propagate",
 ]
@@ -45,6 +46,11 @@ def _is_generated(cls: type, method: Any) -> bool:
     if method in (uncompiled_propagate(), MessagePassing.propagate):
         return True
     return bool(getattr(method, "__module__", "") == f"{cls.__module__}_{cls.__name__}_propagate")
+
+
+def is_own_conv(cls: type) -> bool:
+    """Whether a convolution is one of PyG's own, wherever it is exported."""
+    return cls.__module__.startswith("torch_geometric.nn.conv.")
 
 
 def has_own_product(cls: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch_geometric.nn import HeteroDictLinear, MessagePassing
+from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.config import POINTS, QuantizerConfig
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
@@ -263,7 +263,7 @@ def _check_entry(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> None:
     """Whether what is said of a layer can be done to it: a file may say anything."""
     family, spec = entry["family"], find_spec(layer)
     fits = isinstance(layer, MessagePassing) == (family == "messages")
-    fits &= family != "dict" or isinstance(layer, HeteroDictLinear)
+    fits &= family != "dict" or (spec is not None and spec.calls_children)
     if spec is not None and spec.family in MIXINS:
         fits &= FAMILIES[family] is MIXINS[spec.family]
     wrong = "" if fits else f"it cannot be quantized as {family!r}"

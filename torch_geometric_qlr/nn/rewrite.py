@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from torch import nn
-from torch_geometric.nn import HeteroDictLinear, MessagePassing
+from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
@@ -17,14 +17,13 @@ from torch_geometric_qlr.nn.linear import (
     QuantLinearLayer,
     QuantWeightLayer,
 )
-from torch_geometric_qlr.nn.message_passing import QuantMessagePassing, expects_features
+from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.plan import Plan, Site
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.pyg import drop_bound_propagate
-from torch_geometric_qlr.nn.registry import find_by_name, find_spec
+from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, parameter_of, weight_key
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
-from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
 
 __all__ = [
@@ -201,14 +200,15 @@ def _adapt_parent(module: nn.Module) -> None:
         isinstance(inner, QuantLayer) for inner in module.modules()
     ):
         return
-    if isinstance(module, HeteroDictLinear):
+    spec = find_spec(module)
+    if spec is None:
+        return
+    if spec.calls_children:
         _become(module, LayerState(), QuantDictLinearLayer)
-    elif find_by_name(READ_IN_FORWARD, type(module)) is not None:
+    elif spec.reads_in_forward:
         _become(module, LayerState(), QuantWeightLayer)
-    elif isinstance(module, nn.TransformerEncoderLayer):
-        module.activation_relu_or_gelu = 0  # turns off the fused kernel, which reads all weights
-    elif isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False  # made for that kernel only
+    for name, value in spec.fast_paths.items():
+        setattr(module, name, value)
 
 
 def _become(
@@ -255,7 +255,6 @@ def reclass(
         state.source_keys = {
             key.removeprefix("source_"): key for key in state if key.startswith("source_")
         }
-        state.expects_features = expects_features(type(layer))
         # Messages that are quantized per edge must exist per edge.
         if "message" in state:
             layer.fuse = False

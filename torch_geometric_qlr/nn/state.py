@@ -82,7 +82,6 @@ class LayerState(nn.ModuleDict):
     Attributes:
         path (str): Name of the layer in its model.
         source_keys (dict): Argument of `propagate` that is quantized per node -> its place.
-        expects_features (bool): Whether the first argument of the forward must hold features.
         replaced (dict): Methods that somebody replaced on the object, by name.
         converted (bool): Whether the layer computes on codes only.
         backend (str): Who computes packed operations.
@@ -93,7 +92,6 @@ class LayerState(nn.ModuleDict):
         super().__init__(quantizers)
         self.path = ""
         self.source_keys: dict[str, str] = {}
-        self.expects_features = False
         self.replaced: dict[str, Callable[..., Any]] = {}
         self.converted = False
         self.backend = "auto"

@@ -12,6 +12,7 @@ from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.codes.chains import Chains
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
+from torch_geometric_qlr.nn.layer_spec import facts_of
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import (
@@ -81,14 +82,17 @@ def _build(name: str, layer: Any) -> _Site:
 
 
 def _packed(layer: Any, key: str, weight: Tensor) -> PackedWeight:
-    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+    max_norm = getattr(layer, "max_norm", None) if _looks_up(layer) else None
+    if max_norm is not None:
         # The float table is renormalised where it is looked up; codes cannot be changed later.
         index = torch.arange(weight.size(0), device=weight.device)
-        weight = torch.embedding_renorm_(
-            weight.detach().clone(), index, layer.max_norm, layer.norm_type
-        )
+        weight = torch.embedding_renorm_(weight.detach().clone(), index, max_norm, layer.norm_type)
     quantizer: Any = state_of(layer)[weight_key(key)]
     return PackedWeight.from_quantizer(quantizer, weight)
+
+
+def _looks_up(layer: Any) -> bool:
+    return facts_of(layer).forward.computes == "lookup"
 
 
 def _check_dtype(path: str, weight: Tensor) -> None:
