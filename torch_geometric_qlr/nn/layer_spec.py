@@ -191,8 +191,13 @@ class LayerSpec:
 
     @property
     def kind(self) -> str:
-        """What its layers become: a key of :data:`torch_geometric_qlr.nn.kinds.KINDS`, or empty."""
+        """What its layers become, a key of ``packed.kinds.KINDS``; empty if they stay float."""
         return _KINDS.get(self.family, "")
+
+    @property
+    def parent_kind(self) -> str:
+        """What a layer that stays float becomes once its children are quantized, likewise."""
+        return "dict" if self.calls_children else "weights" if self.reads_in_forward else ""
 
 
 class Facts(NamedTuple):

@@ -10,6 +10,7 @@ from torch_geometric.utils import is_sparse
 
 __all__ = [
     "drop_bound_propagate",
+    "forget_cached",
     "fuses",
     "has_hooks",
     "has_own_product",
@@ -68,6 +69,12 @@ def drop_bound_propagate(layer: nn.Module) -> None:
     known = [getattr(cls, n, None) for n in ("_orig_propagate", "_jinja_propagate")]
     if function is not None and (function in known or function is uncompiled_propagate()):
         del layer.__dict__["propagate"]
+
+
+def forget_cached(layer: nn.Module) -> None:
+    """Layers of PyG keep what they have computed, with ``cached=True``, under names of one form."""
+    for name in [name for name in layer.__dict__ if name.startswith("_cached_")]:
+        setattr(layer, name, None)
 
 
 def has_hooks(layer: Any) -> bool:

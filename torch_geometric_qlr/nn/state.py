@@ -24,6 +24,7 @@ __all__ = [
     "is_quantizable",
     "parameter_of",
     "state_of",
+    "unwrapped_class",
     "weight_key",
     "where_is",
 ]
@@ -268,6 +269,15 @@ def float_class(layer: Any) -> type[nn.Module]:
     """
     made = getattr(type(layer), "_qlr_made", None)
     return made.base if isinstance(made, MadeClass) else type(layer)
+
+
+def unwrapped_class(layer: Any) -> type[Any]:
+    """The class of a layer before it was quantized and smoothed."""
+    cls: Any = float_class(layer)
+    while hasattr(cls, "_qlr_wrapped"):
+        cls = cls._qlr_wrapped
+    found: type[Any] = cls
+    return found
 
 
 def where_is(layer: Any) -> str:

@@ -13,15 +13,10 @@ from torch_geometric_qlr.nn.codes.chains import Chains
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
 from torch_geometric_qlr.nn.layer_spec import facts_of
-from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
-from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
-from torch_geometric_qlr.nn.packed.layer import (
-    PackedLayer,
-    PackedLinearLayer,
-    PackedMessagePassing,
-    PackedWeightLayer,
-)
+from torch_geometric_qlr.nn.packed.kinds import KINDS, kind_of
+from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.packed.report import Conversion
+from torch_geometric_qlr.nn.pyg import forget_cached
 from torch_geometric_qlr.nn.running import CHAINS, follow
 from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
 from torch_geometric_qlr.nn.weight_access import has_no_range
@@ -110,20 +105,16 @@ def _become(name: str, site: _Site, backend: str) -> None:
         del layer._parameters[key]
     freeze_ranges(state)
     # Features that a layer cached were propagated with other weights or in another way.
-    for key in [n for n in layer.__dict__ if n.startswith("_cached_")]:
-        setattr(layer, key, None)
+    forget_cached(layer)
     made = quant_class(site.mixin, cls._qlr_made.base, cls._qlr_made.weight_names)
     layer.__class__ = cls._qlr_wrap(made) if hasattr(cls, "_qlr_wrapped") else made
     state.converted, state.path, state.backend = True, name or state.path, backend
 
 
 def _mixin(layer: QuantLayer) -> type[PackedLayer]:
-    if isinstance(layer, QuantMessagePassing):
-        return PackedMessagePassing
-    if isinstance(layer, QuantLinearLayer):
-        return PackedLinearLayer
-    if isinstance(layer, QuantWeightLayer):
-        return PackedWeightLayer
-    raise UnsupportedLayerError(
-        f"{type(layer).__name__} is a quantized layer of a kind that has no packed form."
-    )
+    packed = KINDS[kind_of(layer)].packed
+    if packed is None:
+        raise UnsupportedLayerError(
+            f"{type(layer).__name__} is a quantized layer of a kind that has no packed form."
+        )
+    return packed

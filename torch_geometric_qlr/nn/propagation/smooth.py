@@ -27,7 +27,7 @@ from torch_geometric_qlr.nn.propagation._step import (
     gradient_step,
     initial_multiplier,
 )
-from torch_geometric_qlr.nn.pyg import drop_bound_propagate, uncompiled_propagate
+from torch_geometric_qlr.nn.pyg import drop_bound_propagate, forget_cached, uncompiled_propagate
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 __all__ = ["SmoothMessagePassing", "SmoothOptions", "SmoothState", "smooth_layer"]
@@ -266,8 +266,7 @@ def smooth_layer(layer: MessagePassing, source: str, options: SmoothOptions, not
     layer._qlr_passes = {}
     drop_bound_propagate(layer)
     # Features that a layer cached were propagated in another way.
-    for name in [n for n in layer.__dict__ if n.startswith("_cached_")]:
-        setattr(layer, name, None)
+    forget_cached(layer)
     if options.multiplier_state == "persistent":
         tensor = next(iter([*layer.parameters(), *layer.buffers()]), torch.empty(0))
         for name, start in (("multiplier", options.init_lambda), ("slack", options.init_slack)):
