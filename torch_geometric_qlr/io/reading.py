@@ -13,7 +13,6 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import CheckpointError, InputError, LazyModuleError
@@ -34,6 +33,7 @@ from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.options import option_differences
+from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.recipe import Recipe
 from torch_geometric_qlr.nn.rewrite import apply_recipe
 from torch_geometric_qlr.nn.running import follow

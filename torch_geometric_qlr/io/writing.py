@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import InputError, LazyModuleError, NothingToQuantizeError
@@ -28,6 +27,7 @@ from torch_geometric_qlr.io.format import (
 )
 from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.nn.options import options_of
+from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.read_back import recipe_of
 
 __all__ = ["save"]

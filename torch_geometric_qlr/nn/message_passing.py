@@ -18,7 +18,7 @@ from torch_geometric_qlr.nn.codes.hops import all_hops, is_observing
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.layer_spec import facts_of
-from torch_geometric_qlr.nn.pyg import has_own_propagate, uncompiled_propagate
+from torch_geometric_qlr.nn.pyg import PROPAGATE_NAMES, has_own_propagate, uncompiled_propagate
 from torch_geometric_qlr.nn.registry import class_facts
 from torch_geometric_qlr.nn.state import float_class, where_is
 
@@ -149,9 +149,8 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # PyG compiles a template over `propagate` unless the class has one of its own, and switches
-        # between the two private names for explanations. All three are the quantizing one.
-        own = dict.fromkeys(("propagate", "_orig_propagate", "_jinja_propagate"), cls.propagate)
+        # Whichever of them PyG calls is the quantizing one.
+        own = dict.fromkeys(PROPAGATE_NAMES, cls.propagate)
         for name, method in {**own, "edge_updater": cls.edge_updater}.items():
             if name not in vars(cls):
                 setattr(cls, name, method)

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 from torch_geometric.nn import MessagePassing
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN
+from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.recipe import Quantizer, Recipe
 from torch_geometric_qlr.nn.registry import find_spec
 

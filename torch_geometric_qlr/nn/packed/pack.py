@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.codes.chains import Chains
@@ -16,7 +15,7 @@ from torch_geometric_qlr.nn.layer_spec import facts_of
 from torch_geometric_qlr.nn.packed.kinds import KINDS, kind_of
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.packed.report import Conversion
-from torch_geometric_qlr.nn.pyg import forget_cached
+from torch_geometric_qlr.nn.pyg import forget_cached, is_uninitialized_parameter
 from torch_geometric_qlr.nn.running import CHAINS, follow
 from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
 from torch_geometric_qlr.nn.weight_access import has_no_range
