@@ -19,9 +19,9 @@ from typing import Any
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.io.format import DTYPES, MOST_HEADER_BYTES
+from torch_geometric_qlr.nn.packed.kinds import KINDS
 from torch_geometric_qlr.nn.propagation.smooth import SmoothOptions
-from torch_geometric_qlr.nn.recipe import ROUTE
-from torch_geometric_qlr.nn.rewrite import FAMILIES
+from torch_geometric_qlr.nn.recipe import Point, Route
 from torch_geometric_qlr.ops import PACKED_BITS
 
 __all__ = ["Damage", "read_header"]
@@ -227,10 +227,10 @@ def _quantizer(value: Any, where: str) -> None:
 _LAYER = _fields(
     {
         "class": _text,
-        "family": _one_of(*FAMILIES),
+        "family": _one_of(*KINDS),
         "weights": _list(_text),
         "quantizers": _mapping(_quantizer),
-        "route": _fields(dict.fromkeys(ROUTE, _text)),
+        "route": _fields(dict.fromkeys(Route._fields, _text)),
     },
     optional=("route",),
 )
@@ -284,11 +284,8 @@ def _check_layers(header: Mapping[str, Any], num_bytes: int) -> None:
             where = f"the quantizer {reprlib.repr(f'{name}.{key}')}"
             for one in found if isinstance(found, list) else [found]:
                 if "matrix" in one:
-                    _check_packed(
-                        one,
-                        where,
-                        header["converted"] and key.removeprefix("weight:") in entry["weights"],
-                    )
+                    is_weight = Point.of_key(key).name in entry["weights"]
+                    _check_packed(one, where, header["converted"] and is_weight)
                     left -= math.prod(one["shape"]) * one["bits"] // 8
                 else:
                     left -= one["groups"] * 4

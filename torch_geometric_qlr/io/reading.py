@@ -13,10 +13,10 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import CheckpointError, InputError, LazyModuleError
+from torch_geometric_qlr.io.architecture import check_fits, check_routes
 from torch_geometric_qlr.io.format import (
     DTYPES,
     FORMAT,
@@ -33,7 +33,9 @@ from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.options import option_differences
-from torch_geometric_qlr.nn.recipe import check_routes, rebuild
+from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.nn.recipe import Recipe
+from torch_geometric_qlr.nn.rewrite import apply_recipe
 from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.ops import use_backend
@@ -102,13 +104,15 @@ def _restore(
 ) -> None:
     """Makes a float model, in place, what a file says."""
     _initialize_lazy(model, state, header["layers"])
-    rebuild(model, header, backend)
+    recipe = Recipe.from_dict(header)
+    check_fits(model, recipe)
+    apply_recipe(model, recipe, backend)
     if version == 1:
         complete_state(state, model)
     _check_same(_tensor_differences(model, state), model)
     if version > 1:
         _check_same(option_differences(header["modules"], model), model)
-    check_routes(model, header)
+    check_routes(model, recipe)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import InputError, LazyModuleError, NothingToQuantizeError
@@ -28,7 +27,8 @@ from torch_geometric_qlr.io.format import (
 )
 from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.nn.options import options_of
-from torch_geometric_qlr.nn.recipe import describe
+from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.nn.read_back import recipe_of
 
 __all__ = ["save"]
 
@@ -77,8 +77,8 @@ def save(model: nn.Module, path: File) -> None:
 
 
 def _content(model: nn.Module) -> dict[str, Any]:
-    description = describe(model)
-    if not description["layers"]:
+    recipe = recipe_of(model)
+    if not recipe.layers:
         raise NothingToQuantizeError(
             f"{type(model).__name__} has no quantized layer. Call qlr.quantize(model) first, or "
             f"save a float model with torch.save(model.state_dict(), path)."
@@ -89,7 +89,7 @@ def _content(model: nn.Module) -> dict[str, Any]:
     header = {
         "model": type(model).__name__,
         "byteorder": sys.byteorder,
-        **description,
+        **recipe.to_dict(),
         "modules": options_of(model),
         "tensors": [[n, dtype_name(t), list(t.shape)] for n, t in tensors.items()],
         "aliases": aliases,

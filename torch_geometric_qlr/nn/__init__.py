@@ -12,7 +12,14 @@ import torch_geometric.nn as _pyg_nn
 
 from torch_geometric_qlr.nn import propagation as _propagation
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
+from torch_geometric_qlr.nn.layer_spec import (
+    REWRITTEN,
+    EdgePreparation,
+    ForwardFacts,
+    HopChain,
+    LayerSpec,
+    MessageFacts,
+)
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.models import SMPGNN
@@ -28,7 +35,11 @@ from torch_geometric_qlr.nn.rewrite import class_for
 
 __all__ = [
     "EMP",
+    "EdgePreparation",
+    "ForwardFacts",
+    "HopChain",
     "LayerSpec",
+    "MessageFacts",
     "Plan",
     "PlanEntry",
     "QuantLayer",

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr.errors import (
     AlreadyQuantizedError,
@@ -16,6 +15,7 @@ from torch_geometric_qlr.errors import (
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.nn.layer import QuantLayer
+from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.state import STATE
 
 __all__ = [

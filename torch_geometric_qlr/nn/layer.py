@@ -20,11 +20,12 @@ from torch import nn
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.errors import UnsupportedLayerError
 from torch_geometric_qlr.nn.copying import ease_copying
+from torch_geometric_qlr.nn.layer_spec import Facts
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import WeightAccess
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
-__all__ = ["QuantLayer", "check_not_parametrized", "own_state", "quant_class"]
+__all__ = ["QuantLayer", "check_not_parametrized", "forget_classes", "own_state", "quant_class"]
 
 
 class QuantLayer:
@@ -44,6 +45,7 @@ class QuantLayer:
     """
 
     _qlr_made: ClassVar[MadeClass]
+    _qlr_facts: ClassVar[Facts]
 
     #: What generated classes are called.
     _qlr_prefix: ClassVar[str] = "Quant"
@@ -53,6 +55,11 @@ class QuantLayer:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         QuantLayer._qlr_construct(self, args, kwargs)
+
+    @classmethod
+    def _qlr_namespace(cls, base: type[nn.Module]) -> dict[str, Any]:
+        """What the quantized class of a float class has besides."""
+        return {"_qlr_facts": Facts()}
 
     # It is a submodule; a property finds it faster than the look-up of a module does.
     @property
@@ -193,12 +200,22 @@ def quant_class(
             "__doc__": f"{base.__name__} with learned quantization, see {mixin.__name__}.",
             "_qlr_made": made,
         }
-        namespace |= mixin._qlr_namespace(base) if hasattr(mixin, "_qlr_namespace") else {}
+        namespace |= mixin._qlr_namespace(base)
         free = {n: c for n, c in _CONVENIENCES.items() if not hasattr(base, n)}
         namespace = {**free, **namespace}
         bases: tuple[Any, ...] = (mixin, base)
         _CLASSES[made] = type(f"{mixin._qlr_prefix}{base.__name__}", bases, namespace)
     return _CLASSES[made]
+
+
+def forget_classes(base: type[nn.Module]) -> None:
+    r"""Quantized classes of a float class, and of those derived from it, are made anew from now on.
+
+    Args:
+        base (type): The float class, of which other things are known now.
+    """
+    for made in [made for made in _CLASSES if issubclass(made.base, base)]:
+        del _CLASSES[made]
 
 
 class _Convenience:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.nn.codes.chains import plain
@@ -15,10 +14,9 @@ from torch_geometric_qlr.nn.codes.mode import computes_on_codes, has_codes
 from torch_geometric_qlr.nn.codes.product import check_width, product, why_no_product
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.registry import find_by_name
+from torch_geometric_qlr.nn.layer_spec import facts_of
+from torch_geometric_qlr.nn.registry import class_facts
 from torch_geometric_qlr.nn.sparse_linear import sparse_linear
-from torch_geometric_qlr.nn.state import float_class
-from torch_geometric_qlr.nn.table import READ_IN_FORWARD
 from torch_geometric_qlr.nn.weight_access import weight_codes
 from torch_geometric_qlr.quantizers import fake_quantize
 from torch_geometric_qlr.tensor import PackedTensor
@@ -48,6 +46,10 @@ class QuantLinearLayer(QuantLayer):
         >>> qlr.quantize(torch.nn.Linear(4, 2), bits=4)(torch.ones(3, 4)).shape
         torch.Size([3, 2])
     """
+
+    @classmethod
+    def _qlr_namespace(cls, base: type[nn.Module]) -> dict[str, Any]:
+        return {"_qlr_facts": class_facts(base)}
 
     def _qlr_forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         if not (args or kwargs) and _multiplies_codes(self, input):
@@ -81,7 +83,7 @@ def _multiplies_sparse(layer: Any, x: Any) -> bool:
         and is_torch_sparse_tensor(x)
         and "input" in layer._qlr
         and "forward" not in layer._qlr.replaced
-        and float_class(layer) in (nn.Linear, Linear)
+        and facts_of(layer).forward.computes == "product"
     )
 
 
@@ -113,11 +115,16 @@ class QuantWeightLayer(QuantLayer):
         True
     """
 
+    @classmethod
+    def _qlr_namespace(cls, base: type[nn.Module]) -> dict[str, Any]:
+        return {"_qlr_facts": class_facts(base)}
+
     def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
-        if float_class(self) is nn.Embedding and "weight" in self._qlr:
-            if "forward" not in self._qlr.replaced:
+        facts, state = facts_of(self), self._qlr
+        if facts.forward.computes == "lookup" and "weight" in state:
+            if "forward" not in state.replaced:
                 return _look_up(self, *args, **kwargs)
-        child = getattr(self, _read_child(self) or "", None)
+        child = getattr(self, facts.reads_in_forward, None)
         inside = child.modules() if isinstance(child, nn.Module) else ()
         read = [layer._qlr for layer in inside if isinstance(layer, QuantLayer)]
         outer = [(state, state.begin()) for state in read]
@@ -126,11 +133,6 @@ class QuantWeightLayer(QuantLayer):
         finally:
             for state, before in outer:
                 state.end(before)
-
-
-def _read_child(layer: Any) -> str | None:
-    """The child whose weights the forward reads without calling it."""
-    return find_by_name(READ_IN_FORWARD, float_class(layer))
 
 
 def _look_up(layer: Any, input: Tensor) -> Tensor:

@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.nn import MessagePassing, RGCNConv
+from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import plain, with_promise
-from torch_geometric_qlr.nn.codes.edges import ReadyFlag, ready_flag, released, with_ready_edges
+from torch_geometric_qlr.nn.codes.edges import ReadyFlag, released, with_ready_edges
 from torch_geometric_qlr.nn.codes.gather import gather
-from torch_geometric_qlr.nn.codes.hops import all_hops, is_observing, takes_all_hops
+from torch_geometric_qlr.nn.codes.hops import all_hops, is_observing
 from torch_geometric_qlr.nn.codes.mode import computes_on_codes
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.pyg import has_own_propagate, uncompiled_propagate
+from torch_geometric_qlr.nn.layer_spec import facts_of
+from torch_geometric_qlr.nn.pyg import PROPAGATE_NAMES, has_own_propagate, uncompiled_propagate
+from torch_geometric_qlr.nn.registry import class_facts
 from torch_geometric_qlr.nn.state import float_class, where_is
 
-__all__ = ["QuantMessagePassing", "expects_features"]
+__all__ = ["QuantMessagePassing"]
 
 _signature = functools.cache(inspect.signature)
 
@@ -80,7 +82,7 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
     """
 
     def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._qlr.expects_features:
+        if facts_of(self).expects_features:
             _check_features(self, args[0] if args else kwargs.get("x"))
         if not computes_on_codes(self) or "forward" in self._qlr.replaced:
             return super()._qlr_forward(*args, **kwargs)
@@ -93,7 +95,8 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
             if call is None or call.hop <= 1:
                 return out
             self._qlr.restart()
-        if not _is_known(float_class(self)):
+        known = facts_of(self).forward
+        if known.chain is None and (known.edges is None or not known.edges.flag):
             return super()._qlr_forward(*args, **kwargs)
         arguments = _by_name(self, args, kwargs)
         done = all_hops(self, arguments)
@@ -146,43 +149,23 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # PyG compiles a template over `propagate` unless the class has one of its own, and switches
-        # between the two private names for explanations. All three are the quantizing one.
-        own = dict.fromkeys(("propagate", "_orig_propagate", "_jinja_propagate"), cls.propagate)
+        # Whichever of them PyG calls is the quantizing one.
+        own = dict.fromkeys(PROPAGATE_NAMES, cls.propagate)
         for name, method in {**own, "edge_updater": cls.edge_updater}.items():
             if name not in vars(cls):
                 setattr(cls, name, method)
 
     @classmethod
     def _qlr_namespace(cls, base: Any) -> dict[str, Any]:
-        flag = ready_flag(base)
-        own = {flag: ReadyFlag(flag)} if flag else {}
+        facts = class_facts(base)
+        flag = facts.forward.edges.flag if facts.forward.edges is not None else ""
+        own: dict[str, Any] = {flag: ReadyFlag(flag)} if flag else {}
 
         def edge_updater(self: Any, *args: Any, **kwargs: Any) -> Any:
             # PyG writes the one of a class when its first object is made.
             return base.edge_updater(self, *args, **kwargs)
 
-        return {**own, "edge_updater": edge_updater}
-
-
-def expects_features(base: Any) -> bool:
-    r"""Whether the first argument of a conv must hold features. PyG's own layers take features,
-    except that RGCN also takes indices of nodes; what a user's layer makes of its arguments is
-    unknown.
-
-    Args:
-        base (type): The class of the layer.
-    """
-    return (
-        base.__module__.startswith("torch_geometric.nn.conv.")
-        and not issubclass(base, RGCNConv)
-        and list(inspect.signature(base.forward).parameters)[1] == "x"
-    )
-
-
-def _is_known(base: Any) -> bool:
-    """Whether something is prepared for the forward of a class."""
-    return bool(ready_flag(base)) or takes_all_hops(base)
+        return {**own, "_qlr_facts": facts, "edge_updater": edge_updater}
 
 
 def _goes_uncompiled(layer: Any) -> bool:

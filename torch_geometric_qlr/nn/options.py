@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from torch_geometric_qlr.nn.state import STATE
-from torch_geometric_qlr.nn.state import float_class as float_class_of
+from torch_geometric_qlr.nn.state import STATE, unwrapped_class
 
-__all__ = ["float_class", "option_differences", "options_of"]
+__all__ = ["option_differences", "options_of"]
 
 Record = Mapping[str, Any]
 
@@ -59,7 +58,7 @@ def options_of(model: nn.Module) -> dict[str, Any]:
         ['LeakyReLU', {'negative_slope': 0.3}]
     """
     return {
-        name: [float_class(module).__name__, dict(_options(module))]
+        name: [unwrapped_class(module).__name__, dict(_options(module))]
         for name, module in _modules(model, "", set())
     }
 
@@ -91,15 +90,6 @@ def option_differences(saved: Record, model: nn.Module) -> Iterator[str]:
                 yield f"{where}: {key} is {there!r} in the file, {here!r} in the model"
 
 
-def float_class(layer: nn.Module) -> type[Any]:
-    """A layer's class before it was quantized and smoothed."""
-    cls: Any = float_class_of(layer)
-    while hasattr(cls, "_qlr_wrapped"):
-        cls = cls._qlr_wrapped
-    found: type[Any] = cls
-    return found
-
-
 def _modules(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     if module in seen or isinstance(module, _INERT):
         return
@@ -111,7 +101,7 @@ def _modules(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tup
 
 
 def _options(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    cls: Any = float_class(module)
+    cls: Any = unwrapped_class(module)
     ignored = _assigned_later(cls).union(*_IGNORED.values())
     for name, value in sorted(vars(module).items()):
         hides = name.startswith("_") or any(part in name for part in _IGNORED_PARTS.values())

@@ -1,17 +1,21 @@
-"""The dry run: for every module what happens, at which points, with how many bits, or why not."""
+"""A recipe for people: for every module what happens, at which points, with how many bits, or why
+not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch_geometric.nn import MessagePassing
 
-from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.nn.layer_spec import LayerSpec
+from torch_geometric_qlr.nn.layer_spec import REWRITTEN
+from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.nn.recipe import Quantizer, Recipe
+from torch_geometric_qlr.nn.registry import find_spec
 
-__all__ = ["Plan", "PlanEntry", "Site"]
+__all__ = ["Plan", "PlanEntry"]
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,6 @@ class PlanEntry:
         return "/".join(str(min(w)) if w else "-" for w in widths)
 
 
-@dataclass
-class Site:
-    """A module that is going to be rewritten: its quantizers, and how many ranges each holds."""
-
-    name: str
-    layer: nn.Module
-    spec: LayerSpec
-    points: dict[str, QuantizerConfig] = field(default_factory=dict)
-    groups: dict[str, int] = field(default_factory=dict)
-
-    def path(self, point: str) -> str:
-        """A point as error messages name it: :obj:`"convs.0.lin.weight"`."""
-        kind, _, name = point.partition(":")
-        return f"{self.name or type(self.layer).__name__}.{name or kind}"
-
-
 @dataclass(frozen=True)
 class Plan:
     r"""The result of :func:`torch_geometric_qlr.plan`: prints as a table.
@@ -72,12 +60,24 @@ class Plan:
         model (str): Class of the model.
         entries (tuple): One :class:`PlanEntry` per module with parameters or messages.
         rules (dict): How many modules each override matched.
+        recipe (Recipe): What is done, which this prints.
     """
 
     model: str
     entries: tuple[PlanEntry, ...]
     rules: Mapping[str, int]
-    sites: tuple[Site, ...] = field(repr=False, compare=False, default=())
+    recipe: Recipe = field(repr=False, compare=False, default=Recipe(()))
+
+    @classmethod
+    def of(cls, model: nn.Module, recipe: Recipe, rules: Mapping[str, int]) -> Plan:
+        r"""The plan of a recipe for a model.
+
+        Args:
+            model (torch.nn.Module): The model the recipe was made for.
+            recipe (Recipe): What is done to it.
+            rules (dict): How many modules each override matched.
+        """
+        return cls(type(model).__name__, tuple(_entries(model, recipe)), rules, recipe)
 
     @property
     def parameters(self) -> int:
@@ -131,6 +131,36 @@ class Plan:
         for rule, count in self.rules.items():
             total += f"; rule {rule!r} matched {count} module{'s' if count != 1 else ''}"
         return "\n".join([*lines, total])
+
+
+def _entries(model: nn.Module, recipe: Recipe) -> Iterator[PlanEntry]:
+    """One per module with parameters of its own, messages, or something that is quantized."""
+    layers = {layer.path: layer for layer in recipe.layers}
+    counted: set[int] = set()
+    for name, module in model.named_modules():
+        own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in counted}
+        counted.update(map(id, own.values()))
+        layer, spec = layers.get(name), find_spec(module)
+        found = {} if layer is None else layer.quantizers
+        if not found and not own and not isinstance(module, MessagePassing):
+            continue
+        quantized = {point.name for point in found if point.kind == "weight"}
+        note = recipe.kept.get(name, "") if layer is None else layer.note
+        kept = ", ".join(n for n in own if n not in quantized) if found else ""
+        sizes = {n: 0 if is_uninitialized_parameter(p) else p.numel() for n, p in own.items()}
+        yield PlanEntry(
+            name=name,
+            layer=type(module).__name__,
+            family=spec.family if spec is not None and spec.family in REWRITTEN else "-",
+            points={str(point): _bits(q) for point, q in found.items()},
+            parameters=sum(sizes.values()),
+            quantized_parameters=sum(size for n, size in sizes.items() if n in quantized),
+            note="; ".join(filter(None, [f"{kept} kept float" if kept else "", note])),
+        )
+
+
+def _bits(found: Quantizer) -> int:
+    return found[0].bits if isinstance(found, tuple) else found.bits
 
 
 def _listed(points: Mapping[str, int]) -> str:

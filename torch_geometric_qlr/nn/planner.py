@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
-from torch_geometric.nn import MessagePassing
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr.config import PASS_THROUGH_BITS, QLRConfig, QuantizerConfig
 from torch_geometric_qlr.errors import (
@@ -25,9 +23,11 @@ from torch_geometric_qlr.nn.checks import (
     is_uninitialized,
 )
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
-from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
-from torch_geometric_qlr.nn.registry import find_by_name, find_spec, is_registered
-from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
+from torch_geometric_qlr.nn.plan import Plan
+from torch_geometric_qlr.nn.read_back import smooth_recipes
+from torch_geometric_qlr.nn.recipe import LayerRecipe, Point, Quantizer, Ranges, Recipe
+from torch_geometric_qlr.nn.registry import find_spec, is_registered
+from torch_geometric_qlr.nn.state import unwrapped_class
 from torch_geometric_qlr.overrides import check_all_matched, match_override
 
 __all__ = ["make_plan", "readers_of_input"]
@@ -50,31 +50,46 @@ def make_plan(model: nn.Module, config: QLRConfig) -> Plan:
     check_model(model)
     layout = _ModuleTree(model)
     check_modules(layout.named)
+    layers: dict[str, LayerRecipe] = {}
+    kept: dict[str, str] = {}
+    for name in layout.named:
+        done = _plan_module(name, layout, config)
+        if isinstance(done, LayerRecipe):
+            layers[name] = done
+        else:
+            kept[name] = done
+    layers |= _parents(layers, kept, layout)
+    in_order = tuple(layers[name] for name in layout.named if name in layers)
+    recipe = Recipe(in_order, smooth_recipes(model), kept=kept)
+    plan = Plan.of(model, recipe, _counted_rules(config, layout))
+    if not layers:
+        raise NothingToQuantizeError(_nothing(plan))
+    return plan
 
-    matched: dict[str, list[str]] = {rule: [] for rule in config.overrides}
-    counted: set[int] = set()
-    entries, sites = [], []
+
+def _parents(
+    layers: Mapping[str, LayerRecipe], kept: Mapping[str, str], layout: _ModuleTree
+) -> dict[str, LayerRecipe]:
+    """Modules that would go around their quantized children: they go through them instead."""
+    quantized = {id(layout.named[name]) for name in layers}
+    out = {}
     for name, module in layout.named.items():
-        for rule, names in matched.items():
-            if match_override([rule], layout.names_of(module)):
-                names.append(name)
-        site, reason = _plan_module(name, layout, config)
-        own = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in counted]
-        counted.update(id(p) for _, p in own)
-        if site is not None:
-            sites.append(site)
-        if site is not None or own or isinstance(module, MessagePassing):
-            entries.append(_entry(name, module, layout.specs[name], site, own, reason))
-    counts = _counted_rules(config, matched, layout)
-    if not sites:
-        raise NothingToQuantizeError(_nothing(model, entries))
-    return Plan(type(model).__name__, tuple(entries), counts, tuple(sites))
+        spec = layout.specs[name]
+        if name in layers or spec is None or not spec.parent_kind:
+            continue
+        if any(id(inner) in quantized for inner in module.modules()):
+            out[name] = LayerRecipe(
+                name, unwrapped_class(module).__name__, spec.parent_kind, note=kept[name]
+            )
+    return out
 
 
-def _counted_rules(
-    config: QLRConfig, matched: Mapping[str, list[str]], layout: _ModuleTree
-) -> dict[str, int]:
+def _counted_rules(config: QLRConfig, layout: _ModuleTree) -> dict[str, int]:
     """How many modules each rule matches; refuses one that would change nothing."""
+    matched = {
+        rule: [n for n, m in layout.named.items() if match_override([rule], layout.names_of(m))]
+        for rule in config.overrides
+    }
     check_all_matched(
         config.overrides, {rule: len(names) for rule, names in matched.items()}, layout.all_names
     )
@@ -91,10 +106,10 @@ def _counted_rules(
     return counts
 
 
-def _nothing(model: nn.Module, entries: list[PlanEntry]) -> str:
-    name = type(model).__name__
-    kept = "; ".join(f"{e.name or e.layer}: {e.note}" for e in entries[:3] if e.note)
-    if any(e.family in REWRITTEN for e in entries):
+def _nothing(plan: Plan) -> str:
+    name = plan.model
+    kept = "; ".join(f"{e.name or e.layer}: {e.note}" for e in plan.entries[:3] if e.note)
+    if any(e.family in REWRITTEN for e in plan.entries):
         return (
             f"{name}: every layer stays in floating point, so there is nothing to quantize "
             f"({kept}). Lower bits=..., or drop the override that keeps the layers float."
@@ -122,8 +137,8 @@ class _ModuleTree:
         self.all_names = [name for names in self._aliases.values() for name in names]
         self.first, self.last = self._ends()
         #: Modules that their parent reads as a tensor: anywhere, or in its forward only.
-        self.read_anywhere = dict(self._read_by(READ_ANYWHERE))
-        self.read_in_forward = dict(self._read_by(READ_IN_FORWARD))
+        self.read_anywhere = dict(self._read_by("reads_anywhere"))
+        self.read_in_forward = dict(self._read_by("reads_in_forward"))
 
     def names_of(self, module: nn.Module) -> list[tuple[str, type]]:
         """All names of a module that is used in several places, with its class."""
@@ -179,12 +194,12 @@ class _ModuleTree:
         # A bare layer is not a model: it does not know whether its input is a hidden one.
         return set() if units[0] == "" else beside(units[0]), beside(units[-1])
 
-    def _read_by(self, table: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-        for name, module in self.named.items():
-            child = find_by_name(table, type(module))
-            if child is not None:
-                path = f"{name}.{child}" if name else child
-                yield from ((n, type(module).__name__) for n in self.named if _within(n, path))
+    def _read_by(self, fact: str) -> Iterator[tuple[str, str]]:
+        for name, spec in self.specs.items():
+            child = "" if spec is None else getattr(spec, fact)
+            if child:
+                path, cls = f"{name}.{child}" if name else child, type(self.named[name]).__name__
+                yield from ((n, cls) for n in self.named if _within(n, path))
 
 
 def _inside(name: str, unit: str) -> bool:
@@ -215,49 +230,53 @@ def readers_of_input(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 # One module #######################################################################################
 
 
-def _plan_module(name: str, layout: _ModuleTree, config: QLRConfig) -> tuple[Site | None, str]:
-    """What is rewritten at a module, or :obj:`None`; and what there is to say about it."""
+def _plan_module(name: str, layout: _ModuleTree, config: QLRConfig) -> LayerRecipe | str:
+    """What is done to a module, or what there is to say about one that stays as it is."""
     module, spec = layout.named[name], layout.specs[name]
     if name in layout.read_anywhere:
-        return None, f"kept float: {layout.read_anywhere[name]} reads it as a tensor"
+        return f"kept float: {layout.read_anywhere[name]} reads it as a tensor"
     if spec is None or spec.family not in REWRITTEN:
-        return None, _reason(module, spec)
+        return _reason(module, spec)
     if type(module).__module__.startswith("brevitas."):
-        return None, "kept as it is: quantized by Brevitas"
+        return "kept as it is: quantized by Brevitas"
     if is_uninitialized(module):
-        return None, "kept float: no data has reached it, so it has no weights yet (lazy)"
+        return "kept float: no data has reached it, so it has no weights yet (lazy)"
     if hasattr(module, "parametrizations"):
-        return None, "kept float: parametrized; remove the parametrization to quantize it"
+        return "kept float: parametrized; remove the parametrization to quantize it"
     if spec.family == "linear" and not set(spec.weights) <= set(module._parameters):
-        return None, _without_weight(name, module, next(iter(spec.weights)))
+        return _without_weight(name, module, next(iter(spec.weights)))
     if is_registered(module):
         _check_registration(name, module, spec)
     (own_name, cls), *around = layout.lineage(module)
     rule = config.rule_for(own_name, cls, around)
     here = config.under(rule)
     if here is None:
-        return None, f"kept float: override {rule!r}"
+        return f"kept float: override {rule!r}"
 
     points = _points(module, spec, here, name in layout.first, layout.sees_input(name))
     points |= _output(name, spec, here, layout, _names_output(rule, module, layout, config))
     notes = [spec.note] if spec.note else []
     if name in layout.read_in_forward:
-        points = {p: point for p, point in points.items() if p.startswith("weight:")}
+        points = {point: asked for point, asked in points.items() if point.kind == "weight"}
         notes.insert(0, f"weight only: {layout.read_in_forward[name]} multiplies by it itself")
-    wide = [p for p, (_, bits) in points.items() if bits in PASS_THROUGH_BITS]
+    wide = [str(point) for point, (_, bits) in points.items() if bits in PASS_THROUGH_BITS]
     if wide:
         notes.insert(0, f"wide: {', '.join(wide)}")
-    site = Site(name, module, spec)
-    site.points = {
-        p: _fitting(site, p, here.quantizer(*points[p])) for p in points if p not in wide
-    }
-    if not site.points:
-        return None, "; ".join(notes)
+    points = {point: asked for point, asked in points.items() if str(point) not in wide}
+    if not points:
+        return "; ".join(notes)
     if spec.family == "linear":
-        check_weights(name, module, (p.partition(":")[2] for p in site.points if ":" in p))
-    site.groups = {p: _num_groups(site, p, q) for p, q in site.points.items()}
+        check_weights(name, module, (point.name for point in points if point.kind == "weight"))
     check_names(name, module)
-    return site, "; ".join(notes)
+    layer = _Layer(name, module, spec, here)
+    return LayerRecipe(
+        name,
+        layer=unwrapped_class(module).__name__,
+        kind=spec.kind,
+        weights=spec.weight_names,
+        quantizers={point: layer.quantizer(point, *asked) for point, asked in points.items()},
+        note="; ".join(notes),
+    )
 
 
 def _check_registration(name: str, module: nn.Module, spec: LayerSpec) -> None:
@@ -280,32 +299,32 @@ def _check_registration(name: str, module: nn.Module, spec: LayerSpec) -> None:
 
 def _points(
     module: nn.Module, spec: LayerSpec, config: QLRConfig, is_first: bool, sees_input: bool
-) -> dict[str, tuple[str, int]]:
-    """Point -> (role, bits). Points that name an argument or a parameter are "source:x"."""
-    out: dict[str, tuple[str, int]] = {}
+) -> dict[Point, tuple[str, int]]:
+    """Where the layer is quantized, in which role, with how many bits."""
+    out: dict[Point, tuple[str, int]] = {}
     if spec.family == "linear":
         if config.quantizes("input"):
             role = "input" if sees_input else "activation"
-            out["input"] = (role, config.width(role))
+            out[Point("input")] = (role, config.width(role))
         if config.quantizes("linear_output"):
-            out["linear_output"] = ("activation", config.width("activation"))
+            out[Point("linear_output")] = ("activation", config.width("activation"))
     if config.quantizes("weight"):
         for n in spec.weight_names:
             if isinstance(module._parameters.get(n), nn.Parameter):
                 logit = n in spec.logit_weights
                 bits = _logit_bits(config.width("weight")) if logit else config.width("weight")
-                out[f"weight:{n}"] = ("weight", bits)
+                out[Point("weight", n)] = ("weight", bits)
     if spec.family in _CONVS:
         by_source = spec.family != "edge" and config.quantizes("source")
         if by_source:
             role = "input" if is_first and spec.propagates_input else "message"
             bits = config.width(role)
-            out |= {f"source:{n}": (role, bits) for n in spec.sources}
-            out |= {f"source:{n}": (role, _logit_bits(bits)) for n in spec.logit_sources}
+            out |= {Point("source", n): (role, bits) for n in spec.sources}
+            out |= {Point("source", n): (role, _logit_bits(bits)) for n in spec.logit_sources}
         elif config.quantizes("message"):
-            out["message"] = ("message", config.width("message"))
+            out[Point("message")] = ("message", config.width("message"))
         if config.quantizes("aggregate"):
-            out["aggregate"] = ("message", config.width("message"))
+            out[Point("aggregate")] = ("message", config.width("message"))
     return out
 
 
@@ -315,13 +334,13 @@ def _logit_bits(bits: int) -> int:
 
 def _output(
     name: str, spec: LayerSpec, config: QLRConfig, layout: _ModuleTree, asked: bool
-) -> dict[str, tuple[str, int]]:
+) -> dict[Point, tuple[str, int]]:
     """The output stays wide at the end of a model unless ``output_bits`` says otherwise."""
     if config.output_bits is not None and (asked or name in layout.last):
-        return {"output": ("output", config.output_bits)}
+        return {Point("output"): ("output", config.output_bits)}
     at_end = any(_within(name, unit) for unit in layout.last)
     if config.quantizes("output") and not at_end and spec.family != "weights":
-        return {"output": ("activation", config.width("activation"))}
+        return {Point("output"): ("activation", config.width("activation"))}
     return {}
 
 
@@ -337,43 +356,63 @@ def _names_output(
     )
 
 
-def _fitting(site: Site, point: str, quantizer: QuantizerConfig) -> QuantizerConfig:
-    kind, _, name = point.partition(":")
-    if kind == "weight":
-        weight = site.layer.get_parameter(name)
-        if weight.size(site.spec.weights.get(name, 0)) in (1, weight.numel()):
-            # A vector has no channels: one range for all of it, not one per value.
-            return replace(quantizer, granularity="tensor")
-    return quantizer
+class _Layer(NamedTuple):
+    """One layer, and what is asked of it."""
 
+    name: str
+    module: Any
+    spec: LayerSpec
+    config: QLRConfig
 
-def _num_groups(site: Site, point: str, quantizer: QuantizerConfig) -> int:
-    """How many ranges a quantizer holds: output channels of a weight, features of an activation."""
-    kind, _, name = point.partition(":")
-    if quantizer.granularity == "channel":
-        return site.layer.get_parameter(name).size(site.spec.weights.get(name, 0))
-    if quantizer.granularity != "feature":
-        return 1
-    spec, layer = site.spec, site.layer
-    channels: Any = None
-    if spec.family == "linear":
+    def quantizer(self, point: Point, role: str, bits: int) -> Quantizer:
+        """What acts at a point: one, or one for each call of ``propagate``."""
+        asked = self.config.quantizer(role, bits)
+        channel_dim = self.spec.weights.get(point.name, 0) if point.kind == "weight" else 0
+        if point.kind == "weight":
+            weight = self.module.get_parameter(point.name)
+            if weight.size(channel_dim) in (1, weight.numel()):
+                # A vector has no channels: one range for all of it, not one per value.
+                asked = replace(asked, granularity="tensor")
+        groups = self.num_groups(point, asked, channel_dim)
+        one = Ranges(asked, groups, channel_dim if asked.granularity == "channel" else -1)
+        if not point.is_per_hop:
+            return one
+        shared = self.config.hop_quantizers == "shared"
+        count = (self.spec.hop_kinds if shared else self.spec.hops)(self.module)
+        return (one,) * count if count > 1 or point.kind == "source" else one
+
+    def num_groups(self, point: Point, asked: QuantizerConfig, channel_dim: int) -> int:
+        """How many ranges: output channels of a weight, features of an activation."""
+        if asked.granularity == "channel":
+            size: int = self.module.get_parameter(point.name).size(channel_dim)
+            return size
+        if asked.granularity != "feature":
+            return 1
+        channels = self.num_features(point)
+        if isinstance(channels, (tuple, list)):
+            channels = channels[0]
+        if not isinstance(channels, int):
+            where = self.name or type(self.module).__name__
+            raise ConfigError(
+                f"{where}.{point.name or point.kind}: granularity 'feature' needs the number of "
+                f"features, which {type(self.module).__name__} does not tell. Choose 'tensor' or "
+                f"'node' for it."
+            )
+        side_by_side = point.kind == "output" and getattr(self.module, "concat", False)
+        return channels * int(getattr(self.module, "heads", 1)) if side_by_side else channels
+
+    def num_features(self, point: Point) -> Any:
+        """As the layer tells it, if it does."""
+        spec = self.spec
+        if spec.family != "linear":
+            before = point.kind == "source" and spec.propagates_input
+            return getattr(self.module, "in_channels" if before else "out_channels", None)
+        if not spec.features_last:
+            return None
         ((weight, channel_dim),) = spec.weights.items()
         input_dim = -1 if channel_dim == 0 else -2
-        if not isinstance(layer, nn.Conv1d):
-            dim = input_dim if kind == "input" else channel_dim
-            channels = layer.get_parameter(weight).size(dim)
-    else:
-        before = kind == "source" and spec.propagates_input
-        channels = getattr(layer, "in_channels" if before else "out_channels", None)
-    if isinstance(channels, (tuple, list)):
-        channels = channels[0]
-    if not isinstance(channels, int):
-        raise ConfigError(
-            f"{site.path(point)}: granularity 'feature' needs the number of features, which "
-            f"{type(layer).__name__} does not tell. Choose 'tensor' or 'node' for it."
-        )
-    side_by_side = kind == "output" and getattr(layer, "concat", False)
-    return channels * int(getattr(layer, "heads", 1)) if side_by_side else channels
+        dim = input_dim if point.kind == "input" else channel_dim
+        return self.module.get_parameter(weight).size(dim)
 
 
 def _without_weight(name: str, module: nn.Module, weight: str) -> str:
@@ -398,29 +437,3 @@ def _reason(module: nn.Module, spec: LayerSpec | None) -> str:
     if all(p.dim() < 2 for p in module.parameters(recurse=False)):
         return "kept float: scalars or a bias"
     return "kept float: no registered weights; see qlr.register_linear"
-
-
-def _entry(
-    name: str,
-    module: nn.Module,
-    spec: LayerSpec | None,
-    site: Site | None,
-    own: list[tuple[str, nn.Parameter]],
-    reason: str,
-) -> PlanEntry:
-    points = {} if site is None else {p: q.bits for p, q in site.points.items()}
-    quantized = {p.partition(":")[2] for p in points if p.startswith("weight:")}
-    kept = [n for n, _ in own if n not in quantized]
-    note = reason
-    if site is not None and kept:
-        note = f"{', '.join(kept)} kept float" + (f"; {reason}" if reason else "")
-    rewritten = spec is not None and spec.family in REWRITTEN
-    return PlanEntry(
-        name=name,
-        layer=type(module).__name__,
-        family=spec.family if spec is not None and rewritten else "-",
-        points=points,
-        parameters=sum(p.numel() for _, p in own if not is_uninitialized_parameter(p)),
-        quantized_parameters=sum(p.numel() for n, p in own if n in quantized),
-        note=note,
-    )

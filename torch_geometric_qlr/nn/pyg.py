@@ -6,17 +6,27 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 from torch_geometric.utils import is_sparse
 
 __all__ = [
+    "PROPAGATE_NAMES",
     "drop_bound_propagate",
+    "forget_cached",
     "fuses",
     "has_hooks",
     "has_own_product",
     "has_own_propagate",
+    "is_own_conv",
+    "is_uninitialized_parameter",
+    "message_arguments",
     "node_counts",
     "uncompiled_propagate",
 ]
+
+#: PyG writes code for `propagate` when a class is made, unless the class has one of its own, and
+#: switches between the two private names for explanations.
+PROPAGATE_NAMES = ("propagate", "_orig_propagate", "_jinja_propagate")
 
 _HOOKS = tuple(
     f"_{name}_forward_{kind}hooks"
@@ -47,6 +57,11 @@ def _is_generated(cls: type, method: Any) -> bool:
     return bool(getattr(method, "__module__", "") == f"{cls.__module__}_{cls.__name__}_propagate")
 
 
+def is_own_conv(cls: type) -> bool:
+    """Whether a convolution is one of PyG's own, wherever it is exported."""
+    return cls.__module__.startswith("torch_geometric.nn.conv.")
+
+
 def has_own_product(cls: Any) -> bool:
     """Whether a user's class has its own fused product of a matrix and features."""
     module = getattr(cls.message_and_aggregate, "__module__", "")
@@ -59,9 +74,15 @@ def drop_bound_propagate(layer: nn.Module) -> None:
     bound = layer.__dict__.get("propagate")
     function = getattr(bound, "__func__", None)
     cls = type(layer)
-    known = [getattr(cls, n, None) for n in ("_orig_propagate", "_jinja_propagate")]
+    known = [getattr(cls, n, None) for n in PROPAGATE_NAMES[1:]]
     if function is not None and (function in known or function is uncompiled_propagate()):
         del layer.__dict__["propagate"]
+
+
+def forget_cached(layer: nn.Module) -> None:
+    """Layers of PyG keep what they have computed, with ``cached=True``, under names of one form."""
+    for name in [name for name in layer.__dict__ if name.startswith("_cached_")]:
+        setattr(layer, name, None)
 
 
 def has_hooks(layer: Any) -> bool:
@@ -100,3 +121,19 @@ def node_counts(
     count = sizes[i] if sizes[i] is not None else sizes[j]
     assert count is not None
     return sizes, count
+
+
+def message_arguments(
+    layer: Any, adj: Any, sizes: list[int | None], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    r"""What :meth:`message` is called with, as PyG collects it.
+
+    Args:
+        layer (MessagePassing): The layer.
+        adj (torch.Tensor or EdgeIndex or SparseTensor): Edges or matrix.
+        sizes (list): From :func:`node_counts`.
+        kwargs (dict): The arguments of :meth:`propagate`.
+    """
+    collected = layer._collect(layer._user_args, adj, list(sizes), kwargs)
+    arguments: dict[str, Any] = layer.inspector.collect_param_data("message", collected)
+    return arguments

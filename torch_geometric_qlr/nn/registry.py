@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch_geometric.nn as pyg_nn
 from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import ConfigError, UnsupportedLayerError
-from torch_geometric_qlr.nn.layer_spec import LayerSpec
+from torch_geometric_qlr.nn.layer import forget_classes
+from torch_geometric_qlr.nn.layer_spec import Facts, ForwardFacts, LayerSpec, MessageFacts
+from torch_geometric_qlr.nn.pyg import is_own_conv
 from torch_geometric_qlr.nn.state import float_class
 from torch_geometric_qlr.nn.table import CONVS, OTHERS, copy_spec, edge_spec
 
 __all__ = [
     "LayerSpec",
-    "find_by_name",
+    "class_facts",
     "find_spec",
     "is_registered",
     "register_conv",
@@ -41,19 +43,10 @@ def _qualified_names(cls: type) -> set[str]:
     return names
 
 
-T = TypeVar("T")
-
-
-def find_by_name(table: Mapping[str, T], cls: type) -> T | None:
-    """The entry of a class, or of its nearest base, in a table keyed by qualified names."""
-    names = (name for base in cls.__mro__ for name in _qualified_names(base))
-    return next((table[name] for name in names if name in table), None)
-
-
 def _registered(cls: type) -> LayerSpec | None:
     if cls in _USER:
         return _USER[cls]
-    if cls.__module__.startswith("torch_geometric.nn.conv.") and cls.__name__ in CONVS:
+    if is_own_conv(cls) and cls.__name__ in CONVS:
         return CONVS[cls.__name__]
     if cls.__module__.startswith("torch_geometric_qlr.nn.propagation"):
         return CONVS.get(cls.__name__)
@@ -110,6 +103,41 @@ def _keeps_messages(cls: Any, base: Any) -> bool:
     return not issubclass(base, MessagePassing) or cls.message is base.message
 
 
+def class_facts(cls: type[nn.Module]) -> Facts:
+    r"""What is known of the code that a float class runs, found with the class it was written in.
+
+    Args:
+        cls (type): The class.
+
+    Example:
+        >>> from torch_geometric.nn import GCNConv, FAConv
+        >>> class_facts(GCNConv).forward.edges.flag, class_facts(FAConv).message.coefficients
+        ('normalize', 'x')
+    """
+    rows = [(base, row) for base in cls.__mro__ if (row := _registered(base)) is not None]
+
+    def of(method: str, unknown: Any) -> Any:
+        runs = getattr(cls, method, None)
+        known = (getattr(row, method) for base, row in rows if getattr(base, method, None) is runs)
+        return next((facts for facts in known if facts != unknown), unknown)
+
+    row = _registered(cls)
+    has_features = row is not None and row.first_argument == "features"
+    read = (row.reads_in_forward for _, row in rows)
+    return Facts(
+        forward=of("forward", ForwardFacts()),
+        message=of("message", MessageFacts()),
+        reads_in_forward=next(filter(None, read), ""),
+        expects_features=has_features and _first_argument(cls) == "x",
+        hops=rows[0][1].hops if rows else LayerSpec.hops,
+    )
+
+
+def _first_argument(cls: Any) -> str:
+    """The name of what a forward takes first."""
+    return next(iter(list(inspect.signature(cls.forward).parameters)[1:]), "")
+
+
 def _read_off(layer: MessagePassing) -> LayerSpec:
     matrices = {
         name: p
@@ -147,8 +175,12 @@ def register_conv(
     weights: Mapping[str, int] | None = None,
     logit_weights: tuple[str, ...] = (),
     hops: Callable[[Any], int] = lambda layer: 1,
+    hop_kinds: Callable[[Any], int] = lambda layer: 1,
     propagates_input: bool = False,
+    first_argument: Literal["features", "any"] = "any",
     normalized: bool = False,
+    forward: ForwardFacts | None = None,
+    message: MessageFacts | None = None,
     note: str = "",
     replace: bool = False,
 ) -> type[MessagePassing]:
@@ -172,9 +204,17 @@ def register_conv(
             their output channels, 0 or -1.
         logit_weights (tuple): Attention vectors, kept at 8 bits or more.
         hops (callable): Number of :obj:`propagate` calls in a forward, from the layer.
+        hop_kinds (callable): How many different things those calls propagate in turn, from the
+            layer.
         propagates_input (bool): Whether the layer propagates before it transforms.
+        first_argument (str): :obj:`"features"` if an :obj:`x` that holds no floats is to be
+            refused, :obj:`"any"` if that is left to the layer. (default: :obj:`"any"`)
         normalized (bool): Whether what it propagates is mapped linearly, with normalised weights,
             so that :class:`~torch_geometric_qlr.transforms.SmoothPropagation` may act on it.
+        forward (ForwardFacts, optional): What its forward does to its edges, so that this is
+            remembered, and whether one operation computes all of its hops.
+        message (MessageFacts, optional): What its :obj:`message` does, where that is a multiple of
+            a source and cannot be found out by trying.
         note (str): Shown by :func:`torch_geometric_qlr.plan`.
         replace (bool): Whether to forget what was registered for this class before.
 
@@ -199,6 +239,8 @@ def register_conv(
         )
     _check_new(cls, replace)
     _check_kinds(cls, sources, logit_sources, weights, logit_weights, hops)
+    _check_facts(cls, forward, message)
+    _check_choice("first argument", first_argument, ("features", "any"), cls)
     if family == "edge" and (sources not in ((), ("x",)) or logit_sources):
         raise UnsupportedLayerError(
             f"{cls.__name__}: an 'edge' layer quantizes messages, not sources. Drop sources=, or "
@@ -209,18 +251,28 @@ def register_conv(
         _check_choice("channel dimension", channel_dim, (0, -1), cls)
     if family != "edge":
         _check_sources(cls, (*sources, *logit_sources))
-    _USER[cls] = LayerSpec(
+    _note(
+        cls,
         family=family,
         sources=() if family == "edge" else tuple(sources),
         logit_sources=tuple(logit_sources),
         weights=dict(weights or {}),
         logit_weights=tuple(logit_weights),
         hops=hops,
+        hop_kinds=hop_kinds,
         propagates_input=propagates_input,
+        first_argument=first_argument,
         rough=_NORMALIZED if normalized else LayerSpec.rough,
+        forward=forward or ForwardFacts(),
+        message=message or MessageFacts(),
         note=note,
     )
     return cls
+
+
+def _note(cls: type[nn.Module], **fields: Any) -> None:
+    _USER[cls] = LayerSpec(**fields)
+    forget_classes(cls)
 
 
 def is_registered(layer: nn.Module) -> bool:
@@ -253,6 +305,22 @@ def _check_kinds(
             f"{cls.__name__}: hops is {hops!r}; it is a function of the layer, such as "
             f"hops=lambda layer: layer.K."
         )
+
+
+def _check_facts(cls: type, forward: Any, message: Any) -> None:
+    kinds = {"forward": (forward, ForwardFacts), "message": (message, MessageFacts)}
+    for name, (value, kind) in kinds.items():
+        if value is not None and not isinstance(value, kind):
+            raise ConfigError(
+                f"{cls.__name__}: {name} is {value!r}; it is a qlr.nn.{kind.__name__}, such as "
+                f"{_SUCH_AS[name]}."
+            )
+
+
+_SUCH_AS = {
+    "forward": "qlr.nn.ForwardFacts(chain=qlr.nn.HopChain())",
+    "message": "qlr.nn.MessageFacts(coefficients='x')",
+}
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...], cls: type) -> None:
@@ -312,5 +380,5 @@ def register_linear(
         )
     _check_choice("channel dimension", channel_dim, (0, -1), cls)
     _check_new(cls, replace)
-    _USER[cls] = LayerSpec(family="linear", weights={weight: channel_dim})
+    _note(cls, family="linear", weights={weight: channel_dim})
     return cls

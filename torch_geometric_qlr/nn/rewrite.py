@@ -1,4 +1,4 @@
-"""Makes a plan happen: builds all quantizers first, then re-classes the layers in place."""
+"""Makes a recipe happen: builds all quantizers first, then re-classes the layers in place."""
 
 from __future__ import annotations
 
@@ -6,103 +6,59 @@ import dataclasses
 import itertools
 from typing import Any
 
+import torch
 from torch import nn
-from torch_geometric.nn import HeteroDictLinear, MessagePassing
+from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
 from torch_geometric_qlr.nn.layer_spec import LayerSpec
-from torch_geometric_qlr.nn.linear import (
-    QuantDictLinearLayer,
-    QuantLinearLayer,
-    QuantWeightLayer,
-)
-from torch_geometric_qlr.nn.message_passing import QuantMessagePassing, expects_features
-from torch_geometric_qlr.nn.plan import Plan, Site
+from torch_geometric_qlr.nn.packed import pack_layers
+from torch_geometric_qlr.nn.packed.kinds import KINDS
 from torch_geometric_qlr.nn.planner import make_plan
-from torch_geometric_qlr.nn.pyg import drop_bound_propagate
-from torch_geometric_qlr.nn.registry import find_by_name, find_spec
-from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, parameter_of, weight_key
+from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing, smooth_layer
+from torch_geometric_qlr.nn.pyg import drop_bound_propagate, forget_cached
+from torch_geometric_qlr.nn.recipe import Codes, LayerRecipe, Point, Quantizer, Recipe
+from torch_geometric_qlr.nn.registry import find_spec
+from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, state_of
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
-from torch_geometric_qlr.nn.table import READ_IN_FORWARD
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
+from torch_geometric_qlr.quantizers import build_quantizer
 
-__all__ = [
-    "FAMILIES",
-    "MIXINS",
-    "adapt_parents",
-    "apply_plan",
-    "class_for",
-    "construct",
-    "placed",
-    "quantizer_path",
-    "reclass",
-]
-
-#: What a quantized layer can be, by the name under which files know it.
-FAMILIES: dict[str, type[QuantLayer]] = {
-    "messages": QuantMessagePassing,
-    "linear": QuantLinearLayer,
-    "weights": QuantWeightLayer,
-    "dict": QuantDictLinearLayer,
-}
-
-#: The same by the family of a spec.
-MIXINS: dict[str, type[QuantLayer]] = {
-    "copy": QuantMessagePassing,
-    "attention": QuantMessagePassing,
-    "edge": QuantMessagePassing,
-    "linear": QuantLinearLayer,
-    "weights": QuantWeightLayer,
-}
+__all__ = ["apply_recipe", "class_for", "construct"]
 
 
 def class_for(base: type[nn.Module], spec: LayerSpec) -> type[Any]:
     """The quantized class of a layer class that has a row in the registry."""
-    return quant_class(MIXINS[spec.family], base, spec.weight_names)
+    return quant_class(KINDS[spec.kind].quantized, base, spec.weight_names)
 
 
-def apply_plan(model: nn.Module, plan: Plan, config: QLRConfig) -> nn.Module:
-    r"""Rewrites the layers of a model in place.
+def apply_recipe(model: nn.Module, recipe: Recipe, backend: str = "auto") -> nn.Module:
+    r"""Does to the layers of a model, in place, what a recipe says. If it is of a converted model
+    the codes are arbitrary, and a state is to be loaded next.
 
-    Nothing is touched until every quantizer has been built.
+    Nothing is quantized until every quantizer has been built.
 
     Args:
-        model (torch.nn.Module): The model the plan was made for.
-        plan (Plan): From :func:`make_plan`.
-        config (QLRConfig): The config it was made with.
+        model (torch.nn.Module): The model the recipe is for. A layer that is smoothed or quantized
+            already is left as it is.
+        recipe (Recipe): What to do.
+        backend (str): Who computes packed operations, if the recipe is of a converted model.
     """
-    built = [(site, _build(site, config, model)) for site in plan.sites]
+    named: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+    for smooth in recipe.smooth:
+        if not isinstance(named[smooth.path], SmoothMessagePassing):
+            smooth_layer(named[smooth.path], smooth.source, smooth.options, smooth.note)
+    built = [(layer, _build(layer, named[layer.path], model)) for layer in recipe.layers]
     frozen = _frozen_parts(model)
-    for site, state in built:
-        if site.name in frozen:
+    for layer, state in built:
+        if layer.path in frozen:
             state.requires_grad_(False)
-        _reclass(site, state)
-    adapt_parents(model)
+        _reclass(named[layer.path], state, layer)
+    _turn_off_fast_paths(model)
+    if recipe.converted:
+        pack_layers(model, backend)
     return model
-
-
-def _frozen_parts(model: nn.Module) -> set[str]:
-    """Names of the modules that somebody keeps as they are: the nearest module around them that has
-    parameters has none that learns."""
-    frozen: dict[str, bool] = {}
-    for name, module in model.named_modules():  # parents first
-        parameters = list(module.parameters())
-        around = frozen.get(name.rpartition(".")[0], False) if name else False
-        frozen[name] = not any(p.requires_grad for p in parameters) if parameters else around
-    return {name for name, is_frozen in frozen.items() if is_frozen}
-
-
-def adapt_parents(model: nn.Module) -> None:
-    """Makes modules that would go around their quantized children go through them."""
-    for module in model.modules():
-        _adapt_parent(module)
-
-
-def made_of(cls: Any) -> MadeClass:
-    """What a quantized class, or one that a user derived from it, was made of."""
-    made: MadeClass = cls._qlr_made
-    return made
 
 
 def construct(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -116,108 +72,81 @@ def construct(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     elif given:
         config = config.replace(**given)
     # The base must see itself, not this class, while it inspects its own signatures.
-    base = made_of(cls).base
-    layer.__class__ = base
-    base.__init__(layer, *args, **kwargs)
-    plan = make_plan(layer, config)
-    apply_plan(layer, plan, config)
+    made: MadeClass = cls._qlr_made
+    layer.__class__ = made.base
+    made.base.__init__(layer, *args, **kwargs)
+    apply_recipe(layer, make_plan(layer, config).recipe)
     if not isinstance(layer, QuantLayer):  # quantized inside only
         spec = find_spec(layer)
         assert spec is not None
-        _reclass(Site("", layer, spec), LayerState())
+        own = LayerRecipe("", type(layer).__name__, spec.kind, spec.weight_names)
+        _reclass(layer, LayerState(), own)
     layer.__class__ = cls  # it may be a subclass that a user has written
     layer.register_load_state_dict_post_hook(report_fresh_ranges)
 
 
 QuantLayer._qlr_construct = construct
 
-# One layer ########################################################################################
+# The quantizers ###################################################################################
 
 
-def _build(site: Site, config: QLRConfig, model: nn.Module) -> LayerState:
-    quantizers: dict[str, nn.Module] = {}
-    for point in site.points:
-        kind, _, name = point.partition(":")
-        if kind == "weight":
-            quantizers[weight_key(name)] = _quantizer(site, point)
-        elif kind in ("source", "message", "aggregate"):
-            quantizers[f"source_{name}" if name else kind] = _per_hop(site, point, config)
-        else:
-            quantizers[kind] = _quantizer(site, point)
-    return placed(LayerState(quantizers), site.layer, model)
-
-
-def placed(quantizers: LayerState, layer: nn.Module, model: nn.Module) -> LayerState:
-    """New quantizers in the mode and on the device of their layer."""
-    quantizers.train(layer.training)
+def _build(recipe: LayerRecipe, layer: nn.Module, model: nn.Module) -> LayerState:
+    """The quantizers of a layer in its mode and on its device."""
+    where = recipe.path or type(layer).__name__
+    is_new = not isinstance(layer, QuantLayer)
+    state = LayerState() if is_new else state_of(layer)
+    for point, found in recipe.quantizers.items():
+        if is_new or isinstance(found, Codes):  # of a layer by name its codes are left to make
+            state[point.key] = _quantizer(found, point, where)
+    state.path = where
+    state.train(layer.training)
     # A layer that only propagates has no parameters to tell its device by.
     tensors = itertools.chain(layer.parameters(), model.parameters(), model.buffers())
     tensor = next(tensors, None)
-    return quantizers if tensor is None else quantizers.to(tensor.device)
+    return state if tensor is None else state.to(tensor.device)
 
 
-def _per_hop(site: Site, point: str, config: QLRConfig) -> nn.Module:
-    """One quantizer per call of `propagate`, or one for each kind of thing that it propagates."""
-    spec, layer = site.spec, site.layer
-    hops = spec.hops(layer) if config.hop_quantizers == "per_hop" else spec.hop_kinds(layer)
-    if hops > 1:
-        return nn.ModuleList(_quantizer(site, point, hop) for hop in range(hops))
-    one = _quantizer(site, point)
-    return nn.ModuleList([one]) if point.startswith("source:") else one
-
-
-def _quantizer(site: Site, point: str, hop: int | None = None) -> LearnedRangeQuant:
-    kind, _, name = point.partition(":")
-    key = f"source_{name}" if kind == "source" else name or kind
+def _quantizer(found: Quantizer, point: Point, where: str, hop: int | None = None) -> nn.Module:
+    if isinstance(found, tuple):
+        hops = range(len(found)) if len(found) > 1 else [None]
+        return nn.ModuleList(
+            _quantizer(one, point, where, hop) for one, hop in zip(found, hops, strict=True)
+        )
+    path = point.path(where, hop)
+    if isinstance(found, Codes):
+        return PackedWeight.empty(found.bits, found.matrix, torch.Size(found.shape), path=path)
     return build_quantizer(
-        site.points[point],
-        num_groups=site.groups[point],
-        channel_dim=site.spec.weights.get(name, 0),
-        path=quantizer_path(site.name or type(site.layer).__name__, key, hop),
+        found.config, num_groups=found.groups, channel_dim=found.channel_dim, path=path
     )
 
 
-def quantizer_path(layer: str, key: str, hop: int | None = None) -> str:
-    r"""Where a quantizer sits, as error messages name it.
-
-    Args:
-        layer (str): Name of the layer.
-        key (str): Its key in :obj:`layer.quantizers`.
-        hop (int, optional): Its place among those of several hops.
-
-    Example:
-        >>> quantizer_path("convs.0", "source_x", 1), quantizer_path("lin", "weight")
-        ('convs.0.x (source, hop 1)', 'lin.weight')
-    """
-    label = "" if hop is None else f", hop {hop}"
-    if key.startswith("source_"):
-        return f"{layer}.{key.removeprefix('source_')} (source{label})"
-    return f"{layer}.{parameter_of(key)}{label}"
+def _frozen_parts(model: nn.Module) -> set[str]:
+    """Names of the modules that somebody keeps as they are: the nearest module around them that has
+    parameters has none that learns."""
+    frozen: dict[str, bool] = {}
+    for name, module in model.named_modules():  # parents first
+        parameters = list(module.parameters())
+        around = frozen.get(name.rpartition(".")[0], False) if name else False
+        frozen[name] = not any(p.requires_grad for p in parameters) if parameters else around
+    return {name for name, is_frozen in frozen.items() if is_frozen}
 
 
-def _adapt_parent(module: nn.Module) -> None:
-    """Makes a layer that would go around its quantized children go through them."""
-    if isinstance(module, QuantLayer) or not any(
-        isinstance(inner, QuantLayer) for inner in module.modules()
-    ):
+# The layers #######################################################################################
+
+
+def _reclass(layer: Any, state: LayerState, recipe: LayerRecipe) -> None:
+    """Makes a float layer a quantized one, in place."""
+    if isinstance(layer, QuantLayer):
         return
-    if isinstance(module, HeteroDictLinear):
-        _become(module, LayerState(), QuantDictLinearLayer)
-    elif find_by_name(READ_IN_FORWARD, type(module)) is not None:
-        _become(module, LayerState(), QuantWeightLayer)
-    elif isinstance(module, nn.TransformerEncoderLayer):
-        module.activation_relu_or_gelu = 0  # turns off the fused kernel, which reads all weights
-    elif isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False  # made for that kernel only
-
-
-def _become(
-    layer: nn.Module,
-    state: LayerState,
-    mixin: type[QuantLayer],
-    weight_names: tuple[str, ...] = (),
-) -> None:
-    made = quant_class(mixin, type(layer), weight_names)
+    if isinstance(layer, MessagePassing):
+        points = {point: point.key for point in map(Point.of_key, state)}
+        state.source_keys = {p.name: key for p, key in points.items() if p.kind == "source"}
+        # Messages that are quantized per edge must exist per edge.
+        if "message" in state:
+            layer.fuse = False
+        # Features that a layer cached were propagated in floating point.
+        forget_cached(layer)
+    made = quant_class(KINDS[recipe.kind].quantized, type(layer), recipe.weights)
     state.replaced = _taken_off(layer)
     layer.register_module(STATE, state)
     layer.__class__ = made
@@ -232,34 +161,12 @@ def _taken_off(layer: nn.Module) -> dict[str, Any]:
     return {name: layer.__dict__.pop(name) for name in names if name in layer.__dict__}
 
 
-def _reclass(site: Site, state: LayerState) -> None:
-    state.path = site.name or type(site.layer).__name__
-    reclass(site.layer, state, MIXINS[site.spec.family], site.spec.weight_names)
-
-
-def reclass(
-    layer: nn.Module,
-    state: LayerState,
-    mixin: type[QuantLayer],
-    weight_names: tuple[str, ...] = (),
-) -> None:
-    r"""Makes a float layer a quantized one, in place.
-
-    Args:
-        layer (torch.nn.Module): The layer.
-        state (LayerState): Its quantizers.
-        mixin (type): Its family's :class:`QuantLayer`.
-        weight_names (tuple): Parameters that are read through a quantizer.
-    """
-    if isinstance(layer, MessagePassing):
-        state.source_keys = {
-            key.removeprefix("source_"): key for key in state if key.startswith("source_")
-        }
-        state.expects_features = expects_features(type(layer))
-        # Messages that are quantized per edge must exist per edge.
-        if "message" in state:
-            layer.fuse = False
-        # Features that a layer cached were propagated in floating point.
-        for name in [n for n in layer.__dict__ if n.startswith("_cached_")]:
-            setattr(layer, name, None)
-    _become(layer, state, mixin, weight_names)
+def _turn_off_fast_paths(model: nn.Module) -> None:
+    """Makes modules call their quantized children, where they have code that goes around them."""
+    for module in model.modules():
+        spec = None if isinstance(module, QuantLayer) else find_spec(module)
+        if spec is None or not spec.fast_paths:
+            continue
+        if any(isinstance(inner, QuantLayer) for inner in module.modules()):
+            for name, value in spec.fast_paths.items():
+                setattr(module, name, value)

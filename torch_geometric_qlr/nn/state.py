@@ -24,6 +24,7 @@ __all__ = [
     "is_quantizable",
     "parameter_of",
     "state_of",
+    "unwrapped_class",
     "weight_key",
     "where_is",
 ]
@@ -82,7 +83,6 @@ class LayerState(nn.ModuleDict):
     Attributes:
         path (str): Name of the layer in its model.
         source_keys (dict): Argument of `propagate` that is quantized per node -> its place.
-        expects_features (bool): Whether the first argument of the forward must hold features.
         replaced (dict): Methods that somebody replaced on the object, by name.
         converted (bool): Whether the layer computes on codes only.
         backend (str): Who computes packed operations.
@@ -93,7 +93,6 @@ class LayerState(nn.ModuleDict):
         super().__init__(quantizers)
         self.path = ""
         self.source_keys: dict[str, str] = {}
-        self.expects_features = False
         self.replaced: dict[str, Callable[..., Any]] = {}
         self.converted = False
         self.backend = "auto"
@@ -270,6 +269,15 @@ def float_class(layer: Any) -> type[nn.Module]:
     """
     made = getattr(type(layer), "_qlr_made", None)
     return made.base if isinstance(made, MadeClass) else type(layer)
+
+
+def unwrapped_class(layer: Any) -> type[Any]:
+    """The class of a layer before it was quantized and smoothed."""
+    cls: Any = float_class(layer)
+    while hasattr(cls, "_qlr_wrapped"):
+        cls = cls._qlr_wrapped
+    found: type[Any] = cls
+    return found
 
 
 def where_is(layer: Any) -> str:

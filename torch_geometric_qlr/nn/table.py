@@ -9,16 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch_geometric_qlr.nn.layer_spec import LayerSpec
+from torch_geometric_qlr.nn.layer_spec import (
+    EdgePreparation,
+    ForwardFacts,
+    HopChain,
+    LayerSpec,
+    MessageFacts,
+)
+from torch_geometric_qlr.nn.preparations import (
+    ATTENTION_LOOPS,
+    GCN_ALWAYS,
+    GCN_NORM,
+    GCN_NORM_WITHOUT_LOOPS,
+    PLAIN_LOOPS,
+)
 
-__all__ = ["CONVS", "OTHERS", "READ_ANYWHERE", "READ_IN_FORWARD", "copy_spec", "edge_spec"]
+__all__ = ["CONVS", "OTHERS", "attention_spec", "copy_spec", "edge_spec"]
 
 
 def copy_spec(*, first: bool = False, **fields: Any) -> LayerSpec:
     return LayerSpec(family="copy", propagates_input=first, **{"sources": ("x",), **fields})
 
 
-def _attention(**fields: Any) -> LayerSpec:
+def attention_spec(**fields: Any) -> LayerSpec:
     within: Any = lambda conv: "its attention is not known to be linear in the features"  # noqa: E731
     return LayerSpec(family="attention", **{"sources": ("x",), "rough": within, **fields})
 
@@ -48,12 +61,25 @@ def _softmax(conv: Any) -> str:
     return ""
 
 
+def _prepares(edges: EdgePreparation, chain: HopChain | None = None) -> ForwardFacts:
+    return ForwardFacts(edges=edges, chain=chain)
+
+
+def _attends(source: str, **fields: Any) -> MessageFacts:
+    """For messages that compute coefficients and multiply their source by them."""
+    return MessageFacts(coefficients=source, **fields)
+
+
+def _adds_edges(conv: Any) -> str:
+    return "" if conv.lin_edge is None else "its messages add edge features"
+
+
 _EXTERNAL = "computes in an external kernel; its Linear layers are quantized"
 
 #: Convolutions of PyG, by class name.
 CONVS: Mapping[str, LayerSpec] = {
     "SimpleConv": copy_spec(first=True, rough=_mean),
-    "GCNConv": copy_spec(rough=_normalized),
+    "GCNConv": copy_spec(rough=_normalized, forward=_prepares(GCN_NORM)),
     "ChebConv": copy_spec(first=True, hops=lambda conv: max(1, len(conv.lins) - 1)),
     "SAGEConv": copy_spec(first=True, rough=_mean),
     "CuGraphSAGEConv": _container(note=_EXTERNAL),
@@ -61,27 +87,60 @@ CONVS: Mapping[str, LayerSpec] = {
     "GravNetConv": copy_spec(),
     "GatedGraphConv": copy_spec(weights={"weight": -1}, hops=lambda conv: conv.num_layers),
     "ResGatedGraphConv": edge_spec(),
-    "GATConv": _attention(logit_weights=("att_src", "att_dst", "att_edge"), rough=_softmax),
+    "GATConv": attention_spec(
+        logit_weights=("att_src", "att_dst", "att_edge"),
+        rough=_softmax,
+        forward=_prepares(ATTENTION_LOOPS),
+    ),
     "CuGraphGATConv": _container(note=_EXTERNAL),
     "FusedGATConv": _container(note=_EXTERNAL),
-    "GATv2Conv": _attention(logit_weights=("att",), rough=_softmax),
-    "TransformerConv": _attention(sources=("value",), logit_sources=("key",)),
-    "AGNNConv": _attention(logit_sources=("x_norm",), rough=_softmax),
-    "TAGConv": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
+    "GATv2Conv": attention_spec(
+        logit_weights=("att",), rough=_softmax, forward=_prepares(ATTENTION_LOOPS)
+    ),
+    "TransformerConv": attention_spec(
+        sources=("value",), logit_sources=("key",), message=_attends("value", obstacle=_adds_edges)
+    ),
+    "AGNNConv": attention_spec(
+        logit_sources=("x_norm",),
+        rough=_softmax,
+        forward=_prepares(PLAIN_LOOPS),
+        message=_attends("x"),
+    ),
+    "TAGConv": copy_spec(
+        first=True,
+        hops=lambda conv: conv.K,
+        rough=_normalized,
+        forward=_prepares(GCN_NORM_WITHOUT_LOOPS),
+    ),
     "GINConv": copy_spec(first=True, rough=_mean),
     "GINEConv": edge_spec(),
     "ARMAConv": copy_spec(
         weights={"weight": -1, "init_weight": -1, "root_weight": -1},
         hops=lambda conv: conv.num_layers,
     ),
-    "SGConv": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
+    "SGConv": copy_spec(
+        first=True,
+        hops=lambda conv: conv.K,
+        rough=_normalized,
+        forward=_prepares(GCN_ALWAYS, HopChain(then="lin")),
+    ),
     "SSGConv": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
-    "APPNP": copy_spec(first=True, hops=lambda conv: conv.K, rough=_normalized),
+    "APPNP": copy_spec(
+        first=True,
+        hops=lambda conv: conv.K,
+        rough=_normalized,
+        forward=_prepares(GCN_NORM, HopChain(teleport="alpha")),
+    ),
     "MFConv": copy_spec(first=True),
-    "RGCNConv": copy_spec(first=True, weights={"weight": -1, "root": -1}),
-    "FastRGCNConv": edge_spec(weights={"weight": -1, "root": -1}),
+    "RGCNConv": copy_spec(
+        first=True,
+        weights={"weight": -1, "root": -1},
+        first_argument="any",
+        message=MessageFacts(copies="x", unless="edge_type_ptr"),
+    ),
+    "FastRGCNConv": edge_spec(weights={"weight": -1, "root": -1}, first_argument="any"),
     "CuGraphRGCNConv": _container(note=_EXTERNAL),
-    "RGATConv": _attention(
+    "RGATConv": attention_spec(
         weights={"weight": -1, "basis": -1, "l2": -1}, logit_weights=("q", "k", "e", "att")
     ),
     "SignedConv": copy_spec(first=True, hops=lambda conv: 2 if conv.first_aggr else 4),
@@ -96,27 +155,34 @@ CONVS: Mapping[str, LayerSpec] = {
     "XConv": _container(note="works on dense neighbourhoods; its Linear layers are quantized"),
     "PPFConv": edge_spec(),
     "FeaStConv": edge_spec(),
-    "PointTransformerConv": _attention(),
+    "PointTransformerConv": attention_spec(),
     "HypergraphConv": copy_spec(logit_weights=("att",), hops=lambda conv: 2),
     "LEConv": copy_spec(sources=("a",)),
     "PNAConv": edge_spec(note="degree-scaled and standard-deviation aggregations stay float"),
     "ClusterGCNConv": copy_spec(first=True),
     "GENConv": edge_spec(),
-    "GCN2Conv": copy_spec(first=True, weights={"weight1": -1, "weight2": -1}, rough=_normalized),
+    "GCN2Conv": copy_spec(
+        first=True,
+        weights={"weight1": -1, "weight2": -1},
+        rough=_normalized,
+        forward=_prepares(GCN_NORM),
+    ),
     "PANConv": copy_spec(first=True),
     "WLConv": LayerSpec(family="float", note="hashes integer labels; there is nothing to quantize"),
     "WLConvContinuous": copy_spec(first=True),
     "FiLMConv": edge_spec(),
-    "SuperGATConv": _attention(logit_weights=("att_l", "att_r")),
-    "FAConv": _attention(),
+    "SuperGATConv": attention_spec(
+        logit_weights=("att_l", "att_r"), forward=_prepares(PLAIN_LOOPS)
+    ),
+    "FAConv": attention_spec(forward=_prepares(GCN_NORM), message=_attends("x")),
     "EGConv": copy_spec(),
     "PDNConv": copy_spec(rough=_normalized),
     "GeneralConv": edge_spec(logit_weights=("att_msg",)),
-    "HGTConv": _attention(sources=("v",), logit_sources=("k",)),
+    "HGTConv": attention_spec(sources=("v",), logit_sources=("k",), message=_attends("v")),
     "HEATConv": edge_spec(),
     "HeteroConv": _container(),
-    "HANConv": _attention(logit_weights=("q",)),
-    "LGConv": copy_spec(first=True, rough=_normalized),
+    "HANConv": attention_spec(logit_weights=("q",), message=_attends("x")),
+    "LGConv": copy_spec(first=True, rough=_normalized, forward=_prepares(GCN_NORM_WITHOUT_LOOPS)),
     "PointGNNConv": edge_spec(),
     "GPSConv": _container(),
     "AntiSymmetricConv": LayerSpec(family="weights", weights={"W": -1}),
@@ -131,23 +197,34 @@ CONVS: Mapping[str, LayerSpec] = {
         hops=lambda conv: conv.K * (2 if conv.correction else 1),
         hop_kinds=lambda conv: 2 if conv.correction else 1,
         rough=lambda conv: "it is smooth already",
+        first_argument="any",
+        forward=ForwardFacts(chain=HopChain(operation="smp", unless="return_history")),
     ),
     "EMP": copy_spec(
-        first=True, hops=lambda conv: conv.K, note="differences along edges stay float"
+        first=True,
+        hops=lambda conv: conv.K,
+        note="differences along edges stay float",
+        first_argument="any",
     ),
 }
+
+_PRODUCT = ForwardFacts(computes="product")
 
 #: Everything else, by qualified name.
 OTHERS: Mapping[str, LayerSpec] = {
     # Linear
-    "torch.nn.Linear": LayerSpec(family="linear", weights={"weight": 0}),
-    "torch.nn.Conv1d": LayerSpec(family="linear", weights={"weight": 0}),
-    "torch_geometric.nn.Linear": LayerSpec(family="linear", weights={"weight": 0}),
+    "torch.nn.Linear": LayerSpec(family="linear", weights={"weight": 0}, forward=_PRODUCT),
+    "torch.nn.Conv1d": LayerSpec(family="linear", weights={"weight": 0}, features_last=False),
+    "torch_geometric.nn.Linear": LayerSpec(
+        family="linear", weights={"weight": 0}, forward=_PRODUCT
+    ),
     "torch_geometric.nn.HeteroLinear": LayerSpec(family="linear", weights={"weight": -1}),
     "torch_geometric.nn.conv.dna_conv.Linear": LayerSpec(family="linear", weights={"weight": -1}),
     # Parameters only
     "torch.nn.Bilinear": LayerSpec(family="weights", weights={"weight": 0}),
-    "torch.nn.Embedding": LayerSpec(family="weights", weights={"weight": 0}),
+    "torch.nn.Embedding": LayerSpec(
+        family="weights", weights={"weight": 0}, forward=ForwardFacts(computes="lookup")
+    ),
     "torch.nn.GRUCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
     "torch.nn.LSTMCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
     "torch.nn.RNNCell": LayerSpec(family="weights", weights={"weight_ih": 0, "weight_hh": 0}),
@@ -156,12 +233,17 @@ OTHERS: Mapping[str, LayerSpec] = {
         weights=dict.fromkeys(
             ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), 0
         ),
+        reads_in_forward="out_proj",
     ),
     "torch_geometric.nn.models.linkx.SparseLinear": copy_spec(
-        sources=(), weights={"weight": 0}, note="propagates its weight"
+        sources=(), weights={"weight": 0}, note="propagates its weight", first_argument="any"
     ),
-    "torch_geometric.nn.models.attentive_fp.GATEConv": edge_spec(logit_weights=("att_l", "att_r")),
-    "torch_geometric.nn.models.lpformer.LPAttLayer": edge_spec(logit_weights=("att",)),
+    "torch_geometric.nn.models.attentive_fp.GATEConv": edge_spec(
+        logit_weights=("att_l", "att_r"), first_argument="any"
+    ),
+    "torch_geometric.nn.models.lpformer.LPAttLayer": edge_spec(
+        logit_weights=("att",), first_argument="any"
+    ),
     "torch_geometric.nn.models.dimenet.InteractionBlock": LayerSpec(
         family="weights", weights={"W": 0}
     ),
@@ -175,17 +257,12 @@ OTHERS: Mapping[str, LayerSpec] = {
     "torch.nn.RNNBase": LayerSpec(
         family="float", note="recurrent layer: its fused kernel reads flattened weights"
     ),
-}
-
-#: Children that a model reads as a tensor wherever it likes, so that no quantizer could act.
-READ_ANYWHERE: Mapping[str, str] = {
-    "torch_geometric.nn.LightGCN": "embedding",
-    "torch_geometric.nn.Node2Vec": "embedding",
-    "torch_geometric.nn.MetaPath2Vec": "embedding",
-}
-
-#: Children whose weight a layer reads in its own forward, instead of calling them.
-READ_IN_FORWARD: Mapping[str, str] = {
-    "torch.nn.MultiheadAttention": "out_proj",
-    "torch_geometric.nn.PMLP": "lins",
+    # What reads its children's weights itself
+    "torch_geometric.nn.LightGCN": _container(reads_anywhere="embedding"),
+    "torch_geometric.nn.Node2Vec": _container(reads_anywhere="embedding"),
+    "torch_geometric.nn.MetaPath2Vec": _container(reads_anywhere="embedding"),
+    "torch_geometric.nn.PMLP": _container(reads_in_forward="lins"),
+    "torch_geometric.nn.HeteroDictLinear": _container(calls_children=True),
+    "torch.nn.TransformerEncoderLayer": _container(fast_paths={"activation_relu_or_gelu": 0}),
+    "torch.nn.TransformerEncoder": _container(fast_paths={"use_nested_tensor": False}),
 }

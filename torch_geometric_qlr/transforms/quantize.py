@@ -13,7 +13,7 @@ from torch_geometric_qlr.errors import ConfigError
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.planner import make_plan
-from torch_geometric_qlr.nn.rewrite import apply_plan
+from torch_geometric_qlr.nn.rewrite import apply_recipe
 from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
@@ -75,7 +75,7 @@ def quantize_(model: M, config: QLRConfig | int | str | None = None, **kwargs: A
         True
     """
     resolved = _config(config, kwargs)
-    apply_plan(model, make_plan(model, resolved), resolved)
+    apply_recipe(model, make_plan(model, resolved).recipe)
     model.register_load_state_dict_post_hook(report_fresh_ranges)
     follow(model)
     return model

@@ -1,28 +1,25 @@
 """What a layer computes from its edges alone, computed once per graph.
 
-PyG's layers normalise in every call. A row of the table here says, for the forward of a class, what
-it does to its edges and by which option: the layer is then given edges that are ready, and sees
-that option switched off while it runs. The forward itself is the one it always was, so what a user
+PyG's layers normalise in every call. The row of a class says what its forward does to its edges and
+by which option: the layer is then given edges that are ready, and sees that option switched off
+while it runs. The forward itself is the one it always was, so what a user
 has changed in it, or in its module, is what runs; and a class with a forward of its own prepares
 its edges itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch_geometric.nn.conv as convs
 from torch import Tensor
 from torch_geometric import EdgeIndex
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.nn.layer_spec import facts_of
 from torch_geometric_qlr.nn.running import running_model
-from torch_geometric_qlr.nn.state import float_class, state_of, where_is
+from torch_geometric_qlr.nn.state import state_of, where_is
 from torch_geometric_qlr.sparse import (
     Adjacency,
     CSRGraph,
@@ -32,79 +29,12 @@ from torch_geometric_qlr.sparse import (
     is_matrix,
 )
 
-__all__ = ["ReadyFlag", "graph_of", "ready_edges", "ready_flag", "released", "with_ready_edges"]
+__all__ = ["ReadyFlag", "graph_of", "ready_edges", "released", "with_ready_edges"]
 
 _MEMO = EdgeMemo()
 
 #: Stands for a tensor that the preparation leaves as it is.
 _AS_GIVEN = object()
-
-
-class Preparation(NamedTuple):
-    r"""What a forward does to its edges.
-
-    Args:
-        prepare (callable): Does it: from the layer, the arguments of the forward, the edges, and
-            what belongs to them.
-        flag (str): The option without which it does nothing; empty if it always does.
-        extra (str): The argument that belongs to the edges.
-        options (tuple): Attributes of the layer that decide about the result.
-    """
-
-    prepare: Callable[[Any, dict[str, Any], Any, Any], Any]
-    flag: str
-    extra: str
-    options: tuple[str, ...]
-
-
-def _gcn(layer: Any, arguments: dict[str, Any], edges: Any, weight: Any) -> Any:
-    x, improved = arguments["x"], getattr(layer, "improved", False)
-    num_nodes, loops = x.size(layer.node_dim), layer.add_self_loops
-    return gcn_norm(edges, weight, num_nodes, improved, loops, layer.flow, x.dtype)
-
-
-def _gcn_without_loops(layer: Any, arguments: dict[str, Any], edges: Any, weight: Any) -> Any:
-    x = arguments["x"]
-    return gcn_norm(edges, weight, x.size(layer.node_dim), False, False, layer.flow, x.dtype)
-
-
-def _attention_loops(layer: Any, arguments: dict[str, Any], edges: Any, attr: Any) -> Any:
-    x, size = arguments["x"], arguments.get("size")
-    nodes = [v.size(0) for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None]
-    edges, attr = remove_self_loops(edges, attr)
-    num_nodes = min(nodes) if size is None else min(size)
-    return add_self_loops(edges, attr, fill_value=layer.fill_value, num_nodes=num_nodes)
-
-
-def _plain_loops(layer: Any, arguments: dict[str, Any], edges: Any, attr: Any) -> Any:
-    edges, _ = remove_self_loops(edges)
-    return add_self_loops(edges, num_nodes=arguments["x"].size(layer.node_dim))[0], attr
-
-
-_GCN = Preparation(_gcn, "normalize", "edge_weight", ("improved", "add_self_loops", "flow"))
-_GCN_WITHOUT_LOOPS = Preparation(_gcn_without_loops, "normalize", "edge_weight", ("flow",))
-_ATTENTION = Preparation(_attention_loops, "add_self_loops", "edge_attr", ("fill_value",))
-_LOOPS = Preparation(_plain_loops, "add_self_loops", "", ())
-
-_PREPARATIONS: dict[Any, Preparation] = {
-    convs.GCNConv.forward: _GCN,
-    convs.GCN2Conv.forward: _GCN,
-    convs.FAConv.forward: _GCN,
-    convs.APPNP.forward: _GCN,
-    convs.SGConv.forward: _GCN._replace(flag=""),
-    convs.TAGConv.forward: _GCN_WITHOUT_LOOPS,
-    convs.LGConv.forward: _GCN_WITHOUT_LOOPS,
-    convs.GATConv.forward: _ATTENTION,
-    convs.GATv2Conv.forward: _ATTENTION,
-    convs.SuperGATConv.forward: _LOOPS,
-    convs.AGNNConv.forward: _LOOPS,
-}
-
-
-def ready_flag(base: Any) -> str:
-    """The option of a class that its layers see switched off when their edges are prepared."""
-    row = _PREPARATIONS.get(base.forward)
-    return "" if row is None else row.flag
 
 
 class ReadyFlag:
@@ -145,27 +75,24 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
         tuple: Edges and what belongs to them; :obj:`None` if the layer leaves them as they are, or
         has to do it itself.
     """
-    row = _PREPARATIONS.get(float_class(layer).forward)
-    edges = arguments.get("edge_index")
-    if (
-        row is None
-        or (row.flag and not getattr(layer, row.flag))
-        or getattr(layer, "cached", False)
-    ):
+    known, edges = facts_of(layer).forward.edges, arguments.get("edge_index")
+    if known is None or (known.flag and not getattr(layer, known.flag)):
         return None
-    if not isinstance(edges, Tensor) and not (is_matrix(edges) and row.extra == "edge_weight"):
+    if getattr(layer, "cached", False):
+        return None
+    if not isinstance(edges, Tensor) and not (is_matrix(edges) and known.extra == "edge_weight"):
         return None
     x = arguments["x"]
-    if not isinstance(x, Tensor) and row is not _ATTENTION:
+    if not isinstance(x, Tensor) and not known.takes_pairs:
         return None  # PyG says what is wrong
     features = [v for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None]
     nodes = tuple((v.shape[:-1], v.dtype) for v in features)
-    options = tuple(_exact(getattr(layer, name, None)) for name in ("node_dim", *row.options))
-    key = (row.prepare.__name__, nodes, options, _exact(arguments.get("size")))
-    extra = arguments.get(row.extra)
+    options = tuple(_exact(getattr(layer, name, None)) for name in ("node_dim", *known.options))
+    key = (known.prepare, nodes, options, _exact(arguments.get("size")))
+    extra = arguments.get(known.extra)
 
     def build() -> tuple[Any, Any]:
-        out = row.prepare(layer, arguments, edges, extra)
+        out = known.prepare(layer, arguments, edges, extra)
         ready = out if isinstance(out, tuple) else (out, extra)
         # What is remembered must not keep the graph alive that it is remembered for.
         return _exchanged(ready, given, (_AS_GIVEN, _AS_GIVEN))
@@ -199,15 +126,15 @@ def with_ready_edges(layer: Any, arguments: dict[str, Any]) -> bool:
     Returns:
         bool: Whether anything was changed.
     """
-    row = _PREPARATIONS.get(float_class(layer).forward)
-    ready = None if row is None or not row.flag else ready_edges(layer, arguments)
+    known = facts_of(layer).forward.edges
+    ready = None if known is None or not known.flag else ready_edges(layer, arguments)
     call = state_of(layer).call
-    if row is None or ready is None or call is None:
+    if known is None or ready is None or call is None:
         return False
     arguments["edge_index"] = ready[0]
-    if row.extra:
-        arguments[row.extra] = ready[1]
-    call.prepared = row.flag
+    if known.extra:
+        arguments[known.extra] = ready[1]
+    call.prepared = known.flag
     return True
 
 

@@ -17,7 +17,13 @@ from torch_geometric_qlr.nn.codes.edges import graph_of
 from torch_geometric_qlr.nn.codes.kernel_choice import KernelChoice, choose_kernel
 from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
-from torch_geometric_qlr.nn.pyg import fuses, has_hooks, has_own_product, node_counts
+from torch_geometric_qlr.nn.pyg import (
+    fuses,
+    has_hooks,
+    has_own_product,
+    message_arguments,
+    node_counts,
+)
 from torch_geometric_qlr.nn.state import float_class, state_of, where_is
 from torch_geometric_qlr.sparse import CSRGraph, is_matrix
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
@@ -298,8 +304,7 @@ def _message_of_ones(
     ones, value = torch.ones((), device=source.device).expand(source.shape), kwargs[name]
     if isinstance(value, (tuple, list)):
         ones = tuple(ones if d == 0 else v for d, v in enumerate(value))  # type: ignore[assignment]
-    collected = layer._collect(layer._user_args, adj, list(sizes), {**kwargs, name: ones})
-    arguments = layer.inspector.collect_param_data("message", collected)
+    arguments = message_arguments(layer, adj, sizes, {**kwargs, name: ones})
     # The values of a matrix are no edge features, unless they were given as such.
     arguments |= {n: kwargs.get(n) for n in ("edge_attr",) if n in arguments}
     message: Any = float_class(layer).message  # type: ignore[attr-defined]

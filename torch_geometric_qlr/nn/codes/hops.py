@@ -6,12 +6,10 @@ layers hand the whole chain to one operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import APPNP, SGConv
 
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out, plain
 from torch_geometric_qlr.nn.codes.edges import ready_edges
@@ -22,14 +20,14 @@ from torch_geometric_qlr.nn.codes.gather import (
 )
 from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
 from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
-from torch_geometric_qlr.nn.propagation.smp import SMP
-from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.nn.layer_spec import HopChain, facts_of
+from torch_geometric_qlr.nn.state import state_of
 from torch_geometric_qlr.quantizers import RangeQuantizer, RangeState
 from torch_geometric_qlr.tensor import OutputQuantizer
 from torch_geometric_qlr.tensor import functional as packed
 from torch_geometric_qlr.tensor.functional import Steps
 
-__all__ = ["all_hops", "is_observing", "takes_all_hops"]
+__all__ = ["all_hops", "is_observing"]
 
 
 def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
@@ -42,17 +40,19 @@ def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
     Returns:
         Any: The result, or :obj:`None` if the layer has to go hop by hop.
     """
-    known = _FORWARDS.get(float_class(layer).forward)
-    if known is None or arguments.get("return_history"):
+    chain = facts_of(layer).forward.chain
+    if chain is None or arguments.get(chain.unless):
         return None
-    forward, per_step = known
-    if layer.K < 1 or getattr(layer, "cached", False) or not _chains(layer, arguments["x"]):
+    hops = facts_of(layer).hops(layer)
+    if hops < 1 or getattr(layer, "cached", False) or not _chains(layer, arguments["x"]):
         return None
     state = state_of(layer)
     found = state[state.source_keys["x"]]
     own = list(found) if isinstance(found, nn.ModuleList) else [found]
-    quantizers = [own[hop % len(own)] for hop in range(per_step * layer.K)]
-    return forward(layer, arguments, quantizers)
+    quantizers = [own[hop % len(own)] for hop in range(hops)]
+    if chain.operation == "smp":
+        return _smp(layer, arguments, quantizers)
+    return _propagate(layer, chain, arguments, quantizers)
 
 
 def is_observing(layer: Any) -> bool:
@@ -65,11 +65,6 @@ def is_observing(layer: Any) -> bool:
         return False
     ranges = (q for q in state_of(layer).modules() if isinstance(q, RangeQuantizer))
     return any(q.range_state != RangeState.FIXED for q in ranges)
-
-
-def takes_all_hops(base: Any) -> bool:
-    """Whether there is an operation for the whole forward of a class."""
-    return base.forward in _FORWARDS
 
 
 def _chains(layer: Any, x: Any) -> bool:
@@ -123,17 +118,20 @@ def _chain(
     return handed_out(stage) if "addend" not in terms else stage.value()
 
 
-def _appnp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
-    edges, weight = ready_edges(layer, arguments) or _as_given(arguments)
-    term = plain(arguments["x"])
-    terms = {"factor": 1 - layer.alpha, "addend": term, "addend_scale": layer.alpha}
-    return _chain(layer, term, edges, weight, quantizers, **terms)
-
-
-def _sgconv(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
-    ready = ready_edges(layer, arguments)
-    y = None if ready is None else _chain(layer, arguments["x"], *ready, quantizers)
-    return None if y is None else layer.lin(y)
+def _propagate(
+    layer: Any, chain: HopChain, arguments: dict[str, Any], quantizers: list[Any]
+) -> Any:
+    known, ready = facts_of(layer).forward.edges, ready_edges(layer, arguments)
+    if ready is None:
+        if known is not None and not known.flag:
+            return None
+        ready = _as_given(arguments)
+    x, terms = arguments["x"], {}
+    if chain.teleport:
+        x, alpha = plain(x), getattr(layer, chain.teleport)
+        terms = {"factor": 1 - alpha, "addend": x, "addend_scale": alpha}
+    y = _chain(layer, x, *ready, quantizers, **terms)
+    return getattr(layer, chain.then)(y) if chain.then and y is not None else y
 
 
 def _as_given(arguments: dict[str, Any]) -> tuple[Any, Any]:
@@ -164,11 +162,3 @@ def _smp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
             projection=layer.projection or "none",
             **{name: getattr(layer, name) for name in ("mu", "eta", "eta_lambda", "eta_slack")},
         )
-
-
-#: What computes a forward, and how many hops there are to each of its `K` steps.
-_FORWARDS: dict[Callable[..., Any], tuple[Callable[..., Any], int]] = {
-    APPNP.forward: (_appnp, 1),
-    SGConv.forward: (_sgconv, 1),
-    SMP.forward: (_smp, 2),
-}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dis
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_geometric.nn.conv as convs
 from torch import Tensor
 from torch_geometric.nn import MessagePassing, aggr
 
+from torch_geometric_qlr.nn.layer_spec import MessageFacts, facts_of
 from torch_geometric_qlr.nn.pyg import has_own_propagate
 from torch_geometric_qlr.nn.state import float_class, state_of
 
@@ -51,21 +51,6 @@ _REDUCE: Mapping[type, str] = {
     aggr.MinAggregation: "min",
 }
 
-# Layers whose `message` computes coefficients and multiplies its source by them, and nothing else.
-_COEFFICIENTS: Mapping[Callable[..., Any], str] = {
-    convs.AGNNConv.message: "x",
-    convs.FAConv.message: "x",
-    convs.HANConv.message: "x",
-    convs.HGTConv.message: "v",
-    convs.TransformerConv.message: "value",
-}
-
-
-# Layers whose `message` is a copy unless an argument is given, for which it reads a weight.
-_COPIES: Mapping[Callable[..., Any], tuple[str, str]] = {
-    convs.RGCNConv.message: ("x", "edge_type_ptr"),
-}
-
 
 def choose_kernel(layer: Any) -> KernelChoice:
     r"""The kernel for a quantized conv, or why there is none. It depends on the code of the layer
@@ -79,20 +64,25 @@ def choose_kernel(layer: Any) -> KernelChoice:
     if reason:
         return KernelChoice(reason=reason)
     reduce, sources = _REDUCE[type(layer.aggr_module)], state_of(layer).source_keys
-    source = _COEFFICIENTS.get(cls.message, "")
-    if source in sources:
-        if reduce != "sum":
-            return KernelChoice(reason=f"it attends with {layer.aggr_module}")
-        if getattr(layer, "lin_edge", None) is not None:
-            return KernelChoice(reason="its messages add edge features")
-        return KernelChoice("coefficients", source)
-    if cls.message in _COPIES:
-        source, unless = _COPIES[cls.message]
-        return KernelChoice("spmm", source, reduce=reduce, unless=unless)
+    known = facts_of(layer).message
+    if known.coefficients in sources or known.copies in sources:
+        return _by_facts(layer, known, reduce)
     if len(sources) > 1:
         return KernelChoice(reason=f"its messages combine {' and '.join(sources)}")
     (source,) = sources
     return _by_message(layer, cls, source, reduce)
+
+
+def _by_facts(layer: Any, known: MessageFacts, reduce: str) -> KernelChoice:
+    """The kernel for a message of which the row of its class says what it does."""
+    reason = known.obstacle(layer)
+    if known.coefficients and reduce != "sum":
+        reason = f"it attends with {layer.aggr_module}"
+    if reason:
+        return KernelChoice(reason=reason)
+    if known.coefficients:
+        return KernelChoice("coefficients", known.coefficients, unless=known.unless)
+    return KernelChoice("spmm", known.copies, reduce=reduce, unless=known.unless)
 
 
 def _obstacle(layer: Any, cls: Any) -> str:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.index import index2ptr
-from torch_geometric.nn import Linear
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
 from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
-from torch_geometric_qlr.nn.state import LayerState, float_class, state_of, where_is
+from torch_geometric_qlr.nn.layer_spec import facts_of
+from torch_geometric_qlr.nn.state import LayerState, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import weight_codes
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
 
 __all__ = ["check_width", "product", "why_no_product"]
-
-_FORWARDS = (nn.Linear.forward, Linear.forward)
 
 
 def why_no_product(layer: Any) -> str:
@@ -38,7 +36,7 @@ def why_no_product(layer: Any) -> str:
 def _obstacle(layer: Any, state: LayerState) -> str:
     if "forward" in state.replaced:
         return "its forward was replaced on the object"
-    if float_class(layer).forward not in _FORWARDS:
+    if facts_of(layer).forward.computes != "product":
         return "it is not a plain x W^T + b"
     missing = [name for name in ("input", "weight") if name not in state]
     if missing:

@@ -6,21 +6,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.codes.chains import Chains
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
-from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
-from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
-from torch_geometric_qlr.nn.packed.layer import (
-    PackedLayer,
-    PackedLinearLayer,
-    PackedMessagePassing,
-    PackedWeightLayer,
-)
+from torch_geometric_qlr.nn.layer_spec import facts_of
+from torch_geometric_qlr.nn.packed.kinds import KINDS, kind_of
+from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.packed.report import Conversion
+from torch_geometric_qlr.nn.pyg import forget_cached, is_uninitialized_parameter
 from torch_geometric_qlr.nn.running import CHAINS, follow
 from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
 from torch_geometric_qlr.nn.weight_access import has_no_range
@@ -81,14 +76,17 @@ def _build(name: str, layer: Any) -> _Site:
 
 
 def _packed(layer: Any, key: str, weight: Tensor) -> PackedWeight:
-    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+    max_norm = getattr(layer, "max_norm", None) if _looks_up(layer) else None
+    if max_norm is not None:
         # The float table is renormalised where it is looked up; codes cannot be changed later.
         index = torch.arange(weight.size(0), device=weight.device)
-        weight = torch.embedding_renorm_(
-            weight.detach().clone(), index, layer.max_norm, layer.norm_type
-        )
+        weight = torch.embedding_renorm_(weight.detach().clone(), index, max_norm, layer.norm_type)
     quantizer: Any = state_of(layer)[weight_key(key)]
     return PackedWeight.from_quantizer(quantizer, weight)
+
+
+def _looks_up(layer: Any) -> bool:
+    return facts_of(layer).forward.computes == "lookup"
 
 
 def _check_dtype(path: str, weight: Tensor) -> None:
@@ -106,20 +104,16 @@ def _become(name: str, site: _Site, backend: str) -> None:
         del layer._parameters[key]
     freeze_ranges(state)
     # Features that a layer cached were propagated with other weights or in another way.
-    for key in [n for n in layer.__dict__ if n.startswith("_cached_")]:
-        setattr(layer, key, None)
+    forget_cached(layer)
     made = quant_class(site.mixin, cls._qlr_made.base, cls._qlr_made.weight_names)
     layer.__class__ = cls._qlr_wrap(made) if hasattr(cls, "_qlr_wrapped") else made
     state.converted, state.path, state.backend = True, name or state.path, backend
 
 
 def _mixin(layer: QuantLayer) -> type[PackedLayer]:
-    if isinstance(layer, QuantMessagePassing):
-        return PackedMessagePassing
-    if isinstance(layer, QuantLinearLayer):
-        return PackedLinearLayer
-    if isinstance(layer, QuantWeightLayer):
-        return PackedWeightLayer
-    raise UnsupportedLayerError(
-        f"{type(layer).__name__} is a quantized layer of a kind that has no packed form."
-    )
+    packed = KINDS[kind_of(layer)].packed
+    if packed is None:
+        raise UnsupportedLayerError(
+            f"{type(layer).__name__} is a quantized layer of a kind that has no packed form."
+        )
+    return packed

@@ -10,10 +10,11 @@ from torch import nn
 from torch_geometric_qlr.nn.codes.gather import kernel_of, why_not_now
 from torch_geometric_qlr.nn.codes.product import why_no_product
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.nn.layer_spec import facts_of
 from torch_geometric_qlr.nn.linear import QuantLinearLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.nn.state import state_of
 from torch_geometric_qlr.quantizers import FrozenRange
 
 __all__ = ["Conversion", "ConversionEntry", "how_it_runs"]
@@ -142,7 +143,7 @@ def how_it_runs(layer: Any) -> tuple[str, str]:
     if isinstance(layer, QuantLinearLayer):
         reason = why_no_product(layer)
         return (_IN_FLOAT, reason) if reason else ("packed product", "")
-    if float_class(layer) is nn.Embedding:
+    if facts_of(layer).forward.computes == "lookup":
         return "packed lookup", ""
     return _IN_FLOAT, "only its weights are quantized"
 

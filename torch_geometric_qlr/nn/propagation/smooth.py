@@ -27,7 +27,12 @@ from torch_geometric_qlr.nn.propagation._step import (
     gradient_step,
     initial_multiplier,
 )
-from torch_geometric_qlr.nn.pyg import drop_bound_propagate, uncompiled_propagate
+from torch_geometric_qlr.nn.pyg import (
+    PROPAGATE_NAMES,
+    drop_bound_propagate,
+    forget_cached,
+    uncompiled_propagate,
+)
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 __all__ = ["SmoothMessagePassing", "SmoothOptions", "SmoothState", "smooth_layer"]
@@ -227,12 +232,10 @@ def _smooth_class(wrapped: type[nn.Module]) -> type[Any]:
 
 
 def _make_class(wrapped: type[Any]) -> type[Any]:
-    # PyG switches between three names of `propagate`; all of them are the smoothing one. The
-    # signature of the forward stays that of the layer.
+    # Whichever of them PyG calls is the smoothing one. The signature of the forward stays that of
+    # the layer.
     propagate = SmoothMessagePassing.__dict__["propagate"]
-    namespace: dict[str, Any] = dict.fromkeys(
-        ("propagate", "_orig_propagate", "_jinja_propagate"), propagate
-    )
+    namespace: dict[str, Any] = dict.fromkeys(PROPAGATE_NAMES, propagate)
 
     @functools.wraps(wrapped.forward)
     def forward(self: SmoothMessagePassing, *args: Any, **kwargs: Any) -> Any:
@@ -266,8 +269,7 @@ def smooth_layer(layer: MessagePassing, source: str, options: SmoothOptions, not
     layer._qlr_passes = {}
     drop_bound_propagate(layer)
     # Features that a layer cached were propagated in another way.
-    for name in [n for n in layer.__dict__ if n.startswith("_cached_")]:
-        setattr(layer, name, None)
+    forget_cached(layer)
     if options.multiplier_state == "persistent":
         tensor = next(iter([*layer.parameters(), *layer.buffers()]), torch.empty(0))
         for name, start in (("multiplier", options.init_lambda), ("slack", options.init_slack)):

@@ -1,0 +1,206 @@
+"""A new convolution is one row of the table, or one call of ``register_conv``, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torch_geometric_qlr as qlr
+
+PACKAGE = Path(qlr.__file__).resolve().parent
+
+#: Three convs that nobody has heard of. What they do cannot all be found out by trying them.
+TOY = '''
+import torch
+from torch import nn
+from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import add_self_loops, remove_self_loops
+
+import torch_geometric_qlr as qlr
+
+
+class Copies(MessagePassing):
+    """Weighs its neighbours."""
+
+    def __init__(self, i, o):
+        super().__init__(aggr="add")
+        self.lin = nn.Linear(i, o)
+
+    def forward(self, x, edge_index):
+        weight = torch.linspace(0, 1, edge_index.size(1))
+        return self.lin(self.propagate(edge_index, x=x, weight=weight))
+
+    def message(self, x_j, weight):
+        return weight.view(-1, 1) * x_j
+
+
+class Attends(MessagePassing):
+    """Computes its coefficients in the message."""
+
+    def __init__(self, i, o):
+        super().__init__(aggr="add")
+        self.lin = nn.Linear(i, o)
+        self.gate = nn.Parameter(torch.ones(1, o))
+
+    def forward(self, x, edge_index):
+        x = self.lin(x)
+        return self.propagate(edge_index, x=x, score=(x * self.gate).sum(dim=-1, keepdim=True))
+
+    def message(self, x_j, score_i, score_j):
+        return torch.sigmoid(score_i + score_j) * x_j
+
+
+class Hops(MessagePassing):
+    """Prepares its edges, and is nothing but hops."""
+
+    def __init__(self, i, o):
+        super().__init__(aggr="add")
+        self.lin, self.add_self_loops, self.rate, self.times = nn.Linear(i, o), True, 0.25, 0
+
+    def forward(self, x, edge_index):
+        if self.add_self_loops:
+            edge_index, _ = remove_self_loops(edge_index)
+            edge_index, _ = add_self_loops(edge_index, num_nodes=x.size(0))
+        h = x
+        for _ in range(3):
+            h = (1 - self.rate) * self.propagate(edge_index, x=h) + self.rate * x
+        return self.lin(h)
+
+
+def loops(layer, arguments, edges, extra):
+    layer.times += 1  # how often it is asked to
+    edges, _ = remove_self_loops(edges)
+    return add_self_loops(edges, num_nodes=arguments["x"].size(0))[0]
+
+
+def check(cls, family, runs_as):
+    torch.manual_seed(0)
+    x, edges = torch.randn(12, 8), torch.randint(0, 12, (2, 40))
+    model = Whole(cls)
+    (entry,) = [e for e in qlr.plan(model, bits=4).entries if e.name == "conv"]
+    assert (entry.layer, entry.family) == (cls.__name__, family), entry
+    assert "unregistered" not in entry.note and "source:x" in entry.points, entry
+    with torch.no_grad():
+        exact = model(x, edges)
+        error = qlr.quantize(model, bits=8).eval()(x, edges) - exact
+    assert error.abs().max() < 0.05 * exact.abs().max(), error.abs().max()
+    quantized = qlr.quantize(model, bits=4)
+    optimizer = torch.optim.Adam(quantized.parameters(), lr=0.01)
+    before = [p.detach().clone() for p in quantized.parameters()]
+    quantized(x, edges).square().mean().backward()
+    optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, quantized.parameters()))
+    quantized.eval()
+    with torch.no_grad():
+        expected = quantized(x, edges)
+        packed = qlr.convert(quantized)
+        assert torch.equal(packed(x, edges), expected)
+        assert torch.equal(packed(x, edges), expected)
+    (layer,) = [e for e in qlr.report(packed).entries if e.name == "conv"]
+    assert (layer.runs_as, layer.note) == (runs_as, ""), layer
+    return packed.conv
+
+
+class Whole(nn.Module):
+    def __init__(self, cls):
+        super().__init__()
+        self.conv = cls(8, 8)
+
+    def forward(self, x, edge_index):
+        return self.conv(x, edge_index).relu()
+'''
+
+ROWS = {
+    "Copies": ("copy", "packed sum", '"toy.Copies": copy_spec(first=True)'),
+    "Attends": (
+        "attention",
+        "packed attention",
+        '"toy.Attends": attention_spec(logit_weights=("gate",), message=_attends("x"))',
+    ),
+    "Hops": (
+        "copy",
+        "packed sum",
+        '"toy.Hops": copy_spec(first=True, hops=lambda conv: 3, '
+        'forward=_prepares(PLAIN_LOOPS, HopChain(teleport="rate", then="lin")))',
+    ),
+}
+
+
+def run(program: str, package_parent: Path, toy: Path) -> None:
+    path = os.pathsep.join([str(package_parent), str(toy)])
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, cwd=toy, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_one_row_of_the_table(name: str, tmp_path: Path) -> None:
+    family, runs_as, row = ROWS[name]
+    copy, toy = tmp_path / "package" / "torch_geometric_qlr", tmp_path / "toy"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "csrc"))
+    table = copy / "nn" / "table.py"
+    text = table.read_text()
+    opening = re.search(r"^OTHERS: .* = \{$", text, flags=re.MULTILINE)
+    assert opening is not None
+    table.write_text(f"{text[: opening.end()]}\n    {row},{text[opening.end() :]}")
+    toy.mkdir()
+    (toy / "toy.py").write_text(TOY)
+    run(
+        f"import toy\nassert toy.qlr.__file__.startswith({str(copy)!r})\n"
+        f"toy.check(toy.{name}, {family!r}, {runs_as!r})",
+        copy.parent,
+        toy,
+    )
+    different = [
+        path.relative_to(copy)
+        for path in copy.rglob("*.py")
+        if path.read_bytes() != (PACKAGE / path.relative_to(copy)).read_bytes()
+    ]
+    assert different == [Path("nn/table.py")]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_nobody_has_heard_of_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(TOY)
+    spec = importlib.util.spec_from_file_location("toy", tmp_path / "toy.py")
+    assert spec is not None and spec.loader is not None
+    toy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toy)
+    (entry,) = [e for e in qlr.plan(toy.Whole(getattr(toy, name))).entries if e.name == "conv"]
+    assert entry.family == "edge" and "unregistered" in entry.note
+
+
+CALLS = {
+    "Copies": "qlr.register_conv(toy.Copies, propagates_input=True)",
+    "Attends": """qlr.register_conv(
+        toy.Attends, family="attention", logit_weights=("gate",),
+        message=qlr.nn.MessageFacts(coefficients="x"),
+    )""",
+    "Hops": """qlr.register_conv(
+        toy.Hops, hops=lambda conv: 3, propagates_input=True,
+        forward=qlr.nn.ForwardFacts(
+            edges=qlr.nn.EdgePreparation(prepare=toy.loops, flag="add_self_loops"),
+            chain=qlr.nn.HopChain(teleport="rate", then="lin"),
+        ),
+    )""",
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_one_call(name: str, tmp_path: Path) -> None:
+    family, runs_as, _ = ROWS[name]
+    (tmp_path / "toy.py").write_text(TOY)
+    check = f"packed = toy.check(toy.{name}, {family!r}, {runs_as!r})"
+    # Edges are prepared in the first call on codes, and remembered for all others.
+    once = "assert packed.times <= 1, packed.times" if name == "Hops" else ""
+    program = f"import toy\nfrom toy import qlr\n{CALLS[name]}\n{check}\n{once}"
+    run(program, PACKAGE.parent, tmp_path)
