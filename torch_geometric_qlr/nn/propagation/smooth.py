@@ -23,11 +23,13 @@ from torch_geometric_qlr.nn.propagation._step import (
     Primal,
     Projection,
     check_options,
+)
+from torch_geometric_qlr.nn.pyg import drop_bound_propagate, uncompiled_propagate
+from torch_geometric_qlr.ops.smoothing import (
     constrained_step,
     gradient_step,
     initial_multiplier,
 )
-from torch_geometric_qlr.nn.pyg import drop_bound_propagate, uncompiled_propagate
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 __all__ = ["SmoothMessagePassing", "SmoothOptions", "SmoothState", "smooth_layer"]
