@@ -34,6 +34,7 @@ def main() -> None:
         "threads": str(torch.get_num_threads()),
         "CPU kernels": str(info["library"] or f"none: {info['reason']}"),
         "CPU back end": f"{info['selected']} (of {', '.join(info['available'])})",
+        **{f"back end {name}": f"none: {reason}" for name, reason in info["unavailable"].items()},
         "VNNI, OpenMP": f"{'yes' if info['vnni'] else 'no'}, {'yes' if info['openmp'] else 'no'}",
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "not available",
     }

@@ -39,7 +39,7 @@ import torch_geometric_qlr as qlr
 from _recipe import load_citation
 from torch_geometric_qlr.nn import SMPGNN
 from torch_geometric_qlr.nn.codes import chains
-from torch_geometric_qlr.ops import reference
+from torch_geometric_qlr.ops import Quantizer, reference
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, RangeQuantizer
 from torch_geometric_qlr.tensor import PackedTensor, spmm
 
@@ -104,7 +104,7 @@ def recorded_codes() -> Iterator[Codes]:
             matrix = self.groups.matrix(x.detach())
             scale, zero_point, skew = self.code_params(matrix)
             options: Any = {"truncate": self.config.truncates, "skew": skew}
-            found = reference.quantize(matrix, scale, zero_point, self.bits, **options)
+            found = reference.quantize(matrix, Quantizer(scale, zero_point, self.bits, **options))
             codes[self.path].append(found.view(x.shape))
         return out
 

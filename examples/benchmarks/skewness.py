@@ -25,6 +25,7 @@ from torch import Tensor
 
 from _runs import mean_std, pyplot, show
 from torch_geometric_qlr.config import QuantizerConfig
+from torch_geometric_qlr.ops import Quantizer
 from torch_geometric_qlr.ops.reference import fake_quantize, truncation_step
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -72,9 +73,8 @@ def measure(x: Tensor, bits: int) -> dict[str, float]:
 def _try_shifts(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> dict[str, float]:
     half = truncation_step(bits) / 2
     shifts = torch.arange(-int(half), int(half) + 1, dtype=torch.float32)
-    values = [
-        fake_quantize(x, scale, zero_point, bits, truncate=True, skew=shift)[0] for shift in shifts
-    ]
+    how = Quantizer(scale, zero_point, bits, truncate=True)
+    values = [fake_quantize(x, how._replace(skew=shift))[0] for shift in shifts]
     errors = torch.tensor([error(x, value) for value in values])
     biases = torch.tensor([bias(x, value) for value in values])
     best = biases.abs().argmin()

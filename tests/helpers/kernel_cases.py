@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_geometric_qlr.errors import QLRError
-from torch_geometric_qlr.ops import backend_info, reference
+from torch_geometric_qlr.ops import Quantizer, backend_info, reference, use_backend
+from torch_geometric_qlr.ops.groups import CodeMatrix, Graph
 
 #: What an overload of an op raises, and compiled code: a kernel's error is one of torch's kind, in
 #: the words of this package; where Python answers it is the error itself.
@@ -42,6 +43,14 @@ class Problem:
     def packed(self) -> tuple[Tensor, int, int, Tensor, Tensor]:
         data = reference.pack(self.codes, self.bits)
         return data, self.codes.size(1), self.bits, self.scale, self.zero_point
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(self.rowptr, self.col)
+
+    @property
+    def matrix(self) -> CodeMatrix:
+        return CodeMatrix(self.codes, self.scale, self.zero_point)
 
     @property
     def values(self) -> Tensor:
@@ -86,13 +95,19 @@ def nearest_tie() -> Iterator[list[float]]:
     distances: list[float] = []
     quantize = reference.quantize
 
-    def recording(x: Tensor, scale: Tensor, zero: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        quotient = x.double() / scale.double() + zero.double()
+    def recording(x: Tensor, how: Quantizer) -> Tensor:
+        quotient = x.double() / how.scale.double() + how.zero_point.double()
         distances.append(float(((quotient - quotient.floor()) - 0.5).abs().min()))
-        return quantize(x, scale, zero, *args, **kwargs)
+        return quantize(x, how)
 
     with patch.object(reference, "quantize", recording):
         yield distances
+
+
+def by_definition(op: Callable[..., Any], *arguments: Any) -> Any:
+    """What an op is defined to give."""
+    with use_backend("reference"):
+        return op(*arguments)
 
 
 def assert_float32_close(ours: Tensor, truth: Tensor, magnitude: Tensor | None = None) -> None:

@@ -13,6 +13,7 @@ from tests.helpers.kernel_cases import ISAS, REFUSED, problem
 from tests.helpers.op_samples import samples
 from torch_geometric_qlr.errors import ConfigError, InputError, QLRError
 from torch_geometric_qlr.ops import backend_info, reference, row_layout, use_backend
+from torch_geometric_qlr.ops.groups import CodeMatrix
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
@@ -220,7 +221,7 @@ def test_nothing_is_a_size(backend, rows, cols, sources, axis):
 def test_a_negative_scale_turns_the_order_of_values(backend):
     case = problem(3, mean_degree=8.0)
     arguments = (case.rowptr, case.col, *case.packed[:3], torch.tensor(-0.5), case.zero_point)
-    truth = reference.extremum(*arguments[:2], case.codes, *arguments[-2:])
+    truth = reference.extremum(case.graph, CodeMatrix(case.codes, *arguments[-2:]))
     with use_backend(backend):
         assert torch.equal(qlr.packed_extremum(*arguments), truth)
 

@@ -18,7 +18,8 @@ from torch.autograd import forward_ad
 from tests.helpers.kernel_cases import ISAS, REFUSED, problem
 from tests.helpers.op_samples import samples
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import companions, library, reference, row_layout, use_backend
+from torch_geometric_qlr.ops import reference, row_layout, use_backend
+from torch_geometric_qlr.ops.cpu import companions, library
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr

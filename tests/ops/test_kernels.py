@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -19,7 +21,8 @@ from tests.helpers.kernel_cases import (
     seed_strategy,
     width_strategy,
 )
-from torch_geometric_qlr.ops import reference, use_backend
+from torch_geometric_qlr.ops import Quantizer, reference, use_backend
+from torch_geometric_qlr.ops.groups import CodeMatrix, Epilogue, Weights
 
 qlr = torch.ops.qlr
 
@@ -27,6 +30,18 @@ pytestmark = pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built 
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 examples = settings(max_examples=40, deadline=None)
+
+
+def plain(values: torch.Tensor) -> CodeMatrix:
+    """Values instead of codes."""
+    return CodeMatrix(values, torch.tensor(1.0), torch.tensor(0.0))
+
+
+def steps_of(given: dict[str, Any]) -> tuple[Weights, Epilogue]:
+    """The arguments of a sum, in their groups."""
+    weights = {name: given[name] for name in Weights._fields if name in given}
+    after = {name: given[name] for name in Epilogue._fields if name in given}
+    return Weights(**weights), Epilogue(**after)
 
 
 @every_isa
@@ -39,7 +54,7 @@ def test_quantize_pack_gives_identical_codes(isa, seed, bits, cols, axis, trunca
     if seed % 2:  # values exactly between two codes
         x, zero = (x / scale).round() * scale + scale / 2, zero.round()
     skew = torch.tensor((40.25, 130.0, -130.0)[seed % 5 % 3]) if truncate and seed % 4 else None
-    expected = reference.quantize_pack(x, scale, zero, bits, truncate=truncate, skew=skew)
+    expected = reference.quantize_pack(x, Quantizer(scale, zero, bits, truncate, skew))
     with use_backend(isa):
         assert torch.equal(qlr.quantize_pack(x, scale, zero, bits, truncate, skew), expected)
 
@@ -59,8 +74,8 @@ def test_quotients_are_rounded_once_at_every_magnitude(isa, seed, bits, axis, tr
     x = quotient * scale * (1 + torch.randint(-2, 3, (rows, cols), generator=rng) * 2.0**-24)
     bits_of_x = torch.randint(-(2**31), 2**31, (rows, cols), generator=rng, dtype=torch.int32)
     x[::5] = bits_of_x.view(torch.float32)[::5].nan_to_num(1.0, torch.inf, -torch.inf)
-    expected = reference.quantize_pack(x, scale, zero, bits, truncate=truncate)
-    values = reference.fake_quantize(x, scale, zero, bits, truncate=truncate)[0]
+    expected = reference.quantize_pack(x, Quantizer(scale, zero, bits, truncate=truncate))
+    values = reference.fake_quantize(x, Quantizer(scale, zero, bits, truncate=truncate))[0]
     with use_backend(isa):
         assert torch.equal(qlr.quantize_pack(x, scale, zero, bits, truncate), expected)
         assert torch.equal(qlr.fake_quantize(x, scale, zero, bits, truncate)[0], values)
@@ -86,7 +101,7 @@ def test_pack_unpack_dequantize_select(isa, seed, bits, cols, axis):
 def test_unweighted_sums_are_exact_integers(isa, seed, bits, cols, hub):
     case = problem(seed, cols=cols, bits=bits, hub=hub)
     case.scale, case.zero_point = torch.tensor(1.0), torch.tensor(float(seed % 2**bits))
-    truth = reference.spmm(case.rowptr, case.col, case.codes, case.scale, case.zero_point)
+    truth = reference.spmm(case.graph, case.matrix)
     with use_backend(isa):
         ours = qlr.packed_spmm(case.rowptr, case.col, *case.packed)
     assert torch.equal(ours, truth)
@@ -143,10 +158,9 @@ def test_weighted_sums_and_epilogue(isa, seed, bits, cols, axis, data):
     kwargs["reduce"] = data.draw(st.sampled_from(("sum", "mean")))
     kwargs["relu"] = data.draw(st.booleans())
     kwargs["addend_scale"] = 0.25
-    truth = reference.spmm(case.rowptr, case.col, case.codes, case.scale, case.zero_point, **kwargs)
+    truth = reference.spmm(case.graph, case.matrix, *steps_of(kwargs))
     kwargs_of_size = {k: v.abs() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-    one, none = torch.tensor(1.0), torch.tensor(0.0)
-    size = reference.spmm(case.rowptr, case.col, case.values.abs(), one, none, **kwargs_of_size)
+    size = reference.spmm(case.graph, plain(case.values.abs()), *steps_of(kwargs_of_size))
     with use_backend(isa):
         ours = qlr.packed_spmm(case.rowptr, case.col, *case.packed, **kwargs)
     assert_float32_close(ours, truth, size)
@@ -167,7 +181,7 @@ def test_packed_output_has_the_codes_of_the_float_output(isa, seed, bits, cols, 
             *(case.rowptr, case.col, *case.packed, None, weight, None),
             *(None, None, 1.0, "sum", False, *output),
         )
-    expected = reference.quantize_pack(y, scale, zero, out_bits, truncate=truncate, skew=output[-1])
+    expected = reference.quantize_pack(y, Quantizer(scale, zero, out_bits, truncate, output[-1]))
     assert torch.equal(packed, expected)
 
 
@@ -191,7 +205,7 @@ def test_codes_beside_ties_are_those_of_the_definition(isa, seed, bits, biased, 
     x[::7] *= 2.0 ** torch.randint(-120, 100, (6, cols), generator=rng)
     y = x if bias is None else x + bias
     expected = reference.quantize_pack(
-        y.relu() if relu else y, scale, zero, bits, truncate=truncate, skew=skew
+        y.relu() if relu else y, Quantizer(scale, zero, bits, truncate, skew)
     )
     nothing = torch.zeros(rows + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
     source = torch.zeros(1, 32 * ((cols + 31) // 32), dtype=torch.uint8)
@@ -294,9 +308,7 @@ def test_smoothness_aware_steps_need_a_square_graph_and_two_ranges_each():
 @given(seed_strategy, bits_strategy, width_strategy, axis_strategy, st.booleans())
 def test_extremum(isa, seed, bits, cols, axis, largest):
     case = problem(seed, cols=cols, bits=bits, axis=axis)
-    truth = reference.extremum(
-        case.rowptr, case.col, case.codes, case.scale, case.zero_point, largest=largest
-    )
+    truth = reference.extremum(case.graph, case.matrix, largest=largest)
     with use_backend(isa):
         ours = qlr.packed_extremum(case.rowptr, case.col, *case.packed, largest)
     assert_float32_close(ours, truth)
@@ -310,9 +322,7 @@ def test_attention(isa, seed, bits, heads, channels, axis):
     rng = torch.Generator().manual_seed(seed)
     alpha = torch.rand(case.col.numel(), heads, generator=rng)
     bias = torch.randn(heads * channels, generator=rng)
-    truth = reference.attention(
-        *(case.rowptr, case.col, case.codes, case.scale, case.zero_point, alpha), bias=bias
-    )
+    truth = reference.attention(case.graph, case.matrix, alpha, Epilogue(bias=bias))
     with use_backend(isa):
         ours = qlr.packed_attention(case.rowptr, case.col, *case.packed, alpha, bias)
     assert_float32_close(ours, truth)
@@ -331,10 +341,10 @@ def test_linear(isa, seed, bits, weight_bits, inputs, rows, outputs, axis):
     params = parameters(rows, inputs, axis if rows > 1 else "tensor", bits, rng)
     weight_params = parameters(outputs, inputs, "row", weight_bits, rng)
     bias = torch.randn(outputs, generator=rng)
-    truth = reference.linear(codes, *params, weight, *weight_params, bias=bias, relu=True)
-    size = reference.dequantize(codes, *params).abs() @ (
-        reference.dequantize(weight, *weight_params).abs().t()
-    )
+    matrices = CodeMatrix(codes, *params), CodeMatrix(weight, *weight_params)
+    truth = reference.linear(*matrices, Epilogue(bias=bias, relu=True))
+    values, factors = (reference.dequantize(*matrix).abs() for matrix in matrices)
+    size = values @ factors.t()
     packed, packed_weight = reference.pack(codes, bits), reference.pack(weight, weight_bits)
     with use_backend(isa):
         ours = qlr.packed_linear(
@@ -353,12 +363,11 @@ def test_float_spmm(isa, seed, cols, mean, weighted):
     x = torch.randn(12, cols, generator=rng)
     weight = torch.randn(case.col.numel(), generator=rng) if weighted else None
     reduce = "mean" if mean else "sum"
-    one, none = torch.tensor(1.0), torch.tensor(0.0)
-    graph, size = (case.rowptr, case.col), None if weight is None else weight.abs()
-    truth = reference.spmm(*graph, x, one, none, edge_weight=weight, reduce=reduce)
-    magnitude = reference.spmm(*graph, x.abs(), one, none, edge_weight=size, reduce=reduce)
+    size, after = None if weight is None else weight.abs(), Epilogue(reduce)
+    truth = reference.spmm(case.graph, plain(x), Weights(weight), after)
+    magnitude = reference.spmm(case.graph, plain(x.abs()), Weights(size), after)
     with use_backend(isa):
-        ours = qlr.spmm(*graph, x, weight, reduce=reduce)
+        ours = qlr.spmm(*case.graph, x, weight, reduce=reduce)
     assert_float32_close(ours, truth, magnitude)
 
 
@@ -366,7 +375,7 @@ def test_float_spmm(isa, seed, cols, mean, weighted):
 @pytest.mark.parametrize("threads", (1, 2))
 def test_large_graph_takes_the_parallel_path(isa, threads):
     case = problem(0, targets=3000, sources=3000, mean_degree=20.0, cols=64, bits=4, hub=9000)
-    truth = reference.spmm(case.rowptr, case.col, case.codes, case.scale, case.zero_point)
+    truth = reference.spmm(case.graph, case.matrix)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

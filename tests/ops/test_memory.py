@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.helpers.kernel_cases import ISAS
 from torch_geometric_qlr.ops import release_memory
-from torch_geometric_qlr.ops.memory import idle_memory
+from torch_geometric_qlr.ops.cpu.memory import idle_memory
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 pytestmark = [

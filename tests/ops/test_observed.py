@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.kernel_cases import ISAS
+from tests.helpers.kernel_cases import ISAS, by_definition
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops import use_backend
-from torch_geometric_qlr.ops.observed import observed_quantize, observed_quantize_backward
 
 qlr = torch.ops.qlr
 every_isa = pytest.mark.parametrize("isa", ISAS or ("reference",))
@@ -49,13 +48,13 @@ def test_steps(isa: str, data: st.DataObject) -> None:
     arguments = (x, gamma, lo, hi, axis, draw(st.integers(1, 8)), *flags, *numbers)
     with use_backend(isa):
         found = qlr.observed_quantize(*arguments)
-    same(found, observed_quantize(*arguments))
+    same(found, by_definition(qlr.observed_quantize, *arguments))
     x_hat, mask, scale, _, own_scale = found[:5]
     back = (torch.randn(x.shape, generator=generator), x, x_hat, mask, scale, own_scale, numbers[1])
     with use_backend(isa):
         grad_x, grad_gamma = qlr.observed_quantize_backward(*back)
         reduced = qlr.fake_quantize_backward(*back[:4], -1 if scale.numel() == 1 else axis)[1]
-    truth = observed_quantize_backward(*back)
+    truth = by_definition(qlr.observed_quantize_backward, *back)
     same((grad_x,), truth[:1])
     # The sum is the other op's, which adds in another order than the definition.
     same((grad_gamma,), (reduced.view(scale.shape) / scale * own_scale * numbers[1],))
@@ -71,7 +70,8 @@ def test_large_ones_are_measured_in_pieces(isa: str, axis: int) -> None:
     lo, hi = torch.zeros(groups), torch.ones(groups)
     arguments = (x, torch.tensor(0.9), lo, hi, axis, 4)
     with use_backend(isa):
-        same(qlr.observed_quantize(*arguments), observed_quantize(*arguments))
+        found = qlr.observed_quantize(*arguments)
+    same(found, by_definition(qlr.observed_quantize, *arguments))
 
 
 @every_isa

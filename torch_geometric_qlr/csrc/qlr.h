@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 7
+#define QLR_ABI_VERSION 8
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -181,10 +181,12 @@ QLR_EXPORT int32_t qlr_fake_quantize_backward(const float* grad, const float* x,
 //
 // A program without Python calls qlr_register_ops once, with the path of libtorch_cpu or null for the
 // one in the process; then `torch.ops.qlr` is as its exported programs expect. Python defines the ops
-// itself, with what needs Python, and calls the other two.
+// itself, with what needs Python, and calls the others.
 QLR_EXPORT int32_t qlr_register_ops(const char* libtorch_cpu);
 QLR_EXPORT int32_t qlr_bind_torch(const char* libtorch_cpu);
 QLR_EXPORT int32_t qlr_register_kernels();
+QLR_EXPORT int32_t qlr_has_kernel(const char* op);  // 1 or 0
+QLR_EXPORT const char* qlr_schemas();               // ops/schemas.inc, as it was at build time
 
 // Between a kernel and its companion in Python, see torch/detour.h. All but the first two are about
 // the calling thread.

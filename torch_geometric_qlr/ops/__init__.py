@@ -1,26 +1,30 @@
-"""Packed arithmetic as ``torch.ops.qlr.*``: one schema, a fake kernel and several back ends each.
+"""Packed arithmetic as ``torch.ops.qlr.*``: one schema and one definition each, and back ends.
 
-:mod:`~torch_geometric_qlr.ops.reference` is the definition; on a CPU the C++ kernels answer if they
-were built. Every op is listed with its schema in :mod:`~torch_geometric_qlr.ops.schemas`.
+On a CPU the C++ kernels answer if they were built. A schema is a line of
+:mod:`~torch_geometric_qlr.ops.schemas`, a definition a class in a file of `definitions/`, and a
+back end a folder beside it.
 """
 
 from torch_geometric_qlr.ops import reference, registry  # noqa: F401  (registers the ops)
-from torch_geometric_qlr.ops.backend import (
-    BACKENDS,
+from torch_geometric_qlr.ops.cpu.memory import release_memory
+from torch_geometric_qlr.ops.dispatch import (
     backend_info,
+    backend_names,
     computes_packed,
     use_backend,
 )
+from torch_geometric_qlr.ops.groups import Quantizer, Steps
 from torch_geometric_qlr.ops.layout import PACKED_BITS, RowLayout, row_layout, storage_bits
-from torch_geometric_qlr.ops.memory import release_memory
 from torch_geometric_qlr.ops.reference import affine_params, dequantize, quantize
 
 __all__ = [
-    "BACKENDS",
     "PACKED_BITS",
+    "Quantizer",
     "RowLayout",
+    "Steps",
     "affine_params",
     "backend_info",
+    "backend_names",
     "computes_packed",
     "dequantize",
     "quantize",

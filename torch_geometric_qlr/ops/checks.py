@@ -1,5 +1,10 @@
 """What can be wrong with the arguments of an op, each with the words to say it.
 
+Kernels read raw memory and the reference indexes with what it is given, so whatever decides about
+an address is checked: sizes, signs, dtypes, devices, names. Values of tensors are looked at on a
+CPU only, by :func:`check_values` for what Python computes; the C++ kernels look at them while they
+read them anyway.
+
 Sizes that are symbolic while a model is traced are compared when the op runs.
 """
 
@@ -11,7 +16,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.errors import ConfigError, InputError
+from torch_geometric_qlr.ops.groups import (
+    Epilogue,
+    Graph,
+    PackedMatrix,
+    Quantizer,
+    Steps,
+    Weights,
+)
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 
 __all__ = [
@@ -21,14 +34,17 @@ __all__ = [
     "FLOATS",
     "INDICES",
     "INTEGERS",
-    "PROJECTIONS",
     "Check",
+    "NOT_FINITE",
     "NotFinite",
     "Refused",
+    "check_values",
     "code_too_large",
     "differ",
+    "finite",
     "fits",
     "known_to_be",
+    "out_of_range",
     "place_not_finite",
 ]
 
@@ -38,8 +54,6 @@ INDICES = frozenset({torch.int32, torch.int64})
 BYTES = frozenset({torch.uint8})
 #: Columns are numbered with 32 bits, with room for what is computed of the numbers.
 _MAX_COLUMNS = 2**31 - 2**16
-
-PROJECTIONS = {"none": 0, "nonnegative": 1, "nonpositive": -1}
 
 BAD_ROWPTR = "rowptr must ascend from 0 to the number of edges"
 BAD_INDEX = (
@@ -165,9 +179,8 @@ class Check:
                 f"bits, got {data.dtype} of shape {list(data.shape)}"
             )
 
-    def packed(
-        self, data: Tensor, num_cols: Any, bits: int, scale: Tensor, zero: Tensor, prefix: str = ""
-    ) -> None:
+    def packed(self, matrix: PackedMatrix, prefix: str = "") -> None:
+        data, num_cols, bits, scale, zero = matrix
         self.packed_rows(data, num_cols, bits, prefix.rstrip("_") or "packed")
         self.params(scale, zero, data.size(0), num_cols, prefix)
 
@@ -175,26 +188,33 @@ class Check:
         if skew is not None:
             self.numbers(name, skew, numel)
 
-    def output(
-        self,
-        rows: Any,
-        cols: Any,
-        out_scale: Tensor | None = None,
-        out_zero_point: Tensor | None = None,
-        out_bits: int = 8,
-        out_skew: Tensor | None = None,
-        **_: Any,
-    ) -> None:
-        """How a result is quantized, if it is."""
-        if out_scale is None:
-            return
-        storage_bits(out_bits)
-        if out_zero_point is None:
-            self.fail("out_scale needs an out_zero_point")
-        self.params(out_scale, out_zero_point, rows, cols, "out_")
-        self.skew("out_skew", out_skew)
+    def weights(self, weights: Weights, edges: Any, sources: Any) -> None:
+        self.numbers("edge_weight", weights.edge_weight, edges)
+        self.numbers("source_weight", weights.source_weight, sources)
 
-    def graph(self, rowptr: Tensor, col: Tensor) -> None:
+    def epilogue(self, after: Epilogue, rows: Any, cols: Any) -> None:
+        self.numbers("row_scale", after.row_scale, rows)
+        self.numbers("bias", after.bias, cols)
+        if after.addend is not None:
+            self.numbers("addend", after.addend, after.addend.numel())
+            if not fits(after.addend.shape, (rows, cols)):
+                shape = list(after.addend.shape)
+                self.fail(f"addend has shape {shape}, expected [{rows}, {cols}]")
+        if after.reduce not in ("sum", "mean"):
+            raise ConfigError(f"{self.where}: reduce must be 'sum' or 'mean', got {after.reduce!r}")
+
+    def output(self, output: Quantizer | None, rows: Any, cols: Any) -> None:
+        """How a result is quantized, if it is."""
+        if output is None:
+            return
+        storage_bits(output.bits)
+        if output.zero_point is None:
+            self.fail("out_scale needs an out_zero_point")
+        self.params(output.scale, output.zero_point, rows, cols, "out_")
+        self.skew("out_skew", output.skew)
+
+    def graph(self, graph: Graph) -> None:
+        rowptr, col = graph
         for name, index in (("rowptr", rowptr), ("col", col)):
             self.dtype(name, index, INDICES, "int32 or int64")
         if rowptr.dim() != 1 or known_to_be(rowptr.numel(), 0) or col.dim() != 1:
@@ -203,20 +223,58 @@ class Check:
                 f"{list(rowptr.shape)} and {list(col.shape)}"
             )
 
-    def square(self, rowptr: Tensor, rows: Any, because: str) -> None:
-        if differ(rowptr.size(0) - 1, rows):
-            self.fail(f"{rows} rows are sent to {rowptr.size(0) - 1} nodes; {because}")
+    def square(self, graph: Graph, rows: Any, because: str) -> None:
+        if differ(graph.num_rows, rows):
+            self.fail(f"{rows} rows are sent to {graph.num_rows} nodes; {because}")
 
-    def steps(self, scale: Tensor, zero: Tensor, bits: int, skew: Tensor | None) -> None:
+    def steps(self, steps: Steps) -> None:
         """Quantizers per tensor, as vectors of their numbers."""
-        storage_bits(bits)
-        vectors = {"step_scale": scale, "step_zero_point": zero}
-        vectors |= {} if skew is None else {"step_skew": skew}
+        storage_bits(steps.bits)
+        scale = steps.scale
+        vectors = {"step_scale": scale, "step_zero_point": steps.zero_point}
+        vectors |= {} if steps.skew is None else {"step_skew": steps.skew}
         if scale.dim() != 1 or not all(fits(v.shape, tuple(scale.shape)) for v in vectors.values()):
             shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in vectors.items())
             self.fail(f"{', '.join(vectors)} are vectors of one length, got {shapes}")
         for name, vector in vectors.items():
             self.dtype(name, vector, FLOATS, "floating point")
+
+
+def check_values(arguments: Mapping[str, Any]) -> None:
+    r"""Raises if an index of these arguments, which are on a CPU, leads out of memory.
+
+    Raises:
+        Refused: With the reason.
+
+    Example:
+        >>> rowptr, col = torch.tensor([0, 2]), torch.tensor([0, 1])
+        >>> check_values({"rowptr": rowptr, "col": col, "x": torch.zeros(2, 3)})
+    """
+    rowptr, index = arguments.get("rowptr"), arguments.get("col", arguments.get("index"))
+    if rowptr is not None:
+        last = int(rowptr[-1])
+        if int(rowptr[0]) != 0 or last != arguments["col"].numel() or (rowptr.diff() < 0).any():
+            raise Refused(BAD_ROWPTR)
+    if index is not None and index.numel():
+        rows = arguments.get("packed", arguments.get("x")).size(0)
+        if int(index.min()) < 0 or int(index.max()) >= rows:
+            raise Refused(BAD_INDEX)
+
+
+def finite(x: Tensor) -> Tensor:
+    r"""What is to be quantized. On another device than a CPU a look at it would make the host wait:
+    there a NaN gets code 0, and an infinity the code at its end of the range.
+
+    Raises:
+        NotFinite: On a CPU, if there is a NaN or an infinity.
+
+    Example:
+        >>> finite(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if x.device.type == "cpu" and not bool(x.isfinite().all()):
+        raise NotFinite
+    return x
 
 
 def code_too_large(codes: Tensor, bits: int) -> str:
@@ -240,3 +298,26 @@ def place_not_finite(x: Tensor) -> str:
     """
     row, column = (int(i) for i in torch.isfinite(x).logical_not().nonzero()[0])
     return f"x[{row}, {column}] is {x[row, column].item()}; {NOT_FINITE}"
+
+
+def out_of_range(name: str, nodes: Tensor, count: int) -> str:
+    r"""What is wrong with the nodes at one end of the edges, if some of them are not there.
+
+    Args:
+        name (str): The end.
+        nodes (torch.Tensor): Indices :math:`[E]`.
+        count (int): How many nodes there are.
+
+    Example:
+        >>> out_of_range("source", torch.tensor([0, 7]), 4)[:45]
+        'edge_index names source nodes from 0 to 7, bu'
+    """
+    if not nodes.numel():
+        return ""
+    low, high = (int(bound) for bound in nodes.aminmax())
+    if 0 <= low and high < count:
+        return ""
+    return (
+        f"edge_index names {name} nodes from {low} to {high}, but there are {count}. Check the "
+        f"number of rows of x, or reindex the edges"
+    )

@@ -10,12 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.ops.definition import Definition
 
-__all__ = ["has_no_gradient", "refuse_gradient"]
-
-#: All others take floats, and have none.
-_DIFFERENTIABLE = frozenset({"fake_quantize", "fake_quantize_backward"})
-_OF_INTEGERS = frozenset({"pack", "unpack", "index_select", "csr"})
+__all__ = ["refuse_gradient"]
 
 
 def _wants_gradient(tensor: Any) -> bool:
@@ -33,23 +30,15 @@ def _wants_gradient(tensor: Any) -> bool:
     return False
 
 
-def has_no_gradient(name: str) -> bool:
-    """Whether an op loses gradients."""
-    return name not in _DIFFERENTIABLE | _OF_INTEGERS
-
-
-def refuse_gradient(name: str, arguments: Iterable[Any]) -> None:
+def refuse_gradient(definition: Definition, arguments: Iterable[Any]) -> None:
     r"""Raises if an op without gradient is called with an input that wants one.
 
     Raises:
         InputError: With the remedy.
-
-    Example:
-        >>> refuse_gradient("packed_spmm", [torch.ones(3), None, 4])
     """
-    if has_no_gradient(name) and any(map(_wants_gradient, arguments)):
+    if definition.loses_gradient and any(map(_wants_gradient, arguments)):
         raise InputError(
-            f"torch.ops.qlr.{name} has no gradient, and one of its inputs asks for one. Detach "
-            f"it, or call the op under torch.no_grad(); training computes with the quantized "
-            f"model, not with the converted one."
+            f"torch.ops.qlr.{definition.op} has no gradient, and one of its inputs asks for one. "
+            f"Detach it, or call the op under torch.no_grad(); training computes with the "
+            f"quantized model, not with the converted one."
         )

@@ -11,11 +11,19 @@ made. Works on every device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from torch_geometric_qlr.ops.groups import (
+    CodeMatrix,
+    Epilogue,
+    Graph,
+    PackedMatrix,
+    Quantizer,
+    Weights,
+)
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 
 __all__ = [
@@ -25,7 +33,7 @@ __all__ = [
     "extremum",
     "fake_quantize",
     "fake_quantize_backward",
-    "index_select",
+    "finish",
     "linear",
     "pack",
     "quantize",
@@ -33,6 +41,7 @@ __all__ = [
     "spmm",
     "truncation_step",
     "unpack",
+    "unpack_matrix",
 ]
 
 # Codes gathered at once by the edge loop: bounds memory, has no influence on the result.
@@ -49,15 +58,7 @@ def truncation_step(bits: int) -> float:
     return 255.0 / (2**bits - 1)
 
 
-def quantize(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    bits: int,
-    *,
-    truncate: bool = False,
-    skew: Tensor | None = None,
-) -> Tensor:
+def quantize(x: Tensor, how: Quantizer) -> Tensor:
     r"""Codes of :obj:`x`, rounding half to even.
 
     .. math::
@@ -73,35 +74,37 @@ def quantize(
     The ops refuse values that are not finite, on a CPU.
 
     Args:
-        x (torch.Tensor): The values; computed in float32.
-        scale (torch.Tensor): :math:`s`, of shape :math:`()`, :math:`[N, 1]` or :math:`[1, F]`.
-        zero_point (torch.Tensor): :math:`z`, broadcastable like :obj:`scale`.
-        bits (int): :math:`b`, from 1 to 8.
-        truncate (bool): Quantize to 8 bits and keep the top :math:`b` (BT, BT*).
-        skew (torch.Tensor, optional): :math:`k` of BT*, a scalar in 8-bit code units.
+        x (torch.Tensor): The values :math:`x`; computed in float32.
+        how (Quantizer): Scale :math:`s`, zero point :math:`z`, width :math:`b`, and :math:`k` of
+            BT*.
 
     Returns:
         torch.Tensor: uint8 codes in the shape of :obj:`x`.
 
     Example:
         >>> x = torch.tensor([-1.0, 0.0, 0.4, 9.0])
-        >>> quantize(x, torch.tensor(1.0), torch.tensor(1.0), bits=2)
+        >>> quantize(x, Quantizer(torch.tensor(1.0), torch.tensor(1.0), bits=2))
         tensor([0, 1, 1, 3], dtype=torch.uint8)
     """
-    levels = 2**bits - 1
-    q = _raw_codes(x, scale, zero_point)
-    if not truncate:
+    levels = 2**how.bits - 1
+    q = _raw_codes(x, how)
+    if not how.truncate:
         return _clamp(q, levels).to(torch.uint8)
+    return _clamp(_cut(q, how), levels).to(torch.uint8)
+
+
+def _raw_codes(x: Tensor, how: Quantizer) -> Tensor:
+    return torch.round(x.float() / how.scale.float() + how.zero_point.float())
+
+
+def _cut(q: Tensor, how: Quantizer) -> Tensor:
+    """Codes of 8 bits to levels of fewer, before they are clamped to these."""
     # A tensor, not a number: CUDA turns a division by a number into a product with its reciprocal.
-    step = torch.full((), truncation_step(bits), dtype=torch.float32, device=x.device)
+    step = torch.full((), truncation_step(how.bits), dtype=torch.float32, device=q.device)
     q = _clamp(q, 255)
-    if skew is not None:
-        q = q + skew.float()
-    return _clamp(torch.round(q / step), levels).to(torch.uint8)
-
-
-def _raw_codes(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return torch.round(x.float() / scale.float() + zero_point.float())
+    if how.skew is not None:
+        q = q + how.skew.float()
+    return torch.round(q / step)
 
 
 def _clamp(q: Tensor, top: int) -> Tensor:
@@ -136,39 +139,32 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return scale.float() * (codes.float() - zero_point.float())
 
 
-def fake_quantize(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    bits: int,
-    *,
-    truncate: bool = False,
-    skew: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def fake_quantize(x: Tensor, how: Quantizer) -> tuple[Tensor, Tensor]:
     r"""The values the codes of :obj:`x` stand for, and where no clamp acted on them.
 
     A value that is not finite stands for itself, :math:`\hat x = x`, and counts as clamped.
 
     Args:
-        x, scale, zero_point, bits, truncate, skew: As in :func:`quantize`.
+        x, how: As in :func:`quantize`.
 
     Returns:
         (torch.Tensor, torch.Tensor): :math:`\hat x` in the dtype of :obj:`x`, and a bool mask that
         is true where neither clamp acted.
 
     Example:
-        >>> fake_quantize(torch.tensor([0.4, 9.0]), torch.tensor(1.), torch.tensor(0.), bits=2)
+        >>> how = Quantizer(torch.tensor(1.), torch.tensor(0.), bits=2)
+        >>> fake_quantize(torch.tensor([0.4, 9.0]), how)
         (tensor([0., 3.]), tensor([ True, False]))
     """
-    top = 255 if truncate else 2**bits - 1
-    q, finite = _raw_codes(x, scale, zero_point), x.isfinite()
+    top = 255 if how.truncate else 2**how.bits - 1
+    q, finite = _raw_codes(x, how), x.isfinite()
     mask = finite & (q >= 0) & (q <= top)
-    codes = quantize(x, scale, zero_point, bits, truncate=truncate, skew=skew)
-    if truncate and skew is not None:
-        step = torch.full((), truncation_step(bits), dtype=torch.float32, device=x.device)
-        c = torch.round((_clamp(q, 255) + skew.float()) / step)
-        mask = mask & (c >= 0) & (c <= 2**bits - 1)
-    x_hat = dequantize(codes, *affine_params(scale.float(), zero_point.float(), bits, truncate))
+    if how.truncate and how.skew is not None:
+        c = _cut(q, how)
+        mask = mask & (c >= 0) & (c <= 2**how.bits - 1)
+    scale, zero_point = how.scale.float(), how.zero_point.float()
+    read_back = affine_params(scale, zero_point, how.bits, how.truncate)
+    x_hat = dequantize(quantize(x, how), *read_back)
     return torch.where(finite, x_hat.to(x.dtype), x), mask
 
 
@@ -198,7 +194,7 @@ def fake_quantize_backward(
 
     Example:
         >>> g, x = torch.ones(2), torch.tensor([0.4, 9.0])
-        >>> x_hat, mask = fake_quantize(x, torch.tensor(1.), torch.tensor(0.), bits=2)
+        >>> x_hat, mask = fake_quantize(x, Quantizer(torch.tensor(1.), torch.tensor(0.), bits=2))
         >>> fake_quantize_backward(g, x, x_hat, mask)
         (tensor([1., 0.]), tensor(2.6000))
     """
@@ -242,67 +238,70 @@ def unpack(packed: Tensor, num_cols: int, bits: int) -> Tensor:
     return codes[:, :num_cols].contiguous()
 
 
-def index_select(packed: Tensor, index: Tensor) -> Tensor:
-    r"""Packed rows at :obj:`index`, without unpacking them.
-
-    Example:
-        >>> index_select(torch.zeros(4, 16, dtype=torch.uint8), torch.tensor([3, 0])).shape
-        torch.Size([2, 16])
-    """
-    return packed.index_select(0, index.long())
-
-
-def _edge_blocks(rowptr: Tensor, col: Tensor, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _edge_blocks(graph: Graph, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Blocks of edges as (slice of edges, target rows, source rows)."""
-    num_rows = rowptr.numel() - 1
-    degree = rowptr.long().diff()
-    target = torch.arange(num_rows, device=col.device).repeat_interleave(
-        degree, output_size=col.numel()
+    degree = graph.rowptr.long().diff()
+    target = torch.arange(graph.num_rows, device=degree.device).repeat_interleave(
+        degree, output_size=graph.col.numel()
     )
     size = max(1, _BLOCK_ELEMENTS // max(1, width))
-    for start in range(0, col.numel(), size):
+    for start in range(0, graph.col.numel(), size):
         block = slice(start, start + size)
-        yield block, target[block], col[block].long()
+        yield block, target[block], graph.col[block].long()
 
 
-def _epilogue(
-    y: Tensor,
-    rowptr: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    addend: Tensor | None,
-    addend_scale: float,
-    reduce: str,
-    relu: bool,
+def _sum_of_messages(
+    graph: Graph, matrix: CodeMatrix, weighted: Callable[[Tensor, slice, Tensor], Tensor]
 ) -> Tensor:
-    """The float64 aggregate, rounded to float32, to the output."""
+    """Values of source rows in float64, weighted, and summed up by target."""
+    codes, scale, zero_point = matrix.codes, matrix.scale.double(), matrix.zero_point.double()
+    y = torch.zeros((graph.num_rows, codes.size(1)), dtype=torch.float64, device=codes.device)
+    for block, target, source in _edge_blocks(graph, codes.size(1)):
+        message = codes[source].double()
+        # Sums of small integers are exact in float64, so subtracting Z first loses nothing.
+        message = message - (zero_point[source] if _per_row(zero_point, codes) else zero_point)
+        message = message * (scale[source] if _per_row(scale, codes) else scale)
+        y.index_add_(0, target, weighted(message, block, source))
+    return y
+
+
+def _per_row(param: Tensor, codes: Tensor) -> bool:
+    """Whether a scale or zero point has one entry per row of the codes."""
+    return param.dim() == 2 and param.size(1) == 1 and param.size(0) == codes.size(0) != 1
+
+
+def finish(y: Tensor, after: Epilogue, graph: Graph | None = None) -> Tensor:
+    r"""What follows a sum: the float64 one is rounded to float32 first.
+
+    Args:
+        y (torch.Tensor): The sums :math:`[M, F]`.
+        after (Epilogue): What is done to them.
+        graph (Graph, optional): Whose neighbours a mean counts.
+
+    Example:
+        >>> finish(torch.tensor([[-1.5, 1.0]]), Epilogue(bias=torch.ones(2), relu=True))
+        tensor([[0., 2.]])
+    """
     y = y.float()
-    if reduce == "mean":
-        y = y / rowptr.long().diff().clamp(min=1).unsqueeze(1).float()
-    if row_scale is not None:
-        y = y * row_scale.float().reshape(-1, 1)
-    if addend is not None:
-        y = y + addend_scale * addend.float()
-    if bias is not None:
-        y = y + bias.float().reshape(-1)
-    return y.relu() if relu else y
+    if after.reduce == "mean" and graph is not None:
+        y = y / graph.rowptr.long().diff().clamp(min=1).unsqueeze(1).float()
+    if after.row_scale is not None:
+        y = y * after.row_scale.float().reshape(-1, 1)
+    if after.addend is not None:
+        y = y + after.addend_scale * after.addend.float()
+    if after.bias is not None:
+        y = y + after.bias.float().reshape(-1)
+    return y.relu() if after.relu else y
+
+
+_NO_WEIGHTS, _NO_EPILOGUE = Weights(), Epilogue()
 
 
 def spmm(
-    rowptr: Tensor,
-    col: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    *,
-    edge_weight: Tensor | None = None,
-    source_weight: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    addend: Tensor | None = None,
-    addend_scale: float = 1.0,
-    reduce: str = "sum",
-    relu: bool = False,
+    graph: Graph,
+    matrix: CodeMatrix,
+    weights: Weights = _NO_WEIGHTS,
+    after: Epilogue = _NO_EPILOGUE,
 ) -> Tensor:
     r"""Gathers quantized rows along a CSR, sums them up and applies an affine epilogue.
 
@@ -313,87 +312,53 @@ def spmm(
     and bias :math:`b`, each optional; a mean also divides the sum by the number of neighbours.
 
     Args:
-        rowptr (torch.Tensor): CSR offsets :math:`[M + 1]`.
-        col (torch.Tensor): Source rows :math:`[E]`.
-        codes (torch.Tensor): uint8 codes :math:`[N, F]`, or values if :obj:`scale` is 1.
-        scale (torch.Tensor): :math:`S`, of shape :math:`()`, :math:`[N, 1]` or :math:`[1, F]`.
-        zero_point (torch.Tensor): :math:`Z`, likewise; may be fractional.
-        edge_weight (torch.Tensor, optional): :math:`e`, of shape :math:`[E]`.
-        source_weight (torch.Tensor, optional): :math:`u`, of shape :math:`[N]`.
-        row_scale (torch.Tensor, optional): :math:`r`, of shape :math:`[M]`.
-        bias (torch.Tensor, optional): :math:`b`, of shape :math:`[F]`.
-        addend (torch.Tensor, optional): :math:`a`, of shape :math:`[M, F]`.
-        addend_scale (float): :math:`\beta`.
-        reduce (str): :obj:`"sum"` or :obj:`"mean"`.
-        relu (bool): Clamp the result at zero.
+        graph (Graph): Of :math:`M` rows.
+        matrix (CodeMatrix): The sources, :math:`[N, F]`.
+        weights (Weights): :math:`e` and :math:`u`.
+        after (Epilogue): :math:`r`, :math:`a`, :math:`\beta`, :math:`b`, mean and ReLU.
 
     Example:
-        >>> rowptr, col = torch.tensor([0, 2, 2]), torch.tensor([0, 1])
+        >>> graph = Graph(torch.tensor([0, 2, 2]), torch.tensor([0, 1]))
         >>> codes = torch.tensor([[1, 2], [3, 3]], dtype=torch.uint8)
-        >>> spmm(rowptr, col, codes, torch.tensor(0.5), torch.tensor(1.0))
+        >>> spmm(graph, CodeMatrix(codes, torch.tensor(0.5), torch.tensor(1.0)))
         tensor([[1.0000, 1.5000],
                 [0.0000, 0.0000]])
     """
-    num_rows = rowptr.numel() - 1
-    y = torch.zeros((num_rows, codes.size(1)), dtype=torch.float64, device=codes.device)
-    weight = None if source_weight is None else source_weight.double().reshape(-1, 1)
-    scale, zero_point = scale.double(), zero_point.double()
-    for block, target, source in _edge_blocks(rowptr, col, codes.size(1)):
-        message = codes[source].double()
-        # Sums of small integers are exact in float64, so subtracting Z first loses nothing.
-        message = message - (zero_point[source] if _per_row(zero_point, codes) else zero_point)
-        message = message * (scale[source] if _per_row(scale, codes) else scale)
-        if weight is not None:
-            message = message * weight[source]
-        if edge_weight is not None:
-            message = message * edge_weight.reshape(-1)[block].double().unsqueeze(1)
-        y.index_add_(0, target, message)
-    return _epilogue(y, rowptr, row_scale, bias, addend, addend_scale, reduce, relu)
+    of_source, of_edge = weights.source_weight, weights.edge_weight
+    column = None if of_source is None else of_source.double().reshape(-1, 1)
+
+    def weighted(message: Tensor, block: slice, source: Tensor) -> Tensor:
+        if column is not None:
+            message = message * column[source]
+        if of_edge is not None:
+            message = message * of_edge.reshape(-1)[block].double().unsqueeze(1)
+        return message
+
+    return finish(_sum_of_messages(graph, matrix, weighted), after, graph)
 
 
-def _per_row(param: Tensor, codes: Tensor) -> bool:
-    """Whether a scale or zero point has one entry per row of the codes."""
-    return param.dim() == 2 and param.size(1) == 1 and param.size(0) == codes.size(0) != 1
-
-
-def extremum(
-    rowptr: Tensor,
-    col: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    *,
-    largest: bool = True,
-) -> Tensor:
+def extremum(graph: Graph, matrix: CodeMatrix, *, largest: bool = True) -> Tensor:
     r"""Element-wise maximum (or minimum) of quantized neighbour rows; 0 without neighbours.
 
     Example:
-        >>> rowptr, col = torch.tensor([0, 2, 2]), torch.tensor([0, 1])
+        >>> graph = Graph(torch.tensor([0, 2, 2]), torch.tensor([0, 1]))
         >>> codes = torch.tensor([[1, 2], [3, 0]], dtype=torch.uint8)
-        >>> extremum(rowptr, col, codes, torch.tensor(1.0), torch.tensor(1.0))
+        >>> extremum(graph, CodeMatrix(codes, torch.tensor(1.0), torch.tensor(1.0)))
         tensor([[2., 1.],
                 [0., 0.]])
     """
-    values = dequantize(codes, scale, zero_point)
-    num_rows = rowptr.numel() - 1
-    y = values.new_full((num_rows, codes.size(1)), float("-inf") if largest else float("inf"))
-    for _, target, source in _edge_blocks(rowptr, col, codes.size(1)):
-        index = target.view(-1, 1).expand(-1, codes.size(1))
+    values = dequantize(*matrix)
+    cols = values.size(1)
+    y = values.new_full((graph.num_rows, cols), float("-inf") if largest else float("inf"))
+    for _, target, source in _edge_blocks(graph, cols):
+        index = target.view(-1, 1).expand(-1, cols)
         y.scatter_reduce_(0, index, values[source], "amax" if largest else "amin")
-    isolated = rowptr.long().diff().eq(0).view(-1, 1)
+    isolated = graph.rowptr.long().diff().eq(0).view(-1, 1)
     return y.masked_fill(isolated, 0.0)
 
 
 def attention(
-    rowptr: Tensor,
-    col: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    alpha: Tensor,
-    *,
-    bias: Tensor | None = None,
-    relu: bool = False,
+    graph: Graph, matrix: CodeMatrix, alpha: Tensor, after: Epilogue = _NO_EPILOGUE
 ) -> Tensor:
     r"""Gathers quantized rows of several heads with one coefficient per edge and head.
 
@@ -401,84 +366,67 @@ def attention(
         y_{i,h,:} = \sum_{j} \alpha_{ij,h} \, S (c_{j,h,:} - Z) + b_{h,:}
 
     Args:
-        rowptr, col, codes, scale, zero_point: As in :func:`spmm`, with :math:`F = H C` columns,
-            head by head.
+        graph (Graph): As in :func:`spmm`.
+        matrix (CodeMatrix): With :math:`F = H C` columns, head by head.
         alpha (torch.Tensor): Coefficients :math:`[E, H]`.
-        bias (torch.Tensor, optional): :math:`b`, of shape :math:`[HC]`.
-        relu (bool): Clamp the result at zero.
+        after (Epilogue): With :math:`b`, of shape :math:`[HC]`.
 
     Example:
-        >>> rowptr, col = torch.tensor([0, 1]), torch.tensor([0])
+        >>> graph = Graph(torch.tensor([0, 1]), torch.tensor([0]))
         >>> codes = torch.tensor([[1, 2, 3, 3]], dtype=torch.uint8)
-        >>> attention(rowptr, col, codes, torch.tensor(1.), torch.tensor(1.),
-        ...           torch.tensor([[1.0, 0.5]]))
+        >>> matrix = CodeMatrix(codes, torch.tensor(1.0), torch.tensor(1.0))
+        >>> attention(graph, matrix, torch.tensor([[1.0, 0.5]]))
         tensor([[0., 1., 1., 1.]])
     """
-    num_rows, heads = rowptr.numel() - 1, alpha.size(1)
-    scale, zero_point = scale.double(), zero_point.double()
-    y = torch.zeros((num_rows, codes.size(1)), dtype=torch.float64, device=codes.device)
-    for block, target, source in _edge_blocks(rowptr, col, codes.size(1)):
-        message = codes[source].double()
-        message = message - (zero_point[source] if _per_row(zero_point, codes) else zero_point)
-        message = message * (scale[source] if _per_row(scale, codes) else scale)
-        weight = alpha[block].double().repeat_interleave(codes.size(1) // heads, dim=1)
-        y.index_add_(0, target, message * weight)
-    return _epilogue(y, rowptr, None, bias, None, 1.0, "sum", relu)
+
+    def weighted(message: Tensor, block: slice, source: Tensor) -> Tensor:
+        of_head = alpha[block].double()
+        return message * of_head.repeat_interleave(message.size(1) // alpha.size(1), dim=1)
+
+    return finish(_sum_of_messages(graph, matrix, weighted), after)
 
 
-def linear(
-    codes: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor,
-    *,
-    bias: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
+def linear(x: CodeMatrix, weight: CodeMatrix, after: Epilogue = _NO_EPILOGUE) -> Tensor:
     r"""The product of two quantized matrices, affine in both.
 
     .. math::
         y = S_x (c_x - Z_x) \left( S_w (c_w - Z_w) \right)^{\top} + b
 
     Args:
-        codes (torch.Tensor): uint8 codes :math:`[M, K]`.
-        scale, zero_point (torch.Tensor): Of shape :math:`()`, :math:`[M, 1]` or :math:`[1, K]`.
-        weight (torch.Tensor): uint8 codes :math:`[O, K]`.
-        weight_scale, weight_zero_point (torch.Tensor): Of shape :math:`()`, :math:`[O, 1]` or
-            :math:`[1, K]`.
-        bias (torch.Tensor, optional): Of shape :math:`[O]`.
-        relu (bool): Clamp the result at zero.
+        x (CodeMatrix): :math:`[M, K]`.
+        weight (CodeMatrix): :math:`[O, K]`.
+        after (Epilogue): With :math:`b`, of shape :math:`[O]`.
 
     Example:
         >>> codes = torch.tensor([[1, 2]], dtype=torch.uint8)
-        >>> one = torch.tensor(1.0)
-        >>> linear(codes, one, one, codes, one, one)
+        >>> x = CodeMatrix(codes, torch.tensor(1.0), torch.tensor(1.0))
+        >>> linear(x, x)
         tensor([[1.]])
     """
-    x = (codes.double() - zero_point.double()) * scale.double()
-    w = (weight.double() - weight_zero_point.double()) * weight_scale.double()
-    y = (x @ w.t()).float()
-    if bias is not None:
-        y = y + bias.float().reshape(-1)
-    return y.relu() if relu else y
+    values, factors = (
+        (m.codes.double() - m.zero_point.double()) * m.scale.double() for m in (x, weight)
+    )
+    return finish(values @ factors.t(), after)
 
 
-def quantize_pack(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    bits: int,
-    *,
-    truncate: bool = False,
-    skew: Tensor | None = None,
-) -> Tensor:
+def quantize_pack(x: Tensor, how: Quantizer) -> Tensor:
     r""":func:`quantize`, then :func:`pack` at :func:`storage_bits`.
 
     Example:
-        >>> quantize_pack(torch.rand(3, 100), torch.tensor(0.1), torch.tensor(0.), bits=3).shape
+        >>> how = Quantizer(torch.tensor(0.1), torch.tensor(0.0), bits=3)
+        >>> quantize_pack(torch.rand(3, 100), how).shape
         torch.Size([3, 64])
     """
-    codes = quantize(x, scale, zero_point, bits, truncate=truncate, skew=skew)
-    return pack(codes, storage_bits(bits))
+    return pack(quantize(x, how), storage_bits(how.bits))
+
+
+def unpack_matrix(matrix: PackedMatrix) -> CodeMatrix:
+    r""":func:`unpack`, with what reads the codes back.
+
+    Example:
+        >>> data = pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=2)
+        >>> unpack_matrix(PackedMatrix(data, 3, 2, torch.tensor(1.0), torch.tensor(0.0))).codes
+        tensor([[1, 2, 3]], dtype=torch.uint8)
+    """
+    codes = unpack(matrix.data, matrix.num_cols, matrix.bits)
+    return CodeMatrix(codes, matrix.scale, matrix.zero_point)

@@ -12,7 +12,7 @@ from torch_geometric.index import index2ptr, ptr2index
 from torch_geometric.utils import index_sort
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops.compressed_rows import out_of_range
+from torch_geometric_qlr.ops.checks import out_of_range
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
     adjacency_size,

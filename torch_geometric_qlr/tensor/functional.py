@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import affine_params, storage_bits
+from torch_geometric_qlr.ops import Quantizer as OutputQuantizer
+from torch_geometric_qlr.ops import Steps, affine_params, storage_bits
 from torch_geometric_qlr.tensor.packed import PackedTensor
 
 __all__ = [
@@ -25,31 +26,8 @@ __all__ = [
 ]
 
 
-class OutputQuantizer(NamedTuple):
-    r"""How a result is quantized and packed before it is written.
-
-    Args:
-        scale (torch.Tensor): :math:`s`, per tensor or per column.
-        zero_point (torch.Tensor): :math:`z`, likewise.
-        bits (int): From 1 to 8.
-        truncate (bool): Through 8 bits (BT, BT*).
-        skew (torch.Tensor, optional): :math:`k` of BT*.
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    bits: int
-    truncate: bool = False
-    skew: Tensor | None = None
-
-
-_Output = tuple[Tensor | None, Tensor | None, int, bool, Tensor | None]
-
-
-def _arguments(out: OutputQuantizer | None) -> _Output:
-    if out is None:
-        return None, None, 8, False, None
-    return out.scale, out.zero_point, out.bits, out.truncate, out.skew
+#: The arguments of a result that stays float.
+_FLOAT = (None, None, 8, False, None)
 
 
 def _wrap(data: Tensor, num_cols: int, out: OutputQuantizer | None) -> Tensor | PackedTensor:
@@ -115,7 +93,7 @@ def spmm(
     """
     y = torch.ops.qlr.packed_spmm(
         *(rowptr, col, *_parts(x), edge_weight, source_weight, row_scale),
-        *(bias, addend, addend_scale, reduce, relu, *_arguments(out)),
+        *(bias, addend, addend_scale, reduce, relu, *(out or _FLOAT)),
     )
     return _wrap(y, x.num_cols, out)
 
@@ -164,7 +142,7 @@ def propagate(
     joined = steps if isinstance(steps, Steps) else Steps.of(steps, x.scale)
     y = torch.ops.qlr.packed_propagate(
         *(rowptr, col, *_parts(x), *joined),
-        *(edge_weight, factor, addend, addend_scale, *_arguments(out)),
+        *(edge_weight, factor, addend, addend_scale, *(out or _FLOAT)),
     )
     return _wrap(y, x.num_cols, out)
 
@@ -217,51 +195,6 @@ def smp(
     return y
 
 
-class Steps(NamedTuple):
-    r"""Quantizers per tensor that follow each other, as vectors of their numbers.
-
-    Args:
-        scale (torch.Tensor): :math:`s` of each, :math:`[K]`.
-        zero_point (torch.Tensor): :math:`z` of each, :math:`[K]`.
-        bits (int): From 1 to 8, of all.
-        truncate (bool): Through 8 bits, all of them.
-        skew (torch.Tensor, optional): :math:`k` of each, :math:`[K]`.
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    bits: int
-    truncate: bool = False
-    skew: Tensor | None = None
-
-    @classmethod
-    def of(cls, steps: Sequence[OutputQuantizer], like: Tensor) -> Steps:
-        r"""Joins quantizers.
-
-        Args:
-            steps (list): Per tensor, all with the same :obj:`bits` and :obj:`truncate`.
-            like (torch.Tensor): Says where empty vectors are.
-
-        Raises:
-            InputError: If they have several numbers each, or differ in width.
-        """
-        widths = {(step.bits, step.truncate) for step in steps} or {(8, False)}
-        if len(widths) > 1 or any(step.scale.numel() != 1 for step in steps):
-            raise InputError("steps must share bits and truncation, and be per tensor")
-        ((bits, truncate),) = widths
-        skews = [step.skew for step in steps if step.skew is not None]
-        if skews and len(skews) < len(steps):
-            raise InputError("all steps have a skew, or none")
-        scale = _joined([step.scale for step in steps], like)
-        zero_point = _joined([step.zero_point for step in steps], like)
-        return cls(scale, zero_point, bits, truncate, _joined(skews, like) if skews else None)
-
-
-def _joined(params: Sequence[Tensor], like: Tensor) -> Tensor:
-    """One vector of numbers."""
-    return torch.stack([p.reshape(()) for p in params]) if params else like.new_empty(0)
-
-
 def extremum(rowptr: Tensor, col: Tensor, x: PackedTensor, *, largest: bool = True) -> Tensor:
     r"""Element-wise maximum (or minimum) over packed neighbour rows; 0 without neighbours.
 
@@ -302,7 +235,7 @@ def attention(
         tensor([[0., 1., 1., 1.]])
     """
     y = torch.ops.qlr.packed_attention(
-        *(rowptr, col, *_parts(x), alpha, bias, relu, *_arguments(out)),
+        *(rowptr, col, *_parts(x), alpha, bias, relu, *(out or _FLOAT)),
     )
     return _wrap(y, x.num_cols, out)
 
@@ -340,7 +273,7 @@ def linear(
     y = torch.ops.qlr.packed_linear(
         *_parts(x),
         *(weight.data, weight.bits, weight.scale, weight.zero_point),
-        *(bias, relu, *_arguments(out)),
+        *(bias, relu, *(out or _FLOAT)),
     )
     return _wrap(y, weight.data.size(0), out)
 

@@ -53,7 +53,8 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         model (torch.nn.Module): A model from :func:`~torch_geometric_qlr.quantize` that has seen
             data (in training or calibration).
         backend (str): Who computes packed operations: :obj:`"auto"`, :obj:`"cpu"`,
-            :obj:`"reference"`, see :func:`torch_geometric_qlr.ops.use_backend`.
+            :obj:`"reference"` or any other back end that
+            :func:`torch_geometric_qlr.ops.use_backend` knows.
             (default: :obj:`"auto"`)
         fuse (bool): Whether a result that was seen to be read by one quantizer only, when the model
             first ran, is never written as floats. The answers are the same. Code that does

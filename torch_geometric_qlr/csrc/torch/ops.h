@@ -1,5 +1,6 @@
 // The ops: each reads its arguments in the order of its schema, requires what decides about an
 // address, brings the arguments into form and asks a kernel. What goes wrong is thrown: a Refusal.
+// A file of ops registers its own; a new op is a new file.
 #pragma once
 
 #include "prepared.h"
@@ -25,23 +26,35 @@ inline void answered(int32_t status,
   if (status != QLR_OK) throw Refusal{status, status == QLR_UNSUPPORTED ? missing : ""};
 }
 
-void quantize_pack(Call& call);
-void quantize_rows(Call& call);
-void pack(Call& call);
-void unpack(Call& call);
-void dequantize_packed(Call& call);
-void index_select(Call& call);
-void packed_spmm(Call& call);
-void packed_propagate(Call& call);
-void packed_smp(Call& call);
-void packed_extremum(Call& call);
-void packed_attention(Call& call);
-void packed_linear(Call& call);
-void spmm(Call& call);
-void csr(Call& call);
-void fake_quantize(Call& call);
-void fake_quantize_backward(Call& call);
-void observed_quantize(Call& call);
-void observed_quantize_backward(Call& call);
+struct Schema;
+
+enum class Gradient { kNone, kRefused };  // kRefused: floats go in, and no gradient would come out
+
+// An op as torch's dispatcher knows it.
+struct Op {
+  const char* name;
+  void (*answer)(Call&);
+  void (*boxed)(Value* stack, uint64_t inputs, uint64_t outputs);
+  Gradient gradient;
+  Op* next;              // of all that this library has
+  const Schema* schema;  // found by name when torch is told
+};
+
+void add_op(Op& op);
+void run_op(const Op& op, Value* stack, uint64_t outputs);
+
+// Makes a function the kernel of an op, in the file where it stands; no list names it:
+//   const Kernel<packed_spmm> kPackedSpmm("packed_spmm", Gradient::kRefused);
+template <void (*answer)(Call&)>
+class Kernel {
+  static inline Op op{};
+  static void boxed(Value* stack, uint64_t, uint64_t outputs) { run_op(op, stack, outputs); }
+
+ public:
+  Kernel(const char* name, Gradient gradient) {
+    op = {name, answer, boxed, gradient, nullptr, nullptr};
+    add_op(op);
+  }
+};
 
 }  // namespace qlr

@@ -6,8 +6,6 @@ namespace {
 
 uint64_t one(int32_t dtype) { return uint64_t{1} << dtype; }
 
-}  // namespace
-
 void quantize_pack(Call& call) {
   const View x = call.in.tensor();
   const QuantizerArgument how = read_quantizer(call.in);
@@ -99,4 +97,12 @@ void index_select(Call& call) {
                             call.threads));
 }
 
+const Kernel<quantize_pack> kQuantizePack("quantize_pack", Gradient::kRefused);
+const Kernel<quantize_rows> kQuantizeRows("quantize_rows", Gradient::kRefused);
+const Kernel<pack> kPack("pack", Gradient::kNone);
+const Kernel<unpack> kUnpack("unpack", Gradient::kNone);
+const Kernel<dequantize_packed> kDequantizePacked("dequantize_packed", Gradient::kRefused);
+const Kernel<index_select> kIndexSelect("index_select", Gradient::kNone);
+
+}  // namespace
 }  // namespace qlr

@@ -50,8 +50,6 @@ const float* joined_weight(Call& call, const QlrPacked& source, const View& weig
   return joined;
 }
 
-}  // namespace
-
 void packed_spmm(Call& call) {
   GraphArgument edges = read_graph(call.in);
   const PackedArgument packed = read_packed(call.in);
@@ -143,4 +141,11 @@ void spmm(Call& call) {
                           call.isa));
 }
 
+const Kernel<packed_spmm> kPackedSpmm("packed_spmm", Gradient::kRefused);
+const Kernel<packed_extremum> kPackedExtremum("packed_extremum", Gradient::kRefused);
+const Kernel<packed_attention> kPackedAttention("packed_attention", Gradient::kRefused);
+const Kernel<packed_linear> kPackedLinear("packed_linear", Gradient::kRefused);
+const Kernel<spmm> kSpmm("spmm", Gradient::kRefused);
+
+}  // namespace
 }  // namespace qlr

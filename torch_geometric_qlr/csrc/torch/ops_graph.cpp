@@ -26,8 +26,6 @@ bool count_edges(const int64_t* source, const int64_t* target, int64_t edges, in
   return sorted;
 }
 
-}  // namespace
-
 void csr(Call& call) {
   const View edge_index = call.in.tensor();
   const int64_t num_src = call.in.integer(), num_dst = call.in.integer();
@@ -65,4 +63,7 @@ void csr(Call& call) {
   }
 }
 
+const Kernel<csr> kCsr("csr", Gradient::kNone);
+
+}  // namespace
 }  // namespace qlr

@@ -65,8 +65,6 @@ std::vector<QlrPacked> sources_of(Call& call, const std::vector<QlrQuantizer>& s
   return sources;
 }
 
-}  // namespace
-
 void packed_propagate(Call& call) {
   GraphArgument edges = read_graph(call.in);
   const PackedArgument packed = read_packed(call.in);
@@ -110,8 +108,6 @@ void packed_propagate(Call& call) {
   answered(qlr_packed_spmm(&graph, &source, &to.epilogue, call.threads, call.isa));
 }
 
-namespace {
-
 // mu, eta, eta_lambda, eta_slack, init_lambda, init_slack, tau, primal, projection
 QlrSmp read_smp(Arguments& in, int64_t edges) {
   QlrSmp smp{};
@@ -132,8 +128,6 @@ QlrSmp read_smp(Arguments& in, int64_t edges) {
   smp.projection = projection == "none" ? 0 : projection == "nonnegative" ? 1 : -1;
   return smp;
 }
-
-}  // namespace
 
 void packed_smp(Call& call) {
   GraphArgument edges = read_graph(call.in);
@@ -165,4 +159,8 @@ void packed_smp(Call& call) {
                           &smp, work, out, call.threads, call.isa));
 }
 
+const Kernel<packed_propagate> kPackedPropagate("packed_propagate", Gradient::kRefused);
+const Kernel<packed_smp> kPackedSmp("packed_smp", Gradient::kRefused);
+
+}  // namespace
 }  // namespace qlr

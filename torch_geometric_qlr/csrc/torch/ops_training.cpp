@@ -62,8 +62,6 @@ struct Backward {
   }
 };
 
-}  // namespace
-
 void fake_quantize(Call& call) {
   const View x = call.in.tensor();
   const QuantizerArgument how = read_quantizer(call.in);
@@ -143,4 +141,10 @@ void observed_quantize_backward(Call& call) {
     grad_gamma[k] = grad_gamma[k] / s[k] * s0[k] * static_cast<float>(factor);
 }
 
+const Kernel<fake_quantize> kFakeQuantize("fake_quantize", Gradient::kNone);
+const Kernel<fake_quantize_backward> kFakeQuantizeBackward("fake_quantize_backward", Gradient::kNone);
+const Kernel<observed_quantize> kObservedQuantize("observed_quantize", Gradient::kRefused);
+const Kernel<observed_quantize_backward> kObservedQuantizeBackward("observed_quantize_backward", Gradient::kRefused);
+
+}  // namespace
 }  // namespace qlr

@@ -6,7 +6,7 @@
 namespace qlr {
 namespace {
 
-constexpr std::string_view kText =
+constexpr const char kText[] =
 #include "../../ops/schemas.inc"
     ;
 
@@ -50,5 +50,13 @@ const std::vector<Schema>& schemas() {
   static const std::vector<Schema> all = parse_all();
   return all;
 }
+
+const Schema* find_schema(std::string_view name) {
+  for (const Schema& schema : schemas())
+    if (schema.name == name) return &schema;
+  return nullptr;
+}
+
+const char* schemas_text() { return kText; }
 
 }  // namespace qlr

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace qlr {
@@ -14,5 +15,7 @@ struct Schema {
 };
 
 const std::vector<Schema>& schemas();
+const Schema* find_schema(std::string_view name);  // null if there is none
+const char* schemas_text();                        // all of them, as they stand in the file
 
 }  // namespace qlr

@@ -23,15 +23,17 @@ from torch_geometric_qlr.nn.propagation._step import (
     Primal,
     Projection,
     check_options,
-    constrained_step,
-    gradient_step,
-    initial_multiplier,
 )
 from torch_geometric_qlr.nn.pyg import (
     PROPAGATE_NAMES,
     drop_bound_propagate,
     forget_cached,
     uncompiled_propagate,
+)
+from torch_geometric_qlr.ops.smoothing import (
+    constrained_step,
+    gradient_step,
+    initial_multiplier,
 )
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 

@@ -21,8 +21,10 @@ from torch_geometric_qlr.nn.propagation._step import (
     MultiplierState,
     Primal,
     Projection,
-    accumulation_dtype,
     check_options,
+)
+from torch_geometric_qlr.ops.smoothing import (
+    accumulation_dtype,
     constrained_step,
     gradient_step,
     initial_multiplier,

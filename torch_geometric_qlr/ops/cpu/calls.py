@@ -15,7 +15,7 @@ import torch
 from torch._ops import OpOverloadPacket
 from torch.autograd import forward_ad
 
-from torch_geometric_qlr.ops.backend import asking_kernels
+from torch_geometric_qlr.ops.cpu.library import asking_kernels
 
 __all__ = ["Packet", "keep"]
 

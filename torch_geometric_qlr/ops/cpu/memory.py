@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch_geometric_qlr.ops.library import load_library
+from torch_geometric_qlr.ops.cpu.library import load_library
 
 __all__ = ["idle_memory", "release_memory"]
 

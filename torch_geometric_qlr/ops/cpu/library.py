@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from ctypes import c_char_p, c_int32, c_int64
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 # The kernels' OpenMP runtime must be the one torch has loaded: two in a process oversubscribe.
 import torch
 
-__all__ = ["NO_CHOICE", "Status", "library_path", "load_library"]
+from torch_geometric_qlr.ops.schemas import SIGNATURES
 
-ABI_VERSION = 7
+__all__ = ["NO_CHOICE", "Status", "asking_kernels", "library_path", "load_library"]
+
+ABI_VERSION = 8
 
 
 class Status:
@@ -44,6 +48,8 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "qlr_has_openmp": ([], c_int32),
     "qlr_bind_torch": ([c_char_p], c_int32),
     "qlr_register_kernels": ([], c_int32),
+    "qlr_has_kernel": ([c_char_p], c_int32),
+    "qlr_schemas": ([], c_char_p),
     "qlr_expect_companions": ([], None),
     "qlr_count_choices": ([c_int32], None),
     "qlr_choose_once": ([c_int32], None),
@@ -59,7 +65,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
 def library_path() -> Path:
     """Where the build puts the library: beside the package's Python files."""
     suffix = ".dll" if sys.platform == "win32" else ".so"
-    return Path(__file__).resolve().parent.parent / f"libqlr_cpu{suffix}"
+    return Path(__file__).resolve().parents[2] / f"libqlr_cpu{suffix}"
 
 
 def _torch_path() -> Path:
@@ -85,6 +91,34 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
             function.argtypes, function.restype = arguments, result
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be loaded: {error}"
+    if _reads_otherwise(library):
+        return None, f"{path.name} was built of other schemas than ops/schemas.inc has"
     if library.qlr_bind_torch(os.fsencode(_torch_path())) != 0:
         return None, f"torch {torch.__version__} lacks functions that {path.name} needs"
     return library, ""
+
+
+def _reads_otherwise(library: ctypes.CDLL) -> bool:
+    """Whether a kernel takes other arguments than its op has. It reads them without looking."""
+    built = library.qlr_schemas().decode().splitlines()
+    named = {line.partition("(")[0]: line for line in built if line}
+    return any(
+        library.qlr_has_kernel(name.encode()) and named[name] != op.text
+        for name, op in SIGNATURES.items()
+        if name in named
+    )
+
+
+@contextlib.contextmanager
+def asking_kernels() -> Iterator[None]:
+    """Inside, every kernel of any thread asks Python before it answers: who shall compute, and
+    whether somebody wants a gradient. Otherwise none of them does."""
+    library, _ = load_library()
+    if library is None:
+        yield
+        return
+    library.qlr_count_choices(1)
+    try:
+        yield
+    finally:
+        library.qlr_count_choices(-1)

@@ -1,0 +1,432 @@
+"""What an addition takes: new files in a copy of the package, and no word in those it has."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_cases import ISAS
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "torch_geometric_qlr"
+LIBRARY = "libqlr_cpu.so"
+
+BACKEND = '''
+"""A back end with kernels of its own for the six ops that carry the others."""
+
+import os
+from collections import Counter
+
+import torch
+
+from torch_geometric_qlr.ops import reference
+from torch_geometric_qlr.ops.backend import Backend, NoKernel
+
+CALLS = Counter()
+
+
+def quantize_pack(a):
+    return reference.quantize_pack(a.x, a.quantizer)
+
+
+def unpack(a):
+    return reference.unpack(a.packed, a.num_cols, a.bits)
+
+
+def values_of(matrix):
+    codes = reference.unpack(matrix.data, matrix.num_cols, matrix.bits).double()
+    return (codes - matrix.zero_point.double()) * matrix.scale.double()
+
+
+def written(y, a):
+    y = reference.finish(y, a.epilogue, getattr(a, "graph", None))
+    return y if a.output is None else reference.quantize_pack(y, a.output)
+
+
+def dense(graph, weight):
+    """The adjacency, which no serious back end would make."""
+    matrix = weight.new_zeros(graph.num_rows, graph.col.numel(), dtype=torch.float64)
+    target = torch.arange(graph.num_rows).repeat_interleave(graph.rowptr.diff())
+    matrix[target, torch.arange(graph.col.numel())] = weight.double()
+    return matrix
+
+
+def packed_spmm(a):
+    messages = values_of(a.matrix)
+    if a.source_weight is not None:
+        messages = messages * a.source_weight.double().view(-1, 1)
+    weight = torch.ones(a.col.numel()) if a.edge_weight is None else a.edge_weight.view(-1)
+    return written(dense(a.graph, weight) @ messages[a.col.long()], a)
+
+
+def packed_attention(a):
+    heads = a.alpha.size(1)
+    messages = values_of(a.matrix)[a.col.long()].view(a.col.numel(), heads, -1)
+    sums = [dense(a.graph, a.alpha[:, h]) @ messages[:, h] for h in range(heads)]
+    return written(torch.cat(sums, dim=1), a)
+
+
+def packed_extremum(a):
+    messages, rows = values_of(a.matrix).float()[a.col.long()], []
+    for part in messages.split(a.rowptr.diff().tolist()):
+        ends = part.amax(0) if a.largest and len(part) else part.amin(0) if len(part) else None
+        rows.append(torch.zeros(a.num_cols) if ends is None else ends)
+    return torch.stack(rows)
+
+
+def packed_linear(a):
+    if os.environ.get("TOY") == "no product":
+        raise NoKernel("products on Sundays")
+    return written(values_of(a.matrix) @ values_of(a.factor_matrix).t(), a)
+
+
+def counted(kernel):
+    def run(a):
+        CALLS[kernel.__name__] += 1
+        return kernel(a)
+
+    return run
+
+
+SIX = (quantize_pack, unpack, packed_spmm, packed_attention, packed_extremum, packed_linear)
+
+
+class Toy(Backend):
+    name = "toy"
+    kernels = {kernel.__name__: counted(kernel) for kernel in SIX}
+
+    def missing(self, name):
+        return "the box is empty. Buy a toy." if os.environ.get("TOY") == "missing" else ""
+
+    def answers_on(self, device_type):
+        return device_type == ("cuda" if os.environ.get("TOY") == "elsewhere" else "cpu")
+
+    def is_default_on(self, device_type):
+        return os.environ.get("TOY") == "default" and self.answers_on(device_type)
+
+
+BACKEND = Toy()
+'''
+
+RUN_MODELS = """
+import torch
+from torch_geometric.nn import APPNP, GAT, GCN, GraphSAGE
+
+import torch_geometric_qlr as qlr
+from torch_geometric_qlr.ops import backend_info, use_backend
+from torch_geometric_qlr.ops.toy.backend import CALLS, SIX
+
+torch.manual_seed(0)
+x, edge_index = torch.rand(12, 16), torch.randint(12, (2, 50))
+
+
+class Predict(torch.nn.Module):
+    def __init__(self, propagation):
+        super().__init__()
+        self.lin, self.propagation = torch.nn.Linear(16, 4), propagation
+
+    def forward(self, x, edge_index):
+        return self.propagation(self.lin(x), edge_index)
+
+
+models = {
+    "GCN": GCN(16, 8, 2, 4),
+    "GAT": GAT(16, 8, 2, 4, heads=2),
+    "SAGE": GraphSAGE(16, 8, 2, 4, aggr="max"),
+    "APPNP": Predict(APPNP(K=3, alpha=0.1)),
+    "SMP": Predict(qlr.nn.SMP(K=3)),
+}
+assert "toy" in backend_info()["available"]
+called = set()
+for name, model in models.items():
+    quantized = qlr.quantize(model, bits=8)
+    quantized(x, edge_index)
+    quantized.eval()
+    with torch.no_grad():
+        truth = qlr.convert(quantized, backend="reference")(x, edge_index)
+        CALLS.clear()
+        found = qlr.convert(quantized, backend="toy")(x, edge_index)
+        counts = dict(CALLS)
+        with use_backend("toy"):
+            in_training = quantized(x, edge_index)
+    print(name, counts)
+    assert counts["quantize_pack"] and counts["packed_linear"]
+    assert CALLS.total() > sum(counts.values())
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(in_training, truth, rtol=1e-5, atol=1e-5)
+    called |= set(counts)
+with use_backend("toy"):
+    packed = torch.ops.qlr.quantize_pack(x, torch.tensor(0.1), torch.tensor(0.0), 4)
+    torch.ops.qlr.dequantize_packed(packed, 16, 4, torch.tensor(0.1), torch.tensor(0.0))
+called |= set(CALLS)
+assert called == {kernel.__name__ for kernel in SIX}, called
+"""
+
+CHOOSE = """
+import os, warnings
+
+import torch
+
+from torch_geometric_qlr.errors import BackendError
+from torch_geometric_qlr.ops import backend_info, use_backend
+from torch_geometric_qlr.ops.toy.backend import CALLS
+
+qlr = torch.ops.qlr
+x, one, zero = torch.rand(4, 8), torch.tensor(0.1), torch.tensor(0.0)
+
+
+def refused(words):
+    try:
+        with use_backend("toy"):
+            qlr.quantize_pack(x, one, zero, 4)
+    except BackendError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+
+
+def product():
+    packed = qlr.quantize_pack(x, one, zero, 4)
+    return qlr.packed_linear(packed, 8, 4, one, zero, packed, 4, one, zero)
+
+
+warnings.simplefilter("ignore")
+with use_backend("reference"):
+    truth = product()
+case, info = os.environ["TOY"], backend_info()
+if case == "missing":
+    assert info["unavailable"]["toy"] == "the box is empty. Buy a toy."
+    assert "toy" not in info["available"]
+    refused("backend 'toy': the box is empty")
+elif case == "elsewhere":
+    refused("back end 'toy' does not compute on cpu")
+elif case == "default":
+    assert info["selected"] == "toy"
+    assert torch.equal(product(), truth)
+    assert CALLS == {"quantize_pack": 1, "packed_linear": 1}
+else:
+    with warnings.catch_warnings(record=True) as said, use_backend("toy"):
+        warnings.simplefilter("always")
+        assert torch.equal(product(), truth) and torch.equal(product(), truth)
+    assert ["products on Sundays" in str(warning.message) for warning in said] == [True]
+print("as expected")
+"""
+
+SCHEMA = "packed_row_sums(Tensor packed, SymInt num_cols, int bits) -> Tensor"
+
+DEFINITION = '''
+"""The sum of the codes of each row."""
+
+import torch
+
+from torch_geometric_qlr.ops.definition import Definition
+
+
+class PackedRowSums(Definition, op="packed_row_sums"):
+    loses_gradient = False
+
+    def check(self, check, a):
+        check.packed_rows(a.packed, a.num_cols, a.bits)
+
+    def fake(self, a):
+        return a.packed.new_empty(a.packed.size(0), dtype=torch.int64)
+
+    def compute(self, a, call):
+        return call("unpack", a.packed, a.num_cols, a.bits).sum(1)
+'''
+
+KERNEL = """
+// The sum of the codes of each row.
+#include "ops.h"
+
+namespace qlr {
+namespace {
+
+void packed_row_sums(Call& call) {
+  PackedArgument packed;
+  packed.data = call.in.tensor();
+  packed.cols = call.in.integer();
+  packed.bits = call.in.integer();
+  check_packed(packed);
+
+  const int64_t rows = packed.rows(), cols = packed.cols;
+  const QlrPacked source{call.prepared.bytes(packed.data), rows, cols,
+                         static_cast<int32_t>(packed.bits), QLR_PER_TENSOR, nullptr, nullptr};
+  uint8_t* const codes = call.prepared.room<uint8_t>(rows * cols + 1);
+  answered(qlr_unpack(&source, codes, call.threads, call.isa));
+  call.results[0] = empty(1, &rows, torch().int64);
+  int64_t* const sums = static_cast<int64_t*>(address(call.results[0].get()));
+  for (int64_t i = 0; i < rows; ++i) {
+    sums[i] = 0;
+    for (int64_t f = 0; f < cols; ++f) sums[i] += codes[i * cols + f];
+  }
+}
+
+const Kernel<packed_row_sums> kPackedRowSums("packed_row_sums", Gradient::kNone);
+
+}  // namespace
+}  // namespace qlr
+"""
+
+CALL_OP = """
+import sys, warnings
+
+import torch
+
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.ops import backend_info, use_backend
+from torch_geometric_qlr.ops.dispatch import definition_of
+
+qlr, by_kernel, library = torch.ops.qlr, sys.argv[1] == "kernel", sys.argv[1] != "reference"
+warnings.simplefilter("ignore")
+assert (backend_info()["library"] is not None) == library, backend_info()
+codes = torch.randint(16, (5, 40), dtype=torch.uint8)
+packed = qlr.pack(codes, 4)
+sums = codes.sum(1)
+for backend in ("auto", *backend_info()["available"]):
+    with use_backend(backend):
+        assert torch.equal(qlr.packed_row_sums(packed, 40, 4), sums)
+torch.library.opcheck(qlr.packed_row_sums.default, (packed, 40, 4))
+try:
+    qlr.packed_row_sums(packed, 4000, 4)
+except InputError as error:
+    assert "uint8 of shape" in str(error)
+else:
+    raise AssertionError
+
+type(definition_of("packed_row_sums")).compute = None
+if by_kernel:
+    assert torch.equal(qlr.packed_row_sums(packed, 40, 4), sums)
+else:
+    try:
+        qlr.packed_row_sums(packed, 40, 4)
+    except TypeError:
+        pass
+    else:
+        raise AssertionError
+print("as expected")
+"""
+
+
+def files(package: Path) -> dict[str, Path]:
+    """All that counts of a tree, by where it lies."""
+    every = (path for path in package.rglob("*") if path.is_file())
+    kept = (path for path in every if "__pycache__" not in path.parts and path.name != LIBRARY)
+    return {str(path.relative_to(package)): path for path in kept}
+
+
+class Copy:
+    """The package, and what was added to it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.package = home, home / PACKAGE
+        unwanted = shutil.ignore_patterns("__pycache__", LIBRARY)
+        shutil.copytree(ROOT / PACKAGE, self.package, ignore=unwanted)
+        self.added: set[str] = set()
+
+    def add(self, name: str, text: str) -> None:
+        path = self.package / name
+        path.parent.mkdir(exist_ok=True)
+        assert not path.exists()
+        path.write_text(text)
+        self.added.add(name)
+
+    def add_schema(self, schema: str) -> None:
+        path = self.package / "ops" / "schemas.inc"
+        *lines, end = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, schema, end, ""]))
+
+    def run(self, program: str, *arguments: str, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, "PYTHONPATH": str(self.home), "QLR_BACKEND": "", **environment},
+            cwd=self.home, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def assert_only_added(self, *changed: str) -> None:
+        ours, theirs = files(self.package), files(ROOT / PACKAGE)
+        assert set(ours) - set(theirs) == self.added
+        assert set(theirs) <= set(ours)
+        differ = {n for n in theirs if not filecmp.cmp(ours[n], theirs[n], shallow=False)}
+        assert differ == set(changed)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path)
+
+
+def add_backend(copy: Copy) -> None:
+    copy.add("ops/toy/__init__.py", "")
+    copy.add("ops/toy/backend.py", BACKEND)
+
+
+def test_a_back_end_is_one_folder(copy: Copy) -> None:
+    add_backend(copy)
+    said = copy.run(RUN_MODELS)
+    assert len(said.splitlines()) == 5
+    copy.assert_only_added()
+
+
+@pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
+def test_a_back_end_beside_the_kernels(copy: Copy) -> None:
+    shutil.copy(ROOT / PACKAGE / LIBRARY, copy.package)
+    add_backend(copy)
+    copy.run(RUN_MODELS)
+
+
+@pytest.mark.parametrize("case", ("missing", "elsewhere", "default", "no product"))
+def test_what_a_back_end_says_decides(copy: Copy, case: str) -> None:
+    add_backend(copy)
+    assert "as expected" in copy.run(CHOOSE, TOY=case)
+
+
+def test_the_command_lists_a_back_end_that_is_missing(copy: Copy) -> None:
+    add_backend(copy)
+    program = f"import runpy; runpy.run_module({PACKAGE!r}, run_name='__main__')"
+    assert "none: the box is empty" in copy.run(program, TOY="missing")
+    assert "toy" in copy.run(program)
+
+
+def add_op(copy: Copy) -> None:
+    copy.add_schema(SCHEMA)
+    copy.add("ops/definitions/row_sums.py", DEFINITION)
+
+
+@pytest.mark.parametrize("built", (False, True))
+def test_an_op_is_a_line_and_a_definition(copy: Copy, built: bool) -> None:
+    if built and not ISAS:
+        pytest.skip("the C++ kernels are not built here")
+    if built:
+        shutil.copy(ROOT / PACKAGE / LIBRARY, copy.package)
+    add_op(copy)
+    assert "as expected" in copy.run(CALL_OP, "library" if built else "reference")
+    copy.assert_only_added("ops/schemas.inc")
+
+
+def test_an_op_with_a_part_missing_is_named(copy: Copy) -> None:
+    copy.add_schema(SCHEMA)
+    program = f"try:\n import {PACKAGE}.ops\nexcept TypeError as error: print(error)"
+    assert "missing for packed_row_sums" in copy.run(program)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_kernel_is_one_file(copy: Copy) -> None:
+    add_op(copy)
+    copy.add("csrc/torch/ops_row_sums.cpp", KERNEL)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy.home)
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(build, cwd=copy.home, capture_output=True, text=True)
+    assert (copy.package / LIBRARY).exists(), done.stdout[-4000:] + done.stderr[-4000:]
+    assert "as expected" in copy.run(CALL_OP, "kernel")
+    copy.assert_only_added("ops/schemas.inc")
