@@ -11,7 +11,12 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
-from torch_geometric_qlr.config import PASS_THROUGH_BITS, QLRConfig, QuantizerConfig
+from torch_geometric_qlr.config import (
+    DEFAULT_METHOD,
+    PASS_THROUGH_BITS,
+    QLRConfig,
+    QuantizerConfig,
+)
 from torch_geometric_qlr.errors import (
     ConfigError,
     NothingToQuantizeError,
@@ -29,6 +34,7 @@ from torch_geometric_qlr.nn.plan import Plan, PlanEntry, Site
 from torch_geometric_qlr.nn.registry import find_by_name, find_spec, is_registered
 from torch_geometric_qlr.nn.table import READ_ANYWHERE, READ_IN_FORWARD
 from torch_geometric_qlr.overrides import check_all_matched, match_override
+from torch_geometric_qlr.quantizers import check_method
 
 __all__ = ["make_plan", "readers_of_input"]
 
@@ -253,6 +259,10 @@ def _plan_module(name: str, layout: _ModuleTree, config: QLRConfig) -> tuple[Sit
     }
     if not site.points:
         return None, "; ".join(notes)
+    for point, quantizer in site.points.items():
+        check_method(quantizer, site.path(point))
+    if here.method != DEFAULT_METHOD:
+        notes.append(f"method {here.method!r}")
     if spec.family == "linear":
         check_weights(name, module, (p.partition(":")[2] for p in site.points if ":" in p))
     site.groups = {p: _num_groups(site, p, q) for p, q in site.points.items()}

@@ -41,7 +41,7 @@ from torch_geometric_qlr.nn.rewrite import (
 )
 from torch_geometric_qlr.nn.state import LayerState, parameter_of, state_of
 from torch_geometric_qlr.ops import storage_bits
-from torch_geometric_qlr.quantizers import RangeQuantizer, build_quantizer
+from torch_geometric_qlr.quantizers import Quantizer, build_quantizer
 
 __all__ = ["check_routes", "describe", "rebuild"]
 
@@ -101,11 +101,11 @@ def _quantizer(found: nn.Module) -> Any:
     if isinstance(found, PackedWeight):
         matrix = [len(found.packed), found.num_cols]
         return {"bits": found.bits, "shape": list(found.shape), "matrix": matrix}
-    assert isinstance(found, RangeQuantizer)
+    assert isinstance(found, Quantizer)
     return {
-        "config": dataclasses.asdict(found.config),
-        "groups": found.gamma.numel(),
-        "channel_dim": 0 if found.groups.rows_first else -1,
+        "config": found.config.to_dict(),
+        "groups": found.num_groups,
+        "channel_dim": found.channel_dim,
     }
 
 

@@ -25,7 +25,7 @@ from torch_geometric_qlr.nn.registry import find_by_name, find_spec
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, parameter_of, weight_key
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.nn.table import READ_IN_FORWARD
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, build_quantizer
+from torch_geometric_qlr.quantizers import Quantizer, build_quantizer
 
 __all__ = [
     "FAMILIES",
@@ -166,7 +166,7 @@ def _per_hop(site: Site, point: str, config: QLRConfig) -> nn.Module:
     return nn.ModuleList([one]) if point.startswith("source:") else one
 
 
-def _quantizer(site: Site, point: str, hop: int | None = None) -> LearnedRangeQuant:
+def _quantizer(site: Site, point: str, hop: int | None = None) -> Quantizer:
     kind, _, name = point.partition(":")
     key = f"source_{name}" if kind == "source" else name or kind
     return build_quantizer(
