@@ -15,6 +15,7 @@ from torch_geometric_qlr.quantizers.injectors import (
     QLRWeightPerTensor,
 )
 from torch_geometric_qlr.quantizers.learned_range import LearnedRangeQuant
+from torch_geometric_qlr.quantizers.lsq import LearnedStepQuant
 from torch_geometric_qlr.quantizers.methods import build_quantizer, check_method
 from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.ranges import FrozenRange, RangeQuantizer
@@ -23,6 +24,7 @@ __all__ = [
     "FrozenGrid",
     "FrozenRange",
     "LearnedRangeQuant",
+    "LearnedStepQuant",
     "Quantizer",
     "RangeQuantizer",
     "RangeState",

@@ -192,11 +192,14 @@ class FrozenGrid(Frozen):
         return True
 
     def _found(self, x: Tensor, exact_zero: bool = False, skew: Tensor | None = None) -> CodeParams:
-        zero_point = self.groups.beside(self.zero_point)
+        # Copies, so that numbers which were handed out stay what they were after a load.
+        zero_point = self.groups.beside(self.zero_point).clone()
         if exact_zero:
             step = truncation_step(self.bits) if self.config.truncates else 1
             zero_point = torch.round(zero_point / step) * step
-        return self.groups.beside(self.scale), zero_point, self._buffers.get("shift")
+        shift = self._buffers.get("shift")
+        shift = None if shift is None else shift.clone()
+        return self.groups.beside(self.scale).clone(), zero_point, shift
 
 
 def _version(tensor: Tensor) -> int:

@@ -23,14 +23,15 @@ class LearnedStepQuant(Quantizer):
     .. math::
         \hat x = s \left( \mathrm{clamp}(\lfloor x / s \rceil, -Q_N, Q_P) \right), \qquad
         \frac{\partial \hat x}{\partial s} = g \cdot \begin{cases}
-            \lfloor x / s \rceil - x / s & \text{if } -Q_N < x / s < Q_P \\
+            \lfloor x / s \rceil - x / s & \text{if } -Q_N \le \lfloor x / s \rceil \le Q_P \\
             -Q_N \text{ or } Q_P & \text{beyond}
         \end{cases}
 
     with :math:`Q_N = 2^{b-1}`, :math:`Q_P = 2^{b-1} - 1` for weights and for features some of which
     are negative, and :math:`Q_N = 0`, :math:`Q_P = 2^b - 1` for others. The step :math:`s` is
     learned, one per group, and :math:`g = 1 / \sqrt{n Q_P}` with the number :math:`n` of weights in
-    the group, or of features.
+    the group, or of features. (The paper draws the line between the two cases at the ends
+    themselves, half a step further in.)
 
     The first batch starts the step at :math:`2 \langle |x| \rangle / \sqrt{Q_P}`. The mean is that
     of the values other than 0, which any step represents: so a sparse matrix and a dense one start
@@ -56,8 +57,9 @@ class LearnedStepQuant(Quantizer):
 
     Example:
         >>> quantizer = LearnedStepQuant(QuantizerConfig(bits=2))
-        >>> quantizer(torch.tensor([0.0, 1.0, 2.0, 3.0]))[0].round(decimals=2).tolist()
-        [0.0, 0.0, 2.31, 2.31]
+        >>> value, scale, zero_point, bits = quantizer(torch.tensor([-0.6, 0.25, 0.75, 0.4]))
+        >>> value.tolist(), scale.item()
+        ([-1.0, 0.0, 1.0, 0.0], 1.0)
     """
 
     step: Tensor
