@@ -15,6 +15,9 @@ __all__ = ["QLRConfig", "QuantizerConfig", "POINTS", "PRESETS", "PASS_THROUGH_BI
 
 CONFIG_VERSION = 1
 
+#: The method that makes codes unless another one is asked for.
+DEFAULT_METHOD = "learned_range"
+
 #: Places of a layer where a tensor can be quantized.
 POINTS = ("input", "weight", "source", "message", "linear_output", "aggregate", "output")
 
@@ -49,6 +52,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "int2": {"bits": 2},
         "int2-bt": {"bits": 2, "truncation": "bt"},
         "int2-bt*": {"bits": 2, "truncation": "bt*"},
+        "lsq": {"method": "lsq", "granularity": {"input": "tensor"}},
         "paper": {
             "points": PAPER_POINTS,
             "granularity": dict.fromkeys(_ROLES, "tensor"),
@@ -97,9 +101,12 @@ class QuantizerConfig:
             first batch. (default: :obj:`True`)
         gradient_scaling (bool): Scale the multiplier's gradient by
             :math:`1/\sqrt{n (2^b - 1)}` as in LSQ. (default: :obj:`False`)
+        method (str): What makes the codes, by its name: :obj:`"learned_range"` (QLR), or
+            :obj:`"lsq"` (a learned step). (default: :obj:`"learned_range"`)
 
     Raises:
-        ConfigError: If a value is not one of the above.
+        ConfigError: If a value is not one of the above. Whether there is such a method is seen when
+            a model is planned.
 
     Example:
         >>> from torch_geometric_qlr.config import QuantizerConfig
@@ -117,6 +124,7 @@ class QuantizerConfig:
     skewness_rounding: bool = False
     search: bool = True
     gradient_scaling: bool = False
+    method: str = DEFAULT_METHOD
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
@@ -129,6 +137,16 @@ class QuantizerConfig:
             raise ConfigError(
                 f"momentum={self.momentum!r} is out of range; choose 0 < momentum <= 1."
             )
+        if not isinstance(self.method, str):
+            raise ConfigError(
+                f"method={self.method!r} is no name; choose a method such as {DEFAULT_METHOD!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        r"""The config as plain values. The method is among them where it is not the default, so
+        that releases which know no other can read them."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if (k, v) != ("method", DEFAULT_METHOD)}
 
     @property
     def truncates(self) -> bool:
@@ -183,10 +201,15 @@ class QLRConfig:
             or class name); exact names win over regular expressions, then globs, then types, and
             within a kind the first rule wins. A value is a dict of fields, a config, or
             :obj:`None` to keep the module in floating point.
+        method (str): What makes the codes, by its name: :obj:`"learned_range"`, a learned range
+            (QLR), or :obj:`"lsq"`, a learned step, see
+            :class:`~torch_geometric_qlr.quantizers.LearnedStepQuant`.
+            (default: :obj:`"learned_range"`)
         momentum, zero_aligned, skewness_unit, skewness_rounding, search, gradient_scaling: See
             :class:`~torch_geometric_qlr.config.QuantizerConfig`.
         preset (str, optional): A named starting point for the fields not given: :obj:`"int8"`,
-            :obj:`"int4"`, :obj:`"int2"`, :obj:`"int2-bt"`, :obj:`"int2-bt*"` or :obj:`"paper"`.
+            :obj:`"int4"`, :obj:`"int2"`, :obj:`"int2-bt"`, :obj:`"int2-bt*"`, :obj:`"lsq"` or
+            :obj:`"paper"`.
 
     Raises:
         ConfigError: If a field is unknown or out of range.
@@ -217,6 +240,7 @@ class QLRConfig:
     skewness_rounding: bool = False
     search: bool = True
     gradient_scaling: bool = False
+    method: str = DEFAULT_METHOD
     preset: str | None = None
 
     def __post_init__(self) -> None:
@@ -286,6 +310,7 @@ class QLRConfig:
             skewness_rounding=self.skewness_rounding,
             search=self.search,
             gradient_scaling=self.gradient_scaling,
+            method=self.method,
         )
 
     def rule_for(

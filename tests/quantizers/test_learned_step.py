@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.helpers.quantizer_cases import PLACES
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, learned_range
+from torch_geometric_qlr.quantizers.observing import Observing
 
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -131,7 +132,7 @@ def test_where_reading_would_stall_the_device_nothing_is_read(place: tuple[str, 
     with Reads() as on_cpu:
         quantizer(x)[0].sum().backward()
     with (
-        mock.patch.object(learned_range, "_may_read", lambda x: False),
+        mock.patch.object(Observing, "_may_read", staticmethod(lambda x: False)),
         Reads() as elsewhere,
     ):
         quantizer(x)[0].sum().backward()

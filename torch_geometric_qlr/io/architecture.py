@@ -14,7 +14,14 @@ from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, L
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.packed import PackedLayer
 from torch_geometric_qlr.nn.read_back import layer_recipe, route_of, smooth_recipes
-from torch_geometric_qlr.nn.recipe import Codes, LayerRecipe, Quantizer, Recipe, Route, SmoothRecipe
+from torch_geometric_qlr.nn.recipe import (
+    Codes,
+    LayerRecipe,
+    PointRecipe,
+    Recipe,
+    Route,
+    SmoothRecipe,
+)
 from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.nn.state import unwrapped_class
 from torch_geometric_qlr.ops import storage_bits
@@ -155,7 +162,7 @@ def _difference(own: LayerRecipe, saved: LayerRecipe | None) -> str:
     return ""
 
 
-def _bits(found: Quantizer) -> int:
+def _bits(found: PointRecipe) -> int:
     return found[0].bits if isinstance(found, tuple) else found.bits
 
 

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from torch_geometric_qlr._version import __version__
-from torch_geometric_qlr.errors import CheckpointError, InputError, LazyModuleError
+from torch_geometric_qlr.config import QuantizerConfig
+from torch_geometric_qlr.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    LazyModuleError,
+)
 from torch_geometric_qlr.io.architecture import check_fits, check_routes
 from torch_geometric_qlr.io.format import (
     DTYPES,
@@ -39,6 +45,7 @@ from torch_geometric_qlr.nn.rewrite import apply_recipe
 from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.ops import use_backend
+from torch_geometric_qlr.quantizers import check_method
 
 __all__ = ["load"]
 
@@ -103,6 +110,7 @@ def _restore(
     model: nn.Module, version: int, header: dict[str, Any], state: Any, backend: str
 ) -> None:
     """Makes a float model, in place, what a file says."""
+    _check_methods(header["layers"])
     _initialize_lazy(model, state, header["layers"])
     recipe = Recipe.from_dict(header)
     check_fits(model, recipe)
@@ -249,6 +257,21 @@ def _check_holds_values(model: nn.Module) -> None:
 
 
 # The model ########################################################################################
+
+
+def _check_methods(layers: Mapping[str, Any]) -> None:
+    """Refuses quantizers of a method that this release does not have."""
+    for name, entry in layers.items():
+        for key, found in entry["quantizers"].items():
+            for one in found if isinstance(found, list) else [found]:
+                try:
+                    if "config" in one:
+                        check_method(QuantizerConfig(**one["config"]), f"{name}.{key}".strip("."))
+                except ConfigError as error:
+                    raise CheckpointError(
+                        f"{error} The file is of another release, or damaged: load it with the "
+                        f"release that wrote it."
+                    ) from error
 
 
 def _initialize_lazy(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from torch_geometric_qlr.nn.state_metadata import QUANTIZERS
-from torch_geometric_qlr.quantizers import RangeQuantizer
+from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.quantizers.signature import KEY as SIGNATURE
 
 __all__ = ["complete_state", "rename_quantizers"]
@@ -43,7 +43,7 @@ def complete_state(state: dict[str, Any], model: nn.Module) -> None:
         model (torch.nn.Module): The model that was built from its header.
     """
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, RangeQuantizer):
+        if isinstance(module, Quantizer):
             for key, own in module.state_dict(prefix=f"{name}.").items():
                 if key.endswith(SIGNATURE):
                     state.setdefault(key, own)

@@ -23,7 +23,7 @@ from torch_geometric_qlr.nn.copying import ease_copying
 from torch_geometric_qlr.nn.layer_spec import Facts
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import WeightAccess
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["QuantLayer", "check_not_parametrized", "forget_classes", "own_state", "quant_class"]
 
@@ -102,7 +102,7 @@ class QuantLayer:
     def _qlr_reset_ranges(self) -> None:
         # A layer may initialize the weights of its children itself, so their ranges reset here too.
         for module in self.modules():  # type: ignore[attr-defined]
-            if isinstance(module, LearnedRangeQuant):
+            if isinstance(module, Quantizer):
                 module.reset_parameters()
 
     def __repr__(self) -> str:

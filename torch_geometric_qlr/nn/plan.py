@@ -12,7 +12,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN
 from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
-from torch_geometric_qlr.nn.recipe import Quantizer, Recipe
+from torch_geometric_qlr.nn.recipe import PointRecipe, Recipe
 from torch_geometric_qlr.nn.registry import find_spec
 
 __all__ = ["Plan", "PlanEntry"]
@@ -159,7 +159,7 @@ def _entries(model: nn.Module, recipe: Recipe) -> Iterator[PlanEntry]:
         )
 
 
-def _bits(found: Quantizer) -> int:
+def _bits(found: PointRecipe) -> int:
     return found[0].bits if isinstance(found, tuple) else found.bits
 
 

@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from torch_geometric_qlr.config import PASS_THROUGH_BITS, QLRConfig, QuantizerConfig
+from torch_geometric_qlr.config import (
+    DEFAULT_METHOD,
+    PASS_THROUGH_BITS,
+    QLRConfig,
+    QuantizerConfig,
+)
 from torch_geometric_qlr.errors import (
     ConfigError,
     NothingToQuantizeError,
@@ -25,10 +30,11 @@ from torch_geometric_qlr.nn.checks import (
 from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.read_back import smooth_recipes
-from torch_geometric_qlr.nn.recipe import LayerRecipe, Point, Quantizer, Ranges, Recipe
+from torch_geometric_qlr.nn.recipe import LayerRecipe, Point, PointRecipe, Ranges, Recipe
 from torch_geometric_qlr.nn.registry import find_spec, is_registered
 from torch_geometric_qlr.nn.state import unwrapped_class
 from torch_geometric_qlr.overrides import check_all_matched, match_override
+from torch_geometric_qlr.quantizers import check_method
 
 __all__ = ["make_plan", "readers_of_input"]
 
@@ -265,6 +271,8 @@ def _plan_module(name: str, layout: _ModuleTree, config: QLRConfig) -> LayerReci
     points = {point: asked for point, asked in points.items() if str(point) not in wide}
     if not points:
         return "; ".join(notes)
+    if here.method != DEFAULT_METHOD:
+        notes.append(f"method {here.method!r}")
     if spec.family == "linear":
         check_weights(name, module, (point.name for point in points if point.kind == "weight"))
     check_names(name, module)
@@ -364,9 +372,10 @@ class _Layer(NamedTuple):
     spec: LayerSpec
     config: QLRConfig
 
-    def quantizer(self, point: Point, role: str, bits: int) -> Quantizer:
+    def quantizer(self, point: Point, role: str, bits: int) -> PointRecipe:
         """What acts at a point: one, or one for each call of ``propagate``."""
         asked = self.config.quantizer(role, bits)
+        check_method(asked, point.path(self.name or type(self.module).__name__))
         channel_dim = self.spec.weights.get(point.name, 0) if point.kind == "weight" else 0
         if point.kind == "weight":
             weight = self.module.get_parameter(point.name)

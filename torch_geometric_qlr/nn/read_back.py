@@ -27,7 +27,7 @@ from torch_geometric_qlr.nn.recipe import (
     SmoothRecipe,
 )
 from torch_geometric_qlr.nn.state import state_of, unwrapped_class
-from torch_geometric_qlr.quantizers import RangeQuantizer
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["layer_recipe", "recipe_of", "route_of", "smooth_recipes"]
 
@@ -75,8 +75,8 @@ def _quantizer(found: Any) -> Any:
         return tuple(_quantizer(one) for one in found)
     if isinstance(found, PackedWeight):
         return Codes(found.bits, tuple(found.shape), (len(found.packed), found.num_cols))
-    assert isinstance(found, RangeQuantizer)
-    return Ranges(found.config, found.gamma.numel(), 0 if found.groups.rows_first else -1)
+    assert isinstance(found, Quantizer)
+    return Ranges(found.config, found.num_groups, found.channel_dim)
 
 
 def route_of(layer: Any) -> Route | None:

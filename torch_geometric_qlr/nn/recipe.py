@@ -109,7 +109,7 @@ class Codes:
 
 
 #: What acts at a point: one for all hops, or one for each.
-Quantizer = Ranges | Codes | tuple[Ranges, ...]
+PointRecipe = Ranges | Codes | tuple[Ranges, ...]
 
 
 class Route(NamedTuple):
@@ -147,7 +147,7 @@ class LayerRecipe:
     layer: str
     kind: str
     weights: tuple[str, ...] = ()
-    quantizers: Mapping[Point, Quantizer] = field(default_factory=dict)
+    quantizers: Mapping[Point, PointRecipe] = field(default_factory=dict)
     route: Route | None = None
     note: str = field(default="", compare=False)
 
@@ -176,12 +176,12 @@ class LayerRecipe:
         )
 
 
-def _plain(found: Quantizer) -> Any:
+def _plain(found: PointRecipe) -> Any:
     if isinstance(found, tuple):
         return [_plain(one) for one in found]
     if isinstance(found, Codes):
         return {"bits": found.bits, "shape": list(found.shape), "matrix": list(found.matrix)}
-    return dataclasses.asdict(found)
+    return {**dataclasses.asdict(found), "config": found.config.to_dict()}
 
 
 def _quantizer(value: Any) -> Any:

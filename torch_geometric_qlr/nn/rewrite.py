@@ -19,7 +19,7 @@ from torch_geometric_qlr.nn.packed.kinds import KINDS
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing, smooth_layer
 from torch_geometric_qlr.nn.pyg import drop_bound_propagate, forget_cached
-from torch_geometric_qlr.nn.recipe import Codes, LayerRecipe, Point, Quantizer, Recipe
+from torch_geometric_qlr.nn.recipe import Codes, LayerRecipe, Point, PointRecipe, Recipe
 from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, state_of
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
@@ -106,7 +106,7 @@ def _build(recipe: LayerRecipe, layer: nn.Module, model: nn.Module) -> LayerStat
     return state if tensor is None else state.to(tensor.device)
 
 
-def _quantizer(found: Quantizer, point: Point, where: str, hop: int | None = None) -> nn.Module:
+def _quantizer(found: PointRecipe, point: Point, where: str, hop: int | None = None) -> nn.Module:
     if isinstance(found, tuple):
         hops = range(len(found)) if len(found) > 1 else [None]
         return nn.ModuleList(

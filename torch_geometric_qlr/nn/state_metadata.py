@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_geometric_qlr.errors import QLRWarning
 from torch_geometric_qlr.nn.state import STATE
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["QUANTIZERS", "report_fresh_ranges"]
 
@@ -19,7 +19,7 @@ QUANTIZERS = STATE
 
 def report_fresh_ranges(model: nn.Module, incompatible_keys: Any) -> None:
     """A hook after loading: names the quantizers that a float checkpoint left without a range."""
-    fresh = [q.path for q in model.modules() if isinstance(q, LearnedRangeQuant) and q.loaded_fresh]
+    fresh = [q.path for q in model.modules() if isinstance(q, Quantizer) and q.loaded_fresh]
     if fresh:
         shown = ", ".join(fresh[:3]) + (", ..." if len(fresh) > 3 else "")
         warnings.warn(

@@ -18,7 +18,6 @@ from torch_geometric_qlr.nn.codes.mode import computes_on_codes
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.running import running_model, runs_while_traced
 from torch_geometric_qlr.nn.state import STATE, LayerState, weight_key
-from torch_geometric_qlr.quantizers import RangeState
 
 __all__ = ["ReadOnlyWeight", "WeightAccess", "has_no_range", "refuse_write", "weight_codes"]
 
@@ -106,7 +105,7 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
 def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
     packs = computes_on_codes(layer) and raw.dtype == torch.float32
     quantizer: Any = state[weight_key(name)]
-    if (packs or quantizer.range_state == RangeState.MISSING) and has_no_range(raw):
+    if (packs or not quantizer.has_range) and has_no_range(raw):
         return raw  # it is seen in the result, as in the float model
     if packs:
         return weight_codes(layer, name).dequantize()

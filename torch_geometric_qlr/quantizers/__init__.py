@@ -1,7 +1,7 @@
-"""From values to codes: learned ranges, bitwise truncation, statistics, as Brevitas quantizers."""
+"""From values to codes: what a quantizer is, the methods, and both as Brevitas quantizers."""
 
-from torch_geometric_qlr.quantizers.base import RangeQuantizer, RangeState
-from torch_geometric_qlr.quantizers.frozen import FrozenRange, freeze_ranges
+from torch_geometric_qlr.quantizers.base import Quantizer
+from torch_geometric_qlr.quantizers.frozen import FrozenGrid, freeze_ranges
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.injectors import (
     QLRActPerFeature,
@@ -13,13 +13,19 @@ from torch_geometric_qlr.quantizers.injectors import (
     QLRWeightPerChannelBT,
     QLRWeightPerChannelSkewBT,
     QLRWeightPerTensor,
-    build_quantizer,
 )
 from torch_geometric_qlr.quantizers.learned_range import LearnedRangeQuant
+from torch_geometric_qlr.quantizers.lsq import LearnedStepQuant
+from torch_geometric_qlr.quantizers.methods import build_quantizer, check_method
+from torch_geometric_qlr.quantizers.observing import RangeState
+from torch_geometric_qlr.quantizers.ranges import FrozenRange, RangeQuantizer
 
 __all__ = [
+    "FrozenGrid",
     "FrozenRange",
     "LearnedRangeQuant",
+    "LearnedStepQuant",
+    "Quantizer",
     "RangeQuantizer",
     "RangeState",
     "QLRActPerTensor",
@@ -32,6 +38,7 @@ __all__ = [
     "QLRWeightPerChannelBT",
     "QLRWeightPerChannelSkewBT",
     "build_quantizer",
+    "check_method",
     "fake_quantize",
     "freeze_ranges",
 ]

@@ -1,100 +1,90 @@
-"""What a quantizer with a range is: it makes codes, wherever its range comes from."""
+"""What a quantizer is: it makes codes of values, however it knows the grid that they lie on."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops.reference import affine_params, truncation_step
-from torch_geometric_qlr.quantizers.functional import fake_quantize, floored_multiplier
-from torch_geometric_qlr.quantizers.signature import SignedState
+from torch_geometric_qlr.ops.reference import affine_params
+from torch_geometric_qlr.quantizers.functional import fake_quantize
+from torch_geometric_qlr.quantizers.observing import Observing, RangeState
 from torch_geometric_qlr.quantizers.sparse_values import entries, with_values
-from torch_geometric_qlr.quantizers.statistics import (
-    Batch,
-    Grid,
-    Groups,
-    Range,
-    skewness,
-    value_range,
-)
-from torch_geometric_qlr.quantizers.torch_state import is_abstract
+from torch_geometric_qlr.quantizers.statistics import Batch, Groups, skewness
+from torch_geometric_qlr.quantizers.torch_state import is_recomputing
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
-__all__ = ["RangeQuantizer", "RangeState"]
+__all__ = ["CodeParams", "Quantizer"]
 
-_MIN_SCALE = 1e-20
-
+#: Scale, zero point and, for BT*, the shift of the thresholds.
 CodeParams = tuple[Tensor, Tensor, Tensor | None]
 
 
-class RangeState:
-    r"""What :obj:`calibrated` holds.
+class Quantizer(Observing):
+    r"""Base class of quantizers. A method that makes codes is a subclass in a file of its own and a
+    row of :data:`torch_geometric_qlr.quantizers.methods.METHODS`; nothing else knows its name.
 
-    Attributes:
-        MISSING (int): No data has been seen.
-        GROWING (int): Only evaluation batches have been; each further one counts.
-        FIXED (int): Made in training, loaded, or declared final: evaluation does not move it.
-    """
+    **What a method says.** :meth:`code_params`, the scale, zero point and shift of the thresholds
+    with which :func:`torch_geometric_qlr.ops.quantize` makes codes; :meth:`observe`, what it learns
+    from data that passes; :meth:`freeze`, what is left of it in a converted model; and
+    :meth:`refusal`, what it cannot do. Its parameters are what learns, its buffers what is
+    remembered, all of them numbers or vectors with one entry per group, in float32. Both make up
+    its state, beside :obj:`calibrated` and the signature of its settings.
 
-    MISSING, GROWING, FIXED = 0, 1, 2
-    NAMES = ("missing", "growing", "fixed")
-
-
-class RangeQuantizer(SignedState):
-    r"""Base class of quantizers with a range :math:`[\alpha, \beta] \ni 0` and a multiplier
-    :math:`\gamma`, see :class:`~torch_geometric_qlr.quantizers.LearnedRangeQuant`.
-
-    A subclass registers :obj:`gamma` and, where statistics are running, :obj:`lo`, :obj:`hi` and
-    for BT* :obj:`skew`: numbers, or vectors with one entry per group.
+    **What follows from that.** Values with gradients, packed codes, sparse features, epilogues of
+    kernels, checkpoints, files, and the life of a range: see :class:`RangeState`.
 
     Args:
         config (QuantizerConfig): Width, truncation, granularity, statistics.
-        groups (Groups): What shares a range.
-        path (str): Where it sits, ``"convs.0.source"`` say, for error messages.
+        num_groups (int): Output channels or features with numbers of their own. Not used per tensor
+            or per node. (default: :obj:`1`)
+        channel_dim (int): Dimension of the output channels, 0 or -1. (default: :obj:`0`)
+        int_quant (torch.nn.Module, optional): Brevitas' view of the integer grid.
+
+    Attributes:
+        num_groups (int): How many groups have numbers of their own.
+        observer_only (bool): Brevitas sets this to look at statistics without quantizing.
     """
 
-    gamma: Tensor
-    lo: Tensor
-    hi: Tensor
-    skew: Tensor
-    calibrated: Tensor
+    observer_only = False
 
-    def __init__(self, config: QuantizerConfig, groups: Groups, path: str = "") -> None:
-        super().__init__()
-        self.config, self.groups, self.path = config, groups, path
-        #: Brevitas sets this to look at statistics without quantizing.
-        self.observer_only = False
-
-    # What the codes are ###########################################################################
+    def __init__(
+        self,
+        config: QuantizerConfig,
+        num_groups: int = 1,
+        channel_dim: int = 0,
+        int_quant: nn.Module | None = None,
+    ) -> None:
+        super().__init__(config, Groups(config.granularity, channel_dim))
+        one_for_all = config.granularity in ("tensor", "node")
+        #: Shape of a parameter or buffer with a number per group.
+        self.shape: tuple[int, ...] = () if one_for_all else (num_groups,)
+        self.num_groups = 1 if one_for_all else num_groups
+        self.int_quant = int_quant
 
     @property
-    def bits(self) -> int:
-        """Width of a code."""
-        return self.config.bits
+    def channel_dim(self) -> int:
+        """Dimension of the output channels, 0 or -1."""
+        return 0 if self.groups.rows_first else -1
+
+    # What a method says ###########################################################################
+
+    @classmethod
+    def refusal(cls, config: QuantizerConfig) -> str:
+        r"""Why the method cannot do what a config asks for, with the remedy; empty if it can.
+
+        Args:
+            config (QuantizerConfig): What is asked for.
+        """
+        return ""
 
     @property
     def is_static(self) -> bool:
-        """Whether the range is known before the data."""
+        """Whether the grid is known before the data."""
         return self.config.statistics == "running"
-
-    @property
-    def range_state(self) -> int:
-        """How the range came about, see :class:`RangeState`."""
-        return RangeState.MISSING if is_abstract(self.calibrated) else int(self.calibrated)
-
-    @property
-    def _follows_skewness(self) -> bool:
-        return self.config.truncates and self.config.truncation == "bt*"
-
-    @property
-    def _name(self) -> str:
-        return self.path or "quantizer"
 
     def code_params(
         self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
@@ -108,68 +98,31 @@ class RangeQuantizer(SignedState):
             skew (torch.Tensor, optional): Skewness of the tensor, where the matrix does not show
                 it. (default: that of :obj:`x`)
         """
-        found = self._range_for(Batch(x.detach(), skew))
-        return self._code_params(found, x.numel(), exact_zero)
+        raise NotImplementedError
+
+    def freeze(self) -> Quantizer:
+        r"""What makes the same codes and no longer learns: a module of its own, which shares no
+        state with this one. Growing ends."""
+        raise NotImplementedError
 
     def _params_for(self, batch: Batch, exact_zero: bool = False) -> CodeParams:
-        """The same for data that passes; a quantizer that learns looks at it here."""
+        """:meth:`code_params` for data that passes: a quantizer that learns looks at it here."""
+        if self._looks(batch) and not (is_recomputing() and self.has_range):
+            seen = self._shown(batch)
+            if seen is not None:
+                self._see(batch._replace(seen=seen))
         return self.code_params(batch.seen, exact_zero=exact_zero, skew=batch.skew)
 
-    def _range_for(self, batch: Batch) -> Range:
-        """What a batch is quantized with: the running range, or its own."""
-        return self._kept_range() if self.is_static else self._range_of(batch)
-
-    @torch.no_grad()
-    def _range_of(self, batch: Batch) -> Range:
-        """The batch's own range."""
-        return self._measured(batch)
-
-    def _measured(self, batch: Batch) -> Range:
-        skew = batch.skew
-        if self._follows_skewness and skew is None:
-            skew = skewness(batch.seen)
-        return Range(*value_range(batch.seen, self.groups.axis), skew)
-
-    def _kept_range(self) -> Range:
-        """The running range."""
-        kept: Any = self._buffers  # `nn.Module` looks for every attribute in three places
-        lo, hi = self.groups.beside(kept["lo"]), self.groups.beside(kept["hi"])
-        return Range(lo, hi, self.skew if self._follows_skewness else None)
-
-    def _code_params(self, found: Range, numel: int, exact_zero: bool = False) -> CodeParams:
-        scale0, zero_point, shift = self._grid(found, exact_zero)
-        gamma = self.groups.beside(self.gamma)
-        return floored_multiplier(gamma, self._gradient_factor(numel)) * scale0, zero_point, shift
-
-    def _gradient_factor(self, numel: int) -> float:
-        """What the gradient of the multiplier is scaled by, for a tensor of this size."""
-        if not self.config.gradient_scaling:
-            return 1.0
-        per_group = max(1, numel // max(1, self.gamma.numel()))
-        return 1.0 / math.sqrt(per_group * (2**self.bits - 1))
-
-    def _grid(self, found: Range, exact_zero: bool = False) -> Grid:
-        """Scale at a multiplier of one, zero point, and shift of the thresholds."""
-        width = found.hi - found.lo
-        scale0 = (width / (2**self.config.code_bits - 1)).clamp_min(_MIN_SCALE)
-        if not self.is_static:
-            # NaN for what has no range, so that it stays none.
-            scale0 = torch.add(scale0, width, alpha=0.0)
-        zero_point = -found.lo / scale0
-        if self.config.truncates and (self.config.zero_aligned or exact_zero):
-            step = truncation_step(self.bits)
-            zero_point = torch.round(zero_point / step) * step
-        elif self.config.code_bits > 1 or exact_zero:
-            zero_point = torch.round(zero_point)
-        return Grid(scale0, zero_point, self._shift(found.skew))
-
-    def _shift(self, skew: Tensor | None) -> Tensor | None:
-        if skew is None:
-            return None
-        shift = skew * truncation_step(self.bits) if self.config.skewness_unit == "step" else skew
-        return torch.round(shift) if self.config.skewness_rounding else shift
-
     # Values #######################################################################################
+
+    @property
+    def bits(self) -> int:
+        """Width of a code."""
+        return self.config.bits
+
+    @property
+    def _follows_skewness(self) -> bool:
+        return self.config.truncates and self.config.truncation == "bt*"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         r"""Returns values, scale, zero point and bit width, as Brevitas expects."""
@@ -299,7 +252,7 @@ class RangeQuantizer(SignedState):
 
     @torch.no_grad()
     def _output_quantizer(self) -> OutputQuantizer:
-        scale, zero_point, skew = self.code_params(self.gamma)
+        scale, zero_point, skew = self.code_params(self.calibrated)
         return OutputQuantizer(scale, zero_point, self.bits, self.config.truncates, skew)
 
     # What it takes ################################################################################
@@ -311,11 +264,11 @@ class RangeQuantizer(SignedState):
                 f"{self._name}: the input is {x.dtype}; quantization starts from floating point "
                 f"values. Cast it: x.float()."
             )
-        matrix, gamma = self.groups.matrix(x), self.gamma
-        if gamma.dim() and matrix.size(self.groups.axis) != gamma.numel():
+        matrix = self.groups.matrix(x)
+        if self.shape and matrix.size(self.groups.axis) != self.num_groups:
             raise InputError(
                 f"{self._name}: the tensor has {matrix.size(self.groups.axis)} groups of values, "
-                f"this quantizer has ranges for {gamma.numel()}. Choose granularity 'tensor' or "
+                f"this quantizer has ranges for {self.num_groups}. Choose granularity 'tensor' or "
                 f"'node' for it."
             )
         return matrix
@@ -326,7 +279,7 @@ class RangeQuantizer(SignedState):
 
     # What a module goes through ###################################################################
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RangeQuantizer:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
         # Ranges stay in float32 under .half(), .bfloat16() and .double(): codes are defined there.
         def keep_dtype(tensor: Tensor) -> Tensor:
             out = fn(tensor)
@@ -334,20 +287,6 @@ class RangeQuantizer(SignedState):
 
         super()._apply(keep_dtype, recurse)
         return self
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        own = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
-        for name, target in [*self._parameters.items(), *self._buffers.items()]:
-            value = own.get(prefix + name)
-            if not isinstance(value, Tensor) or target is None:
-                continue
-            if name == "calibrated":  # what has been saved is final
-                own[prefix + name] = value.ne(0).long() * RangeState.FIXED
-            elif value.dim() == 2 and value.numel() == target.numel():  # of an older version
-                own[prefix + name] = value.reshape(target.shape)
-        super()._load_from_state_dict(own, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         c = self.config

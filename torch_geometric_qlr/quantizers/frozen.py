@@ -1,153 +1,79 @@
-"""Ranges that have stopped learning: fixed numbers, made once."""
+"""Quantizers that have stopped learning: fixed numbers, made once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.ops import affine_params, storage_bits
-from torch_geometric_qlr.quantizers.base import CodeParams, RangeQuantizer, RangeState
-from torch_geometric_qlr.quantizers.functional import floored_multiplier
-from torch_geometric_qlr.quantizers.statistics import skewness
+from torch_geometric_qlr.ops.reference import truncation_step
+from torch_geometric_qlr.quantizers.base import CodeParams, Quantizer
+from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.torch_state import is_abstract, is_transformed
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
-__all__ = ["FrozenRange", "freeze_ranges"]
+__all__ = ["Frozen", "FrozenGrid", "Made", "freeze_ranges"]
+
+F = TypeVar("F", bound="Frozen")
 
 #: Packed codes, their columns, and scale and zero point.
 Made = tuple[Tensor, int, Sequence[Tensor]]
 
 
-class FrozenRange(RangeQuantizer):
-    r"""What a quantizer has learned, without what learns.
+class Frozen(Quantizer):
+    r"""Base class of what :meth:`~torch_geometric_qlr.quantizers.Quantizer.freeze` returns. The
+    numbers of a grid that is known before the data are computed once, and again when the state that
+    they come from has changed.
 
-    Same state, same codes. Scale, zero point and shift of a range per tensor or per feature are
-    computed once; a range per node is still taken from each row.
-
-    Example:
-        >>> from torch_geometric_qlr.config import QuantizerConfig
-        >>> from torch_geometric_qlr.quantizers import LearnedRangeQuant
-        >>> quantizer = LearnedRangeQuant(QuantizerConfig(bits=2)).eval()
-        >>> _ = quantizer(torch.tensor([0.0, 1.0, 2.0, 3.0]))
-        >>> FrozenRange.of(quantizer)
-        FrozenRange(bits=2, granularity='tensor', range='fixed')
+    A subclass says with :meth:`_found` how they follow from its buffers.
     """
 
-    @classmethod
-    def of(cls, quantizer: RangeQuantizer) -> FrozenRange:
-        r"""Freezes a quantizer; growing ends. They share no state.
+    is_frozen = True
 
-        Args:
-            quantizer (RangeQuantizer): The quantizer; it stays as it is.
-        """
-        frozen = cls(quantizer.config, quantizer.groups, quantizer.path)
-        for name in ("gamma", "lo", "hi", "skew"):
-            tensor = getattr(quantizer, name, None)
-            if tensor is not None:
-                frozen.register_buffer(name, tensor.detach().clone())
-        frozen.register_buffer("calibrated", quantizer.calibrated.ne(0).long() * RangeState.FIXED)
+    @classmethod
+    def _holding(cls: type[F], numbers: Mapping[str, Tensor], like: Quantizer) -> F:
+        """A frozen quantizer with copies of these numbers as buffers, in the place of another."""
+        frozen = cls(like.config, like.num_groups, like.channel_dim)
+        frozen.path = like.path
+        for name, tensor in numbers.items():
+            frozen.register_buffer(name, tensor.detach().clone())
+        frozen.calibrated = like.calibrated.ne(0).long() * RangeState.FIXED
         frozen._renew()
         return frozen.eval()
+
+    def _found(self, x: Tensor, exact_zero: bool = False, skew: Tensor | None = None) -> CodeParams:
+        """What :meth:`code_params` gives, from the buffers as they are now."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Nothing to start anew: what is frozen stays as it is."""
+
+    # What is computed once ########################################################################
 
     def _forget(self) -> None:
         """After a change of what is computed once."""
         self._static: CodeParams | None = None
         self._output: OutputQuantizer | None = None
         self._read_back: tuple[Tensor, Tensor] | None = None
-        self._multiplier: Tensor | None = None
         self._made_from: list[tuple[str, Tensor, int]] = []
-        self._usable = is_abstract(self.calibrated) or self.range_state != RangeState.MISSING
+        self._state = RangeState.MISSING  # as the buffer says
+        self._usable = is_abstract(self.calibrated) or self.has_range
 
     def _renew(self) -> None:
         """After all of it is new: while a model is traced nothing can be computed once."""
         self._forget()
-        if self.is_static and self._usable and not is_abstract(self.gamma):
-            self.code_params(self.gamma)
-            self.output()
-        elif self._usable and not is_abstract(self.gamma):
-            self._multiplier_for(0)
+        if self._usable and not is_abstract(self.calibrated):
+            self._make()
 
-    def code_params(
-        self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
-    ) -> CodeParams:
-        if not self._usable:
-            raise ConfigError(
-                f"{self._name} has never seen data, so it has no range. Run the quantized model "
-                f"on data that reaches this layer before you convert it."
-            )
-        if exact_zero or not self.is_static or is_transformed():
-            return super().code_params(x, exact_zero=exact_zero, skew=skew)
-        if torch.compiler.is_compiling():
-            return self._static or super().code_params(x)
-        self._check_made()
-        static = self._static
-        if static is None:
-            with torch.inference_mode(False), torch.no_grad():
-                static = self._static = super().code_params(x)
-        return static
-
-    def output(self, *, growing: bool = False) -> OutputQuantizer | None:
-        if not self.is_static or not self._usable:
-            return None
-        if torch.compiler.is_compiling():
-            return self._output or self._output_quantizer()
-        self._check_made()
-        output = self._output
-        if output is None:
-            output = self._output = self._output_quantizer()
-        return output
-
-    def _packed(self, x: Tensor) -> PackedTensor:
-        if not self._usable or is_transformed() or not x.numel() > 0:
-            return super()._packed(x)
+    def _make(self) -> None:
+        """Computes what can be."""
         if self.is_static:
-            if torch.compiler.is_compiling() or x.dim() != 2:
-                return super()._packed(x)
-            made = self._packed_by_range
-        elif self.config.granularity == "node":
-            made = self._packed_by_row
-        else:
-            return super()._packed(x)
-        try:
-            packed, cols, params = made(self._checked(x))
-        except InputError as error:
-            raise InputError(f"{self._name}: {error}") from None
-        return PackedTensor.unchecked(packed, cols, storage_bits(self.bits), *params)
-
-    def _packed_by_range(self, x: Tensor) -> Made:
-        """Codes in the range that is known, and how they are read back."""
-        scale, zero_point, skew = self.code_params(x)
-        how = (scale, zero_point, self.bits, self.config.truncates, skew)
-        packed = torch.ops.qlr.quantize_pack(x, *how)
-        if self._read_back is None:
-            self._read_back = affine_params(*how[:4])
-        return packed, x.size(1), self._read_back
-
-    def _packed_by_row(self, x: Tensor) -> Made:
-        """Codes with the range of each row, and how they are read back."""
-        skew = self._shift(skewness(x)) if self._follows_skewness else None
-        config, multiplier = self.config, self._multiplier_for(x.numel())
-        how = (multiplier, self.bits, config.truncates, config.zero_aligned, skew)
-        packed, *params = torch.ops.qlr.quantize_rows(x, *how)
-        return packed, x.size(1), params
-
-    def _multiplier_for(self, numel: int) -> Tensor:
-        """What the scale of a row is multiplied by, in a tensor of this size."""
-        factor = self._gradient_factor(numel)
-        if factor != 1.0:
-            return floored_multiplier(self.gamma, factor)
-        if torch.compiler.is_compiling():
-            known = self._multiplier
-            return floored_multiplier(self.gamma, factor) if known is None else known
-        self._check_made()
-        if self._multiplier is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._multiplier = floored_multiplier(self.gamma, factor)
-        return self._multiplier
+            self.code_params(self.calibrated)
+            self.output()
 
     def _check_made(self) -> None:
         """Numbers that have been replaced or written to make what was computed from them stale."""
@@ -161,7 +87,66 @@ class FrozenRange(RangeQuantizer):
         self._forget()
         self._made_from = [(n, t, _version(t)) for n, t in self._buffers.items() if t is not None]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenRange:
+    def code_params(
+        self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
+    ) -> CodeParams:
+        if not self._usable:
+            raise ConfigError(
+                f"{self._name} has never seen data, so it has no range. Run the quantized model "
+                f"on data that reaches this layer before you convert it."
+            )
+        if exact_zero or not self.is_static or is_transformed():
+            return self._found(x, exact_zero, skew)
+        if torch.compiler.is_compiling():
+            return self._static or self._found(x)
+        self._check_made()
+        static = self._static
+        if static is None:
+            with torch.inference_mode(False), torch.no_grad():
+                static = self._static = self._found(x)
+        return static
+
+    def output(self, *, growing: bool = False) -> OutputQuantizer | None:
+        if not self.is_static or not self._usable:
+            return None
+        if torch.compiler.is_compiling():
+            return self._output or self._output_quantizer()
+        self._check_made()
+        output = self._output
+        if output is None:
+            output = self._output = self._output_quantizer()
+        return output
+
+    # Codes ########################################################################################
+
+    def _packed(self, x: Tensor) -> PackedTensor:
+        if not self._usable or is_transformed() or not x.numel() > 0:
+            return super()._packed(x)
+        try:
+            made = self._codes(x)
+        except InputError as error:
+            raise InputError(f"{self._name}: {error}") from None
+        if made is None:
+            return super()._packed(x)
+        packed, cols, params = made
+        return PackedTensor.unchecked(packed, cols, storage_bits(self.bits), *params)
+
+    def _codes(self, x: Tensor) -> Made | None:
+        """Codes with the numbers that are known, and how they are read back; :obj:`None` if they
+        are made as ever."""
+        if not self.is_static or torch.compiler.is_compiling() or x.dim() != 2:
+            return None
+        x = self._checked(x)
+        scale, zero_point, skew = self.code_params(x)
+        how = (scale, zero_point, self.bits, self.config.truncates, skew)
+        packed = torch.ops.qlr.quantize_pack(x, *how)
+        if self._read_back is None:
+            self._read_back = affine_params(*how[:4])
+        return packed, x.size(1), self._read_back
+
+    # What a module goes through ###################################################################
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         super()._apply(fn, recurse)
         self._renew()
         return self
@@ -171,18 +156,64 @@ class FrozenRange(RangeQuantizer):
         self._renew()
 
 
+class FrozenGrid(Frozen):
+    r"""What any method whose grid is known before the data may leave: the scale, the zero point and
+    the shift of the thresholds themselves.
+
+    Example:
+        >>> from torch_geometric_qlr.config import QuantizerConfig
+        >>> from torch_geometric_qlr.quantizers import build_quantizer
+        >>> quantizer = build_quantizer(QuantizerConfig(bits=2, method="lsq"))
+        >>> _ = quantizer(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        >>> FrozenGrid.of(quantizer)
+        FrozenGrid(bits=2, granularity='tensor', range='fixed')
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    shift: Tensor | None
+
+    @classmethod
+    def of(cls, quantizer: Quantizer) -> FrozenGrid:
+        r"""Freezes a quantizer; growing ends. They share no state.
+
+        Args:
+            quantizer (Quantizer): One whose grid is known before the data; it stays as it is.
+        """
+        with torch.no_grad():
+            scale, zero_point, shift = quantizer.code_params(quantizer.calibrated)
+        numbers = {
+            n: t.reshape(quantizer.shape) for n, t in (("scale", scale), ("zero_point", zero_point))
+        }
+        return cls._holding(numbers | ({} if shift is None else {"shift": shift}), quantizer)
+
+    @property
+    def is_static(self) -> bool:
+        return True
+
+    def _found(self, x: Tensor, exact_zero: bool = False, skew: Tensor | None = None) -> CodeParams:
+        # Copies, so that numbers which were handed out stay what they were after a load.
+        zero_point = self.groups.beside(self.zero_point).clone()
+        if exact_zero:
+            step = truncation_step(self.bits) if self.config.truncates else 1
+            zero_point = torch.round(zero_point / step) * step
+        shift = self._buffers.get("shift")
+        shift = None if shift is None else shift.clone()
+        return self.groups.beside(self.scale).clone(), zero_point, shift
+
+
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
 def freeze_ranges(quantizers: nn.Module) -> None:
-    r"""Puts a :class:`FrozenRange` in the place of every quantizer inside of a module.
+    r"""Puts a frozen quantizer in the place of every quantizer inside of a module.
 
     Args:
         quantizers (torch.nn.Module): A :class:`torch.nn.ModuleDict` or the like.
     """
     for name, child in list(quantizers.named_children()):
-        if isinstance(child, RangeQuantizer):
-            quantizers.register_module(name, FrozenRange.of(child))
+        if isinstance(child, Quantizer):
+            quantizers.register_module(name, child.freeze())
         else:
             freeze_ranges(child)

@@ -5,16 +5,15 @@ Names follow Brevitas: what is quantized, then the granularity, then the truncat
 
 from __future__ import annotations
 
-from typing import Any
-
 from brevitas.core.function_wrapper import Identity, RoundSte, TensorClamp
 from brevitas.core.quant import IntQuant
 from brevitas.inject import ExtendedInjector, value
 from brevitas.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
 from torch import nn
 
-from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.quantizers.learned_range import LearnedRangeQuant
+from torch_geometric_qlr.config import DEFAULT_METHOD, QuantizerConfig
+from torch_geometric_qlr.quantizers.base import Quantizer
+from torch_geometric_qlr.quantizers.methods import find_method
 
 __all__ = [
     "QLRActPerTensor",
@@ -26,7 +25,6 @@ __all__ = [
     "QLRWeightPerChannel",
     "QLRWeightPerChannelBT",
     "QLRWeightPerChannelSkewBT",
-    "build_quantizer",
 ]
 
 
@@ -34,7 +32,6 @@ class QLRInjector(ExtendedInjector):
     r"""What all of them share. Fields are overridden with :obj:`.let(...)`, or by the prefixed
     keyword arguments of a Brevitas layer (:obj:`weight_bit_width=4`)."""
 
-    tensor_quant = LearnedRangeQuant
     int_quant = IntQuant
     float_to_int_impl = RoundSte
     tensor_clamp_impl = TensorClamp
@@ -52,8 +49,13 @@ class QLRInjector(ExtendedInjector):
     skewness_rounding = False
     search = True
     gradient_scaling = False
+    method = DEFAULT_METHOD
     num_groups = 1
     channel_dim = 0
+
+    @value
+    def tensor_quant(method: str) -> type[Quantizer]:
+        return find_method(method)
 
     @value
     def config(
@@ -67,6 +69,7 @@ class QLRInjector(ExtendedInjector):
         skewness_rounding: bool,
         search: bool,
         gradient_scaling: bool,
+        method: str,
     ) -> QuantizerConfig:
         return QuantizerConfig(
             bits=bit_width,
@@ -79,6 +82,7 @@ class QLRInjector(ExtendedInjector):
             skewness_rounding=skewness_rounding,
             search=search,
             gradient_scaling=gradient_scaling,
+            method=method,
         )
 
 
@@ -157,33 +161,3 @@ class QLRWeightPerChannelSkewBT(QLRWeightPerChannelBT):
     r"""Weights, one learned range per output channel, skewness-aware bitwise truncation (BT*)."""
 
     truncation = "bt*"
-
-
-def build_quantizer(
-    config: QuantizerConfig, *, num_groups: int = 1, channel_dim: int = 0, path: str = ""
-) -> LearnedRangeQuant:
-    r"""Resolves the injector for a config to its :obj:`tensor_quant`.
-
-    Args:
-        config (QuantizerConfig): What to build.
-        num_groups (int): Output channels or features with a range of their own.
-        channel_dim (int): Dimension of the output channels of a weight, 0 or -1.
-        path (str): Where it will sit, for error messages.
-
-    Example:
-        >>> from torch_geometric_qlr.config import QuantizerConfig
-        >>> build_quantizer(QuantizerConfig(bits=4))
-        LearnedRangeQuant(bits=4, granularity='tensor', range='missing')
-    """
-    fields: dict[str, Any] = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    injector = QLRInjector.let(
-        bit_width=fields.pop("bits"),
-        num_groups=num_groups,
-        channel_dim=channel_dim,
-        int_quant=None,  # only Brevitas layers look at it
-        **fields,
-    )
-    quantizer = injector.tensor_quant
-    assert isinstance(quantizer, LearnedRangeQuant)
-    quantizer.path = path
-    return quantizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,7 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.quantizers.base import (
-    CodeParams,
-    RangeQuantizer,
-    RangeState,
-)
+from torch_geometric_qlr.quantizers.base import CodeParams
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.grid_search import search_multiplier
 from torch_geometric_qlr.quantizers.growing import GrowingRange
@@ -26,18 +21,18 @@ from torch_geometric_qlr.quantizers.learned_step import (
     quantize_learned,
     quantize_observed,
 )
+from torch_geometric_qlr.quantizers.observing import GROWTH, RangeState
+from torch_geometric_qlr.quantizers.ranges import RangeQuantizer
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
-from torch_geometric_qlr.quantizers.statistics import Batch, Groups, Range, fingerprint
+from torch_geometric_qlr.quantizers.statistics import Batch, Range, fingerprint
 from torch_geometric_qlr.quantizers.torch_state import (
     REAL,
     below_autograd,
-    is_abstract,
     is_recomputing,
     is_transformed,
     may_be_recomputed,
     outside_of_transforms,
     runs_plainly,
-    unwrapped,
 )
 
 __all__ = ["LearnedRangeQuant"]
@@ -46,8 +41,6 @@ _LOGGER = logging.getLogger("torch_geometric_qlr")
 _TOLD: set[str] = set()
 # Of a quantizer whose range is that of the values.
 _OWN = (None, None, None)
-# Several threads may evaluate one model.
-_GROWTH = threading.Lock()
 
 # Sums and means of codes lie on a lattice, and so does the range that is observed on them. At a
 # multiplier of the search's grid a large share of such values would fall exactly between two codes,
@@ -131,46 +124,13 @@ class LearnedRangeQuant(RangeQuantizer):
         channel_dim: int = 0,
         int_quant: nn.Module | None = None,
     ) -> None:
-        super().__init__(config, Groups(config.granularity, channel_dim))
-        #: Whether the last strict load was of a float checkpoint, without ranges.
-        self.loaded_fresh = False
-        self.int_quant = int_quant
-        one_for_all = config.granularity in ("tensor", "node")
-        shape = () if one_for_all else (num_groups,)
-        self.gamma = nn.Parameter(torch.ones(shape))
-        if self.is_static:
-            self.register_buffer("lo", torch.zeros(shape))
-            self.register_buffer("hi", torch.zeros(shape))
-            if self._follows_skewness:
-                self.register_buffer("skew", torch.zeros(()))
-        # A number, not a bool, so that averages of models can hold it.
-        self.register_buffer("calibrated", torch.tensor(RangeState.MISSING))
-        self._state = RangeState.MISSING
+        super().__init__(config, num_groups, channel_dim, int_quant)
+        self.gamma = nn.Parameter(torch.ones(self.shape))
         self._growing: GrowingRange | None = None
         self._recent = RecentRanges()
 
-    @property
-    def range_state(self) -> int:
-        """How the range came about, see :class:`RangeState`."""
-        # The Python number spares the device a stall per step. The buffer is asked only until it
-        # says that the range is fixed, because copies (EMA, DDP) arrive through it.
-        if self._state != RangeState.FIXED and not torch.compiler.is_compiling():
-            state = unwrapped(self.calibrated)
-            if state is None:  # a batch of models
-                return RangeState.FIXED
-            if not is_abstract(state):
-                self._state = int(state)
-        return self._state
-
-    def fix(self) -> None:
-        r"""Declares a range that is made of evaluation batches final: no further one counts."""
-        if self.range_state == RangeState.GROWING:
-            self._set_state(RangeState.FIXED)
-
     def _set_state(self, state: int) -> None:
-        with torch.no_grad():
-            self._own(self.calibrated).fill_(state)
-        self._state = state
+        super()._set_state(state)
         if state != RangeState.GROWING:
             self._growing = None
 
@@ -197,7 +157,7 @@ class LearnedRangeQuant(RangeQuantizer):
             self.training
             and type(x) in REAL
             and x.dtype == torch.float32
-            and _may_read(x)
+            and self._may_read(x)
             and x.numel() > 0
             and not self._follows_skewness
             and self.range_state == RangeState.FIXED
@@ -218,30 +178,19 @@ class LearnedRangeQuant(RangeQuantizer):
 
     def _range_of_passing(self, batch: Batch) -> Range:
         """The range to quantize a batch with, after looking at it if that is due."""
-        state = self.range_state
-        looks = batch.seen.numel() > 0 and (self.training or state != RangeState.FIXED)
-        return self._look(batch, state) if looks else self._range_for(batch)
-
-    def _look(self, batch: Batch, state: int) -> Range:
-        """Observes a batch, and returns the range to quantize it with."""
-        seen = self._seen_through(batch.seen) if is_transformed() else batch.seen
-        if seen is None:
-            self._check_started(state)
+        if not self._looks(batch):
             return self._range_for(batch)
-        if is_abstract(seen):
+        seen, state = self._shown(batch), self.range_state
+        if seen is None:
             return self._range_for(batch)
         if is_recomputing() and state != RangeState.MISSING:
             return self._range_of_first_time(batch)
         if seen is batch.seen:
-            own = self._observe(batch, state, may_be_recomputed())
+            own = self._look(batch, state, may_be_recomputed())
         else:
             with outside_of_transforms():
-                own = self._observe(batch._replace(seen=seen), state)
+                own = self._look(batch._replace(seen=seen), state)
         return self._kept_range() if self.is_static else own
-
-    def _seen_through(self, seen: Tensor) -> Tensor | None:
-        """What a transform has wrapped, if it is one tensor for one multiplier."""
-        return None if unwrapped(self.gamma) is None else unwrapped(seen)
 
     def _range_of_first_time(self, batch: Batch) -> Range:
         before = None
@@ -249,15 +198,8 @@ class LearnedRangeQuant(RangeQuantizer):
             before = self._recent.find(fingerprint(batch.seen, self._range_of(batch)))
         return self._range_for(batch) if before is None else before
 
-    def _check_started(self, state: int) -> None:
-        if state == RangeState.MISSING:
-            raise InputError(
-                f"{self._name} has no range yet, and a forward under torch.func.vmap cannot make "
-                f"one. Run the model once on one sample first."
-            )
-
-    def _observe(self, batch: Batch, state: int, remembers: bool = False) -> Range:
-        """Returns the batch's own range."""
+    def _look(self, batch: Batch, state: int, remembers: bool = False) -> Range:
+        """Observes a batch, and returns its own range."""
         seen = self._measured(batch)
         self._check_finite(seen.lo, seen.hi)
         if self.training:
@@ -267,7 +209,7 @@ class LearnedRangeQuant(RangeQuantizer):
                 self._start(batch, seen)
                 self._set_state(RangeState.GROWING)
         else:
-            with _GROWTH:
+            with GROWTH:
                 self._grow(batch, seen)
         return seen
 
@@ -286,7 +228,7 @@ class LearnedRangeQuant(RangeQuantizer):
 
     def _follow(self, seen: Range) -> None:
         kept, momentum = self._own_range(), self.config.momentum
-        if not _may_read(seen.lo):  # nobody has looked, so numbers that are none are left out
+        if not self._may_read(seen.lo):  # nobody has looked, so numbers that are none are left out
             lo = torch.where(seen.lo.isfinite(), seen.lo, kept.lo)
             hi = torch.where(seen.hi.isfinite(), seen.hi, kept.hi)
             seen = Range(lo, hi, seen.skew)
@@ -329,12 +271,6 @@ class LearnedRangeQuant(RangeQuantizer):
         x_hat = fake_quantize(x, scale, zero_point, self.bits, truncate=truncate, skew=skew)
         exact = (x_hat - x).abs().max() <= 1e-6 * x.abs().max()
         return torch.where(exact, 1.0, _OFF_LATTICE)
-
-    @torch.no_grad()
-    def _agree(self) -> None:
-        # Every process searched on its own batches; they train one and the same multiplier.
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(self._own(self.gamma), src=0)
 
     # In evaluation, before any training ###########################################################
 
@@ -388,11 +324,6 @@ class LearnedRangeQuant(RangeQuantizer):
 
     # Changes reach the tensors themselves, also where a transform follows them.
 
-    @staticmethod
-    def _own(tensor: Tensor) -> Tensor:
-        found = unwrapped(tensor) if is_transformed() else tensor
-        return tensor if found is None else found
-
     def _own_range(self) -> Range:
         if not is_transformed():
             return self._kept_range()
@@ -403,14 +334,6 @@ class LearnedRangeQuant(RangeQuantizer):
     def _multiplier(self) -> Tensor:
         return self.groups.beside(self._own(self.gamma)).detach().clone()
 
-    def _check_finite(self, lo: Tensor, hi: Tensor) -> None:
-        if _may_read(lo) and not math.isfinite(_total(lo) + _total(hi)):
-            raise InputError(
-                f"{self._name}: the tensor to quantize holds NaN or Inf, so it has no range. Look "
-                f"for a diverged loss or a division by zero before this layer; "
-                f"torch.nan_to_num(x) replaces such values."
-            )
-
     # What a module goes through ###################################################################
 
     def reset_parameters(self) -> None:
@@ -420,7 +343,7 @@ class LearnedRangeQuant(RangeQuantizer):
             for name in ("lo", "hi", "skew"):
                 if name in self._buffers:
                     self.get_buffer(name).zero_()
-        self._set_state(RangeState.MISSING)
+        super().reset_parameters()
         self._recent.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearnedRangeQuant:
@@ -428,32 +351,7 @@ class LearnedRangeQuant(RangeQuantizer):
         self._recent.clear()
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        own = [*self._parameters, *self._buffers]
-        if strict and not any(prefix + name in state_dict for name in own):
-            # A float checkpoint: its weights load, and ranges start from the next batch.
-            self.reset_parameters()
-            self.loaded_fresh = True
-            return
-        self.loaded_fresh = False
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args, **kwargs)
-        self._growing, self._state = None, RangeState.MISSING  # as the buffer says
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._growing = None
         self._recent.clear()
-
-
-def _total(x: Tensor) -> float:
-    """The sum, as a number of the host's."""
-    return (x.sum() if x.dim() else x).item()
-
-
-def _may_read(x: Tensor) -> bool:
-    """Whether looking at values stalls no device and breaks no graph."""
-    return x.is_cpu and not torch.compiler.is_compiling()

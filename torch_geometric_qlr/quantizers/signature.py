@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torch_geometric_qlr.config import DEFAULT_METHOD
+
 if TYPE_CHECKING:
-    from torch_geometric_qlr.quantizers.base import RangeQuantizer
+    from torch_geometric_qlr.quantizers.base import Quantizer
 
 __all__ = ["Signature", "SignedState", "differences"]
 
@@ -26,6 +28,7 @@ _TRUNCATIONS = (None, "bt", "bt*")
 _GRANULARITIES = ("tensor", "channel", "feature", "node")
 _STATISTICS = ("running", "current")
 _UNITS = ("code", "step")
+_NUMBERS = 9
 
 
 class Signature(NamedTuple):
@@ -42,6 +45,8 @@ class Signature(NamedTuple):
         zero_aligned (bool): Whether 0 is a level.
         skewness_unit (str): What a unit of skewness shifts by.
         skewness_rounding (bool): Whether that shift is rounded.
+        method (str): What makes the codes, see
+            :data:`torch_geometric_qlr.quantizers.methods.METHODS`.
     """
 
     bits: int
@@ -52,9 +57,10 @@ class Signature(NamedTuple):
     zero_aligned: bool = False
     skewness_unit: str = "code"
     skewness_rounding: bool = False
+    method: str = DEFAULT_METHOD
 
     @classmethod
-    def of(cls, quantizer: RangeQuantizer) -> Signature:
+    def of(cls, quantizer: Quantizer) -> Signature:
         """The signature of a quantizer."""
         config = quantizer.config
         out = cls(
@@ -62,6 +68,7 @@ class Signature(NamedTuple):
             granularity=config.granularity,
             statistics=config.statistics,
             columns=quantizer.groups.axis == 1,
+            method=config.method,
         )
         if config.truncates:
             out = out._replace(truncation=config.truncation, zero_aligned=config.zero_aligned)
@@ -73,7 +80,8 @@ class Signature(NamedTuple):
 
     def to_tensor(self) -> Tensor:
         r"""The signature as small numbers, in float32 as the rest of the state: code that averages
-        or casts all of a state can do so to these too, and they stay what they are.
+        or casts all of a state can do so to these too, and they stay what they are. The name of a
+        method other than the default follows, letter by letter.
 
         Example:
             >>> Signature(bits=2, truncation="bt").to_tensor()
@@ -89,6 +97,7 @@ class Signature(NamedTuple):
             self.zero_aligned,
             _UNITS.index(self.skewness_unit),
             self.skewness_rounding,
+            *(self.method.encode("ascii") if self.method != DEFAULT_METHOD else ()),
         ]
         return torch.tensor(values, dtype=torch.float32, device="cpu")
 
@@ -99,18 +108,20 @@ class Signature(NamedTuple):
         Raises:
             ValueError: If it is no signature; the message says why.
         """
-        fits = isinstance(state, Tensor) and state.shape == (len(cls._fields) + 1,)
+        fits = isinstance(state, Tensor) and state.dim() == 1 and len(state) >= _NUMBERS
         if not fits or state.is_complex() or not bool(state.isfinite().all()):
             raise ValueError("no record of its settings that can be read")
         version, bits, *rest = (round(value) for value in state.double().tolist())
+        rest, letters = rest[: _NUMBERS - 2], rest[_NUMBERS - 2 :]
         if version != _VERSION:
             raise ValueError(f"settings of version {version}, and this release reads {_VERSION}")
         tables = (_TRUNCATIONS, _GRANULARITIES, _STATISTICS, _FLAG, _FLAG, _UNITS, _FLAG)
-        if not 1 <= bits <= 8 or any(
-            not 0 <= k < len(table) for k, table in zip(rest, tables, strict=True)
-        ):
+        settings = list(zip(rest, tables, strict=True))
+        exist = 1 <= bits <= 8 and all(0 <= k < len(table) for k, table in settings)
+        if not exist or not all(0 < letter < 128 for letter in letters):
             raise ValueError("settings that do not exist, so it is damaged")
-        return cls(bits, *(table[k] for k, table in zip(rest, tables, strict=True)))
+        method = bytes(letters).decode("ascii") or DEFAULT_METHOD
+        return cls(bits, *(table[k] for k, table in settings))._replace(method=method)
 
     def shown(self, other: Signature) -> str:
         r"""The signature for people: bits, truncation, and whatever :obj:`other` has otherwise.

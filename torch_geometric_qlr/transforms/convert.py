@@ -21,7 +21,7 @@ from torch_geometric_qlr.nn.layer import check_not_parametrized
 from torch_geometric_qlr.nn.packed import Conversion, PackedLayer, pack_layers
 from torch_geometric_qlr.nn.state import parameter_of, state_of
 from torch_geometric_qlr.ops import use_backend
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["Convert", "conversion", "convert", "convert_", "report"]
 
@@ -87,7 +87,7 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     """
     _check(model, backend)
     for module in model.modules():
-        if isinstance(module, LearnedRangeQuant):
+        if isinstance(module, Quantizer):
             module.fix()
     return convert_(copy_of(model), backend, fuse=fuse)
 
@@ -186,9 +186,9 @@ def _check_calibrated(layers: dict[str, QuantLayer]) -> None:
         for key, found in state_of(layer).items()
         if parameter_of(key) not in type(layer)._qlr_made.weight_names
         for q in found.modules()
-        if isinstance(q, LearnedRangeQuant)
+        if isinstance(q, Quantizer)
     ]
-    if ranges and not any(bool(q.calibrated) for q in ranges):
+    if ranges and not any(q.has_range for q in ranges):
         raise ConfigError(
             f"{ranges[0].path or 'the model'} has no range yet: the model has never seen data. "
             f"Train it, or run model.eval() on representative batches, then convert it."

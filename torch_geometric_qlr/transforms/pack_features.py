@@ -11,7 +11,7 @@ from torch_geometric_qlr.errors import InputError, NothingToQuantizeError, QLRWa
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.planner import readers_of_input
 from torch_geometric_qlr.nn.state import state_of
-from torch_geometric_qlr.quantizers import RangeQuantizer
+from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["pack_features"]
@@ -75,7 +75,7 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
     return PackedTensor(packed.data, packed.num_cols, packed.bits, *own)
 
 
-def _first(found: Any) -> RangeQuantizer:
+def _first(found: Any) -> Quantizer:
     first: Any = found[0] if isinstance(found, nn.ModuleList) else found
-    quantizer: RangeQuantizer = first
+    quantizer: Quantizer = first
     return quantizer

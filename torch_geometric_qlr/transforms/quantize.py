@@ -16,7 +16,7 @@ from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.rewrite import apply_recipe
 from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["Quantize", "plan", "quantize", "quantize_", "quant_parameters", "weight_parameters"]
 
@@ -114,7 +114,8 @@ def quantize(model: M, config: QLRConfig | int | str | None = None, **kwargs: An
 
 
 def quant_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    r"""The learned range multipliers of a model, for an optimizer group of their own.
+    r"""What the quantizers of a model learn, multipliers of ranges say, for an optimizer group of
+    its own.
 
     Args:
         model (torch.nn.Module): A quantized model.
@@ -130,8 +131,8 @@ def quant_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         [2, 2]
     """
     for module in model.modules():
-        if isinstance(module, LearnedRangeQuant):
-            yield module.gamma
+        if isinstance(module, Quantizer):
+            yield from module.parameters(recurse=False)
 
 
 def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -195,7 +195,7 @@ def codes_of(x: Any, quantizer: Any) -> PackedTensor:
 
     Args:
         x (torch.Tensor or PackedTensor): The features; packed ones are taken as they are.
-        quantizer (FrozenRange): The reader.
+        quantizer (Quantizer): The reader.
     """
     if isinstance(x, PackedTensor):
         return x

@@ -22,7 +22,7 @@ from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
 from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
 from torch_geometric_qlr.nn.layer_spec import HopChain, facts_of
 from torch_geometric_qlr.nn.state import state_of
-from torch_geometric_qlr.quantizers import RangeQuantizer, RangeState
+from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.tensor import OutputQuantizer
 from torch_geometric_qlr.tensor import functional as packed
 from torch_geometric_qlr.tensor.functional import Steps
@@ -63,8 +63,8 @@ def is_observing(layer: Any) -> bool:
     """
     if state_of(layer).converted:
         return False
-    ranges = (q for q in state_of(layer).modules() if isinstance(q, RangeQuantizer))
-    return any(q.range_state != RangeState.FIXED for q in ranges)
+    ranges = (q for q in state_of(layer).modules() if isinstance(q, Quantizer))
+    return any(not q.is_fixed for q in ranges)
 
 
 def _chains(layer: Any, x: Any) -> bool:
@@ -77,7 +77,7 @@ def _chains(layer: Any, x: Any) -> bool:
     return has_codes(layer, x) and x.dim() == 2 and not why_not_now(layer)
 
 
-def _steps(layer: Any, quantizers: list[Any], like: Tensor) -> Steps | None:
+def _steps(layer: Any, quantizers: list[Any], device: torch.device) -> Steps | None:
     """How the hops quantize, if all of them do it with one number each that is known before."""
     outputs = [quantizer.output(growing=True) for quantizer in quantizers]
     known = [out for out in outputs if out is not None and out.scale.numel() == 1]
@@ -86,7 +86,7 @@ def _steps(layer: Any, quantizers: list[Any], like: Tensor) -> Steps | None:
 
     def join() -> Steps:
         with torch.inference_mode(False), torch.no_grad():
-            return Steps.of(known, like)
+            return Steps.of(known, like=torch.empty(0, device=device))
 
     if torch.compiler.is_compiling():
         return join()
@@ -100,7 +100,7 @@ def _chain(
     layer: Any, x: Any, adj: Any, edge_weight: Tensor | None, quantizers: list[Any], **terms: Any
 ) -> Any:
     state = state_of(layer)
-    steps = _steps(layer, quantizers[1:], quantizers[0].gamma)
+    steps = _steps(layer, quantizers[1:], quantizers[0].device)
     if steps is None:
         return None
     codes = codes_of(x, quantizers[0])
@@ -141,7 +141,7 @@ def _as_given(arguments: dict[str, Any]) -> tuple[Any, Any]:
 def _smp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
     persistent = layer.multiplier_state == "persistent"
     changes = persistent or layer.dropout > 0 or layer.feature_dropout > 0
-    steps = _steps(layer, quantizers, quantizers[0].gamma)
+    steps = _steps(layer, quantizers, quantizers[0].device)
     if steps is None or (layer.training and changes) or not layer.correction:
         return None
     x = plain(arguments["x"])

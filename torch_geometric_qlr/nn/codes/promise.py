@@ -49,7 +49,7 @@ class ChainPlan:
 
     Args:
         steps (tuple): The operations, in order.
-        quantizer (FrozenRange): The reader.
+        quantizer (Quantizer): The reader.
     """
 
     def __init__(self, steps: tuple[Step, ...], quantizer: Any) -> None:
@@ -354,7 +354,7 @@ def promised_codes(x: Promise, quantizer: Any) -> PackedTensor | None:
 
     Args:
         x (Promise): The result.
-        quantizer (FrozenRange): Who reads it. Codes that a user passed are taken as they are.
+        quantizer (Quantizer): Who reads it. Codes that a user passed are taken as they are.
     """
     made_of = x._qlr_promise
     if isinstance(made_of, PackedTensor):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import CheckpointError, InputError
 from torch_geometric_qlr.ops import storage_bits
-from torch_geometric_qlr.quantizers import RangeQuantizer
+from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.quantizers.signature import KEY, Signature, differences
 from torch_geometric_qlr.tensor import PackedTensor
 
@@ -57,11 +57,11 @@ class PackedWeight(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_quantizer(cls, quantizer: RangeQuantizer, weight: Tensor) -> PackedWeight:
+    def from_quantizer(cls, quantizer: Quantizer, weight: Tensor) -> PackedWeight:
         r"""The codes that a quantizer gives a weight.
 
         Args:
-            quantizer (RangeQuantizer): The weight's quantizer.
+            quantizer (Quantizer): The weight's quantizer.
             weight (torch.Tensor): The float weight.
         """
         cls.start(quantizer, weight)
@@ -81,9 +81,9 @@ class PackedWeight(nn.Module):
 
     @staticmethod
     @torch.no_grad()
-    def start(quantizer: RangeQuantizer, weight: Tensor) -> None:
+    def start(quantizer: Quantizer, weight: Tensor) -> None:
         """Starts the range of a weight that has not been used yet."""
-        if not bool(quantizer.calibrated):
+        if not quantizer.has_range:
             quantizer(weight)
 
     @classmethod

@@ -15,7 +15,7 @@ from torch_geometric_qlr.nn.linear import QuantLinearLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.state import state_of
-from torch_geometric_qlr.quantizers import FrozenRange
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["Conversion", "ConversionEntry", "how_it_runs"]
 
@@ -105,8 +105,8 @@ class Conversion:
 def _entry(name: str, layer: Any) -> ConversionEntry:
     state = state_of(layer)
     weights = [q for q in state.values() if isinstance(q, PackedWeight)]
-    ranges = [q for q in state.modules() if isinstance(q, FrozenRange)]
-    unused = [q.path for q in ranges if not bool(q.calibrated)]
+    ranges = [q for q in state.modules() if isinstance(q, Quantizer)]
+    unused = [q.path for q in ranges if not q.has_range]
     runs_as, reason = how_it_runs(layer)
     notes = [note for note in (reason, _slow(layer, reason)) if note]
     if unused:

@@ -35,7 +35,7 @@ from torch_geometric_qlr.ops.smoothing import (
     gradient_step,
     initial_multiplier,
 )
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["SmoothMessagePassing", "SmoothOptions", "SmoothState", "smooth_layer"]
 
@@ -286,9 +286,9 @@ def _double_quantizers(layer: QuantMessagePassing) -> None:
     for point, found in layer._qlr.items():
         if not (point.startswith("source_") or point in ("message", "aggregate")):
             continue
-        doubled: list[LearnedRangeQuant] = []
+        doubled: list[Quantizer] = []
         for quantizer in found if isinstance(found, nn.ModuleList) else [found]:
-            assert isinstance(quantizer, LearnedRangeQuant)
+            assert isinstance(quantizer, Quantizer)
             fresh = copy.deepcopy(quantizer)
             fresh.reset_parameters()
             doubled += [quantizer, fresh]
