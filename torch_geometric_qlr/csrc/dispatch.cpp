@@ -1,23 +1,24 @@
 // The exported functions: which instruction set answers, and nothing else.
 #include <new>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
+#include "isa/compiled.h"
 #include "kernels/gather.h"
 #include "kernels/table.h"
 #include "layout.h"
 #include "qlr.h"
 #include "schedule.h"
 
+#if QLR_HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 // Whether there are tiles for bytes. The system gives their memory to processes that ask for it.
 bool has_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+#if QLR_HAS_AMX
   unsigned a, b, c, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
@@ -29,15 +30,14 @@ bool has_amx() {
 }
 
 int32_t detect() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QLR_HAS_AVX
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
-  if (avx512 && qlr::avx512_kernels() != nullptr)
-    return qlr::amx_kernels() != nullptr && has_amx() ? QLR_AMX : QLR_AVX512;
-  if (avx2 && qlr::avx2_kernels() != nullptr) return QLR_AVX2;
+  if (avx512) return has_amx() ? QLR_AMX : QLR_AVX512;
+  if (avx2) return QLR_AVX2;
 #endif
   return QLR_PORTABLE;
 }
@@ -50,9 +50,13 @@ int32_t best_isa() {
 // The wanted instruction set, or the best below it that this processor has.
 const qlr::KernelTable& kernels(int32_t wanted) {
   const int32_t isa = std::min(wanted, best_isa());
-  if (isa >= QLR_AMX) return *qlr::amx_kernels();
-  if (isa >= QLR_AVX512) return *qlr::avx512_kernels();
-  if (isa >= QLR_AVX2) return *qlr::avx2_kernels();
+#if QLR_HAS_AMX
+  if (isa >= QLR_AMX) return qlr::amx_kernels();
+#endif
+#if QLR_HAS_AVX
+  if (isa >= QLR_AVX512) return qlr::avx512_kernels();
+  if (isa >= QLR_AVX2) return qlr::avx2_kernels();
+#endif
   return qlr::portable_kernels();
 }
 

@@ -30,7 +30,7 @@ class PackedSpmm {
     Scratch<int32_t> sums(emitter_.padded());
     for (int64_t i = first; i < last; ++i) {
       const int64_t e = graph_.rowptr[i], end = graph_.rowptr[i + 1], degree = end - e;
-      if (__builtin_expect(degree > kSafeEdges, 0)) {
+      if (QLR_UNLIKELY(degree > kSafeEdges)) {
         huge_row(i);
         continue;
       }

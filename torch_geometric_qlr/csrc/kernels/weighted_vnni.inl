@@ -233,7 +233,7 @@ struct WeightedPass {
     if (asks && !inside) ask_in_bounds(e, count);
     for (; count > 0; count -= 4, col += 4, group += 4) {
       const uint8_t* p[4];
-      if (__builtin_expect(count >= 4, 1)) {
+      if (QLR_LIKELY(count >= 4)) {
         for (int r = 0; r < 4; ++r) p[r] = data + col[r] * stride();
       } else {  // the digits past the end are zero, so any row will do
         for (int r = 0; r < 4; ++r) p[r] = data + col[std::min(r, count - 1)] * stride();

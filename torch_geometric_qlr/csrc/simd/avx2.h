@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace qlr {
 namespace avx2 {
@@ -179,7 +180,7 @@ struct Dot {
   static v load_sums(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
   static v repeat4(const uint8_t* p) {
     int32_t four;
-    __builtin_memcpy(&four, p, 4);
+    std::memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
   }
   static v load(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }

@@ -1,9 +1,12 @@
 // Vectors of 16 floats and of 64 bytes. Included with AVX-512 F, BW, DQ, VL and VNNI switched on.
 #pragma once
 
+#define QLR_VNNI  // see kernels/all.inl
+
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace qlr {
 namespace avx512 {
@@ -90,11 +93,20 @@ struct F {
                              _mm512_cmp_ps_mask(a, high, _CMP_LE_OQ);
     return _mm512_maskz_mov_ps(inside, set1(1.f));
   }
-  static float largest(vf a) { return _mm512_reduce_max_ps(a); }
+  // In steps of our own: compilers differ in the order of the reductions they come with.
+  static float largest(vf a) {
+    const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+  }
   static double sum(vf a) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
-    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+    const __m512d s = _mm512_add_pd(low, high);
+    const __m256d h = _mm256_add_pd(_mm512_castpd512_pd256(s), _mm512_extractf64x4_pd(s, 1));
+    const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
   }
 };
 
@@ -155,7 +167,7 @@ struct Dot {
   static v load_sums(const int32_t* p) { return _mm512_loadu_si512(p); }
   static v repeat4(const uint8_t* p) {
     int32_t four;
-    __builtin_memcpy(&four, p, 4);
+    std::memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
   }
   static v load(const int8_t* p) { return _mm512_loadu_si512(p); }

@@ -1,6 +1,8 @@
 // Vectors of one float: the kernels' text with plain C++ underneath.
 #pragma once
 
+#define QLR_PLAIN  // see kernels/all.inl
+
 #include <cmath>
 #include <cstdint>
 
