@@ -104,8 +104,8 @@ int32_t qlr_dequantize(const QlrPacked* source, float* values, int32_t threads, 
   return guarded([&] { return kernels(isa).dequantize(*source, values, threads); });
 }
 
-int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
-                         const int64_t* index, int64_t count, uint8_t* out, int32_t threads) {
+int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride, const int64_t* index,
+                         int64_t count, uint8_t* out, int32_t threads) {
   for (int64_t i = 0; i < count; ++i)
     if (index[i] < 0 || index[i] >= rows) return QLR_BAD_INDEX;
   qlr::parallel_rows(count, stride, threads, [&](int64_t first, int64_t last) {
@@ -118,8 +118,8 @@ int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
   return QLR_OK;
 }
 
-int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source,
-                        const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
+int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source, const QlrEpilogue* epilogue,
+                        int32_t threads, int32_t isa) {
   return guarded([&] { return kernels(isa).packed_spmm(*graph, *source, *epilogue, threads); });
 }
 int32_t qlr_edge_digits(const QlrGraph* graph, int32_t* digits, int32_t threads, int32_t isa) {
@@ -151,9 +151,8 @@ int32_t qlr_packed_smp(const QlrGraph* graph, const float* x, int64_t cols,
 }
 int32_t qlr_float_spmm(const QlrGraph* graph, const float* x, int64_t source_rows, int64_t cols,
                        const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
-  return guarded([&] {
-    return kernels(isa).float_spmm(*graph, x, source_rows, cols, *epilogue, threads);
-  });
+  return guarded(
+      [&] { return kernels(isa).float_spmm(*graph, x, source_rows, cols, *epilogue, threads); });
 }
 int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer* q,
                           float* x_hat, uint8_t* mask, int32_t threads, int32_t isa) {
@@ -162,8 +161,7 @@ int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQ
 }
 int32_t qlr_observed_quantize(const float* x, int64_t rows, int64_t cols, const QlrObserver* by,
                               const QlrObserved* out, int32_t threads, int32_t isa) {
-  return guarded(
-      [&] { return kernels(isa).observed_quantize(x, rows, cols, *by, *out, threads); });
+  return guarded([&] { return kernels(isa).observed_quantize(x, rows, cols, *by, *out, threads); });
 }
 int32_t qlr_fake_quantize_backward(const float* grad, const float* x, const float* x_hat,
                                    const uint8_t* mask, int64_t rows, int64_t cols, int32_t axis,

@@ -18,10 +18,10 @@ class PackedSpmm {
     const bool weighted = weights_.any();
     const int32_t status =
         parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
-          if (weighted) weighted_rows(first, last);
-          else plain_rows(first, last);
-          emitter_.finish();
-        });
+      if (weighted) weighted_rows(first, last);
+      else plain_rows(first, last);
+      emitter_.finish();
+    });
     return emitter_.status(status);
   }
 

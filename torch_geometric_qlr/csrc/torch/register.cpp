@@ -66,8 +66,7 @@ void run(const Op& op, Value* stack, uint64_t outputs) {
   const Refusal refusal = attempt(op, stack, results);
   if (refusal.status != QLR_OK) return detour(*op.schema, stack, outputs, refusal);
   release(*op.schema, stack);
-  for (uint64_t i = 0; i < outputs; ++i)
-    stack[i] = reinterpret_cast<Value>(results[i].release());
+  for (uint64_t i = 0; i < outputs; ++i) stack[i] = reinterpret_cast<Value>(results[i].release());
 }
 
 template <size_t i>
@@ -114,8 +113,7 @@ bool implement_all() {
   static constexpr auto kernels = all_boxed(std::make_index_sequence<kOps>());
   const Shim& s = torch();
   Library library = nullptr;
-  if (s.aoti_torch_library_init_impl("qlr", "CPU", kWho, 0, &library) != 0)
-    return false;
+  if (s.aoti_torch_library_init_impl("qlr", "CPU", kWho, 0, &library) != 0) return false;
   for (size_t i = 0; i < kOps; ++i)
     if (s.torch_library_impl(library, ops[i].name, kernels[i], kTorchVersion) != 0) return false;
   return true;
