@@ -135,7 +135,7 @@ assert os.listdir(folder) == ["model.pt"], os.listdir(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork")
-@pytest.mark.parametrize("times", [8, pytest.param(100, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.heavy)])
 def test_killed_at_any_moment(times: int, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _KILLED, str(tmp_path), str(times)]
     subprocess.run(command, check=True)

@@ -1,65 +1,19 @@
-// The kernels for processors with AVX-512 F, BW, DQ, VL and VNNI. The instruction set is switched on for
-// this text only, so that the library loads everywhere and dispatch.cpp decides.
-#include <cmath>
-#include <type_traits>
-#include <utility>
+// The kernels for processors with AVX-512 F, BW, DQ, VL and VNNI.
+#include "isa/compiled.h"
 
-#include "kernels/gather.h"
-#include "kernels/table.h"
-#include "layout.h"
-#include "schedule.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
-#endif
-
-#include "simd/avx512.h"
+#if QLR_HAS_AVX
+#include "isa/avx512_begin.h"
 
 namespace qlr {
 namespace avx512 {
 namespace {
-
-#include "kernels/epilogue.inl"
-#include "kernels/quantize.inl"
-#include "kernels/range_grid.inl"
-#include "kernels/row_ranges.inl"
-#include "kernels/observed.inl"
-#include "kernels/weights.inl"
-#include "kernels/sum.inl"
-#include "kernels/weighted_vnni.inl"
-#include "kernels/spmm.inl"
-#include "kernels/smp.inl"
-#include "kernels/extremum.inl"
-#include "kernels/gather_ops.inl"
-#include "kernels/products.inl"
-#include "kernels/linear.inl"
-
-const KernelTable table = QLR_KERNEL_TABLE;
-
+#include "kernels/all.inl"
 }  // namespace
 }  // namespace avx512
 
-const KernelTable* avx512_kernels() { return &avx512::table; }
+const KernelTable& avx512_kernels() { return avx512::table; }
 
 }  // namespace qlr
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#else
-
-namespace qlr {
-const KernelTable* avx512_kernels() { return nullptr; }
-}  // namespace qlr
-
+#include "isa/end.h"
 #endif

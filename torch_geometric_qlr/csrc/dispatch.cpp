@@ -1,23 +1,24 @@
 // The exported functions: which instruction set answers, and nothing else.
 #include <new>
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
+#include "isa/compiled.h"
 #include "kernels/gather.h"
 #include "kernels/table.h"
 #include "layout.h"
 #include "qlr.h"
 #include "schedule.h"
 
+#if QLR_HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 // Whether there are tiles for bytes. The system gives their memory to processes that ask for it.
 bool has_amx() {
-#if defined(__x86_64__) && defined(__linux__)
+#if QLR_HAS_AMX
   unsigned a, b, c, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
@@ -29,15 +30,14 @@ bool has_amx() {
 }
 
 int32_t detect() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if QLR_HAS_AVX
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
-  if (avx512 && qlr::avx512_kernels() != nullptr)
-    return qlr::amx_kernels() != nullptr && has_amx() ? QLR_AMX : QLR_AVX512;
-  if (avx2 && qlr::avx2_kernels() != nullptr) return QLR_AVX2;
+  if (avx512) return has_amx() ? QLR_AMX : QLR_AVX512;
+  if (avx2) return QLR_AVX2;
 #endif
   return QLR_PORTABLE;
 }
@@ -50,9 +50,13 @@ int32_t best_isa() {
 // The wanted instruction set, or the best below it that this processor has.
 const qlr::KernelTable& kernels(int32_t wanted) {
   const int32_t isa = std::min(wanted, best_isa());
-  if (isa >= QLR_AMX) return *qlr::amx_kernels();
-  if (isa >= QLR_AVX512) return *qlr::avx512_kernels();
-  if (isa >= QLR_AVX2) return *qlr::avx2_kernels();
+#if QLR_HAS_AMX
+  if (isa >= QLR_AMX) return qlr::amx_kernels();
+#endif
+#if QLR_HAS_AVX
+  if (isa >= QLR_AVX512) return qlr::avx512_kernels();
+  if (isa >= QLR_AVX2) return qlr::avx2_kernels();
+#endif
   return qlr::portable_kernels();
 }
 
@@ -100,8 +104,8 @@ int32_t qlr_dequantize(const QlrPacked* source, float* values, int32_t threads, 
   return guarded([&] { return kernels(isa).dequantize(*source, values, threads); });
 }
 
-int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
-                         const int64_t* index, int64_t count, uint8_t* out, int32_t threads) {
+int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride, const int64_t* index,
+                         int64_t count, uint8_t* out, int32_t threads) {
   for (int64_t i = 0; i < count; ++i)
     if (index[i] < 0 || index[i] >= rows) return QLR_BAD_INDEX;
   qlr::parallel_rows(count, stride, threads, [&](int64_t first, int64_t last) {
@@ -114,8 +118,8 @@ int32_t qlr_index_select(const uint8_t* packed, int64_t rows, int64_t stride,
   return QLR_OK;
 }
 
-int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source,
-                        const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
+int32_t qlr_packed_spmm(const QlrGraph* graph, const QlrPacked* source, const QlrEpilogue* epilogue,
+                        int32_t threads, int32_t isa) {
   return guarded([&] { return kernels(isa).packed_spmm(*graph, *source, *epilogue, threads); });
 }
 int32_t qlr_edge_digits(const QlrGraph* graph, int32_t* digits, int32_t threads, int32_t isa) {
@@ -147,9 +151,8 @@ int32_t qlr_packed_smp(const QlrGraph* graph, const float* x, int64_t cols,
 }
 int32_t qlr_float_spmm(const QlrGraph* graph, const float* x, int64_t source_rows, int64_t cols,
                        const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
-  return guarded([&] {
-    return kernels(isa).float_spmm(*graph, x, source_rows, cols, *epilogue, threads);
-  });
+  return guarded(
+      [&] { return kernels(isa).float_spmm(*graph, x, source_rows, cols, *epilogue, threads); });
 }
 int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer* q,
                           float* x_hat, uint8_t* mask, int32_t threads, int32_t isa) {
@@ -158,8 +161,7 @@ int32_t qlr_fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQ
 }
 int32_t qlr_observed_quantize(const float* x, int64_t rows, int64_t cols, const QlrObserver* by,
                               const QlrObserved* out, int32_t threads, int32_t isa) {
-  return guarded(
-      [&] { return kernels(isa).observed_quantize(x, rows, cols, *by, *out, threads); });
+  return guarded([&] { return kernels(isa).observed_quantize(x, rows, cols, *by, *out, threads); });
 }
 int32_t qlr_fake_quantize_backward(const float* grad, const float* x, const float* x_hat,
                                    const uint8_t* mask, int64_t rows, int64_t cols, int32_t axis,

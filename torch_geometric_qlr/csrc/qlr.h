@@ -17,12 +17,12 @@ extern "C" {
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
-  QLR_BAD_ROWPTR = 1,    // not ascending from 0 to the number of edges
-  QLR_BAD_INDEX = 2,     // a column or row index out of range
+  QLR_BAD_ROWPTR = 1,  // not ascending from 0 to the number of edges
+  QLR_BAD_INDEX = 2,   // a column or row index out of range
   QLR_NO_MEMORY = 3,
-  QLR_UNSUPPORTED = 4,   // a combination no kernel takes: the caller has to fall back
-  QLR_NOT_FINITE = 5,    // a value that was to become a code is NaN or infinite
-  QLR_BAD_CODE = 6,      // a code that needs more bits than it shall have
+  QLR_UNSUPPORTED = 4,  // a combination no kernel takes: the caller has to fall back
+  QLR_NOT_FINITE = 5,   // a value that was to become a code is NaN or infinite
+  QLR_BAD_CODE = 6,     // a code that needs more bits than it shall have
 };
 
 enum QlrIsa : int32_t { QLR_PORTABLE = 0, QLR_AVX2 = 1, QLR_AVX512 = 2, QLR_AMX = 3 };
@@ -88,24 +88,24 @@ struct QlrEpilogue {
 // Smoothness-aware message propagation, see torch_geometric_qlr/nn/propagation/smp.py.
 struct QlrSmp {
   int64_t steps;
-  float kept;               // 1 - (1 + mu) eta
-  float spread;             // mu eta
+  float kept;    // 1 - (1 + mu) eta
+  float spread;  // mu eta
   float eta, eta_lambda, eta_slack;
   float multiplier, slack;  // to begin with
   float bound;
-  int32_t lagrangian;       // 0 or 1
-  int32_t projection;       // sign that the multiplier is kept to, 0 for none
+  int32_t lagrangian;  // 0 or 1
+  int32_t projection;  // sign that the multiplier is kept to, 0 for none
 };
 
 // How a range that learns moves on and makes its grid.
 struct QlrObserver {
   int32_t axis, bits;
   int32_t truncate, aligned;  // 0 or 1
-  const float* lo;            // the range that follows what is seen; null: what is seen is the range
+  const float* lo;  // the range that follows what is seen; null: what is seen is the range
   const float* hi;
   const float* gamma;
-  int64_t multipliers;        // of gamma: 1, or one per group
-  float momentum, factor;     // of the average, and of the gradient of gamma
+  int64_t multipliers;     // of gamma: 1, or one per group
+  float momentum, factor;  // of the average, and of the gradient of gamma
 };
 
 // Where it goes, one number per group and one per value.
@@ -171,11 +171,10 @@ QLR_EXPORT int32_t qlr_observed_quantize(const float* x, int64_t rows, int64_t c
                                          const QlrObserver* observer, const QlrObserved* out,
                                          int32_t threads, int32_t isa);
 // `reduced` has one entry per tensor, row or column, as `axis` says.
-QLR_EXPORT int32_t qlr_fake_quantize_backward(const float* grad, const float* x,
-                                              const float* x_hat, const uint8_t* mask,
-                                              int64_t rows, int64_t cols, int32_t axis,
-                                              float* grad_x, float* reduced, int32_t threads,
-                                              int32_t isa);
+QLR_EXPORT int32_t qlr_fake_quantize_backward(const float* grad, const float* x, const float* x_hat,
+                                              const uint8_t* mask, int64_t rows, int64_t cols,
+                                              int32_t axis, float* grad_x, float* reduced,
+                                              int32_t threads, int32_t isa);
 
 // The ops of torch that the kernels answer (torch/). 0 is success.
 //

@@ -8,9 +8,6 @@
 #include <cstring>
 #include <limits>
 #include <new>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include "qlr.h"
 
@@ -20,9 +17,13 @@
 #if defined(__GNUC__)
 #define QLR_ALWAYS_INLINE __attribute__((always_inline))
 #define QLR_NEVER_INLINE __attribute__((noinline))
+#define QLR_LIKELY(condition) __builtin_expect(condition, 1)
+#define QLR_UNLIKELY(condition) __builtin_expect(condition, 0)
 #else
 #define QLR_ALWAYS_INLINE
 #define QLR_NEVER_INLINE
+#define QLR_LIKELY(condition) (condition)
+#define QLR_UNLIKELY(condition) (condition)
 #endif
 
 namespace qlr {

@@ -3,13 +3,15 @@
 
 // The code next to a zero point; 0 for one that is NaN.
 inline int32_t near_zero_point(float zero, int32_t top) {
-  return static_cast<int32_t>(std::nearbyint(std::min(std::max(0.f, zero), static_cast<float>(top))));
+  return static_cast<int32_t>(
+      std::nearbyint(std::min(std::max(0.f, zero), static_cast<float>(top))));
 }
 
 class Columns {
  public:
   // `center` is an integer near the zero point. It is subtracted from the integer sums, where
   // nothing is lost; only the `residual` zero - center meets floating point.
+  // clang-format off
   enum Stream {
     kScale, kResidual, kBias,
     kStep, kInverse, kZero,     // of the quantizer, see Affine
@@ -17,6 +19,7 @@ class Columns {
     kThresholds = kBias,        // or, in place of all after the residual, these
     kStreams = kLow + 1
   };
+  // clang-format on
 
   Columns(int64_t cols, const QlrPacked* source)
       : width_((cols + F::W - 1) / F::W * F::W), values_(kStreams * width_) {

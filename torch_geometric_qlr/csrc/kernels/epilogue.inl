@@ -3,7 +3,6 @@
 // floats in memory. Every step after the affine map is rounded on its own, so that the result is bit
 // for bit that of the same steps taken one after the other on whole tensors.
 
-
 #include "codes.inl"
 #include "columns.inl"
 #include "quick_codes.inl"
@@ -15,9 +14,9 @@
 
 // Of integers, from which the integer part of the zero point is subtracted exactly.
 struct IntegerSums {
-  const int32_t* values;   // padded to whole vectors
-  int32_t center_sum;      // center times the number of codes summed
-  float rest;              // how many codes were summed
+  const int32_t* values;  // padded to whole vectors
+  int32_t center_sum;     // center times the number of codes summed
+  float rest;             // how many codes were summed
 
   static F::vf scale_of(F::vf column_scale) { return column_scale; }
   F::vf at(int64_t f) const {
@@ -27,8 +26,8 @@ struct IntegerSums {
 
 // Of floats that are centered already.
 struct FloatSums {
-  const float* values;     // padded to whole vectors
-  float rest;              // the sum of the weights
+  const float* values;  // padded to whole vectors
+  float rest;           // the sum of the weights
 
   static F::vf scale_of(F::vf column_scale) { return column_scale; }
   F::vf at(int64_t f) const { return F::load(values + f); }
@@ -156,14 +155,18 @@ class Emitter {
   }
   template <typename Sums>
   FinishedRow<Sums> finished(int64_t i, const Sums& sums, int64_t degree) const {
-    return {sums, columns_.block(0),
+    return {sums,
+            columns_.block(0),
             epilogue_.addend != nullptr ? epilogue_.addend + i * cols_ : nullptr,
             epilogue_.addend_scale,
             epilogue_.row_scale != nullptr ? epilogue_.row_scale[i] : 1.f,
-            static_cast<float>(degree), epilogue_.row_scale != nullptr,
-            epilogue_.mean != 0 && degree > 1, columns_.has_residual(),
+            static_cast<float>(degree),
+            epilogue_.row_scale != nullptr,
+            epilogue_.mean != 0 && degree > 1,
+            columns_.has_residual(),
             epilogue_.bias != nullptr && !counts_,  // a bias is in the thresholds
-            epilogue_.relu != 0, cols_};
+            epilogue_.relu != 0,
+            cols_};
   }
   // A row in which something looked like NaN or infinite: in its columns, and after the relu?
   template <typename Sums>
@@ -205,11 +208,12 @@ class Emitter {
   template <bool FAST, typename Sums>
   QLR_NEVER_INLINE void coded_row(int64_t i, const Sums& sums, int64_t degree) const {
     FiniteCheck check{F::zero()};
-    const auto code_at = [row = finished(i, sums, degree), coder = coder_,
-                          &check](int64_t f) QLR_ALWAYS_INLINE {
+    const auto code_at = [row = finished(i, sums, degree), coder = coder_, &check](int64_t f)
+                             QLR_ALWAYS_INLINE {
       const float* block = Columns::block(row.columns, f);
-      const Affine to{{Columns::load(block, Columns::kStep), Columns::load(block, Columns::kInverse)},
-                      Columns::load(block, Columns::kZero)};
+      const Affine to{
+          {Columns::load(block, Columns::kStep), Columns::load(block, Columns::kInverse)},
+          Columns::load(block, Columns::kZero)};
       return F::to_int(coder.template code<FAST>(check.see(row.at(f)), to));
     };
     pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);

@@ -15,9 +15,10 @@ inline void extremum_row(const PackedRows& rows, int64_t e, int64_t end, int32_t
     for (int64_t i = e; i < end; ++i) {
       if (offset == 0) rows.prefetch(i, 0, stride);
       const uint8_t* p = rows.row(i) + offset;
-      const __m256i x = unit == 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-                                   : _mm256_broadcastsi128_si256(_mm_loadu_si128(
-                                         reinterpret_cast<const __m128i*>(p)));
+      const __m256i x =
+          unit == 32
+              ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+              : _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
       for (int k = 0; k < kFields; ++k) {
         const __m256i code = _mm256_and_si256(x, mask[k]);
         best[k] = MAX ? _mm256_max_epu8(best[k], code) : _mm256_min_epu8(best[k], code);

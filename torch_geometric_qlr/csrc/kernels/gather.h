@@ -7,10 +7,12 @@
 namespace qlr {
 namespace {  // one copy per instruction set, see schedule.h
 
-// Asks for a line of memory. Written in assembly because GCC takes a function that does nothing but
+// Asks for a line of memory. In assembly for GCC, which takes a function that does nothing but
 // __builtin_prefetch for one without effects, and drops the calls to it.
 inline void prefetch_line(const void* p) {
-#if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__clang__)
+  __builtin_prefetch(p);
+#elif defined(__GNUC__) && defined(__x86_64__)
   asm volatile("prefetcht0 %a0" : : "p"(p));
 #elif defined(__GNUC__) && defined(__aarch64__)
   asm volatile("prfm pldl1keep, %a0" : : "p"(p));
@@ -21,7 +23,9 @@ inline void prefetch_line(const void* p) {
 
 // The same for a line that will be written.
 inline void prefetch_to_write(void* p) {
-#if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__clang__)
+  __builtin_prefetch(p, 1);
+#elif defined(__GNUC__) && defined(__x86_64__)
   asm volatile("prefetchw %a0" : : "p"(p));
 #elif defined(__GNUC__) && defined(__aarch64__)
   asm volatile("prfm pstl1keep, %a0" : : "p"(p));

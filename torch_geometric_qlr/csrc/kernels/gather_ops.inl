@@ -59,8 +59,7 @@ struct AttentionColumns {
       head[f] = static_cast<int32_t>(f / (source.cols / heads));
       byte[f] = static_cast<int32_t>(plane / layout.fields * layout.unit + f % layout.unit);
       shift[f] = static_cast<int32_t>(plane % layout.fields * layout.bits);
-      if (source.axis != QLR_PER_ROW)
-        zero[f] = source.zero[source.axis == QLR_PER_COLUMN ? f : 0];
+      if (source.axis != QLR_PER_ROW) zero[f] = source.zero[source.axis == QLR_PER_COLUMN ? f : 0];
     }
   }
 };
@@ -85,16 +84,16 @@ inline void attention_pass(const PackedRows& rows, const QlrPacked& source, cons
       const int64_t g = f + k * F::W;
       const F::vf code = F::load_field(row + at.byte[g], at.shift[g], mask);
       const F::vf centered = F::sub(code, per_row ? row_zero : F::load(&at.zero[g]));
-      const F::vf w = table ? F::lookup(shared, &at.head[g]) : F::gather(a, F::load_int(&at.head[g]));
+      const F::vf w =
+          table ? F::lookup(shared, &at.head[g]) : F::gather(a, F::load_int(&at.head[g]));
       acc[k] = F::fma(F::mul(w, row_scale), centered, acc[k]);
     }
   }
   for (int k = 0; k < K; ++k) F::store(out + f + k * F::W, acc[k]);
 }
 
-inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
-                                const float* alpha, int64_t heads, const QlrEpilogue& epilogue,
-                                int threads) {
+inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source, const float* alpha,
+                                int64_t heads, const QlrEpilogue& epilogue, int threads) {
   const PackedRows rows{source.data, Layout(source.cols, source.bits), graph.col, graph.edges};
   // The zero point is subtracted per edge, so the epilogue only scales.
   QlrPacked scaled = source;
@@ -102,8 +101,8 @@ inline int32_t packed_attention(const QlrGraph& graph, const QlrPacked& source,
   scaled.zero = zeros.data();
   const Emitter emitter(source.cols, graph.rows, &scaled, epilogue);
   AttentionColumns at(source, rows.layout, heads, emitter.padded());
-  return emitter.status(parallel_edges(graph, source.rows, source.cols, threads,
-                                       [&](int64_t first, int64_t last) {
+  return emitter.status(
+      parallel_edges(graph, source.rows, source.cols, threads, [&](int64_t first, int64_t last) {
     Scratch<float> sums(emitter.padded());
     for (int64_t i = first; i < last; ++i) {
       const int64_t e = graph.rowptr[i], end = graph.rowptr[i + 1];
@@ -138,8 +137,8 @@ inline void float_pass(const float* x, int64_t cols, const QlrGraph& graph, cons
   for (int k = 0; k < K; ++k) F::store(out + f + k * F::W, acc[k]);
 }
 
-inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_rows,
-                          int64_t cols, const QlrEpilogue& epilogue, int threads) {
+inline int32_t float_spmm(const QlrGraph& graph, const float* x, int64_t source_rows, int64_t cols,
+                          const QlrEpilogue& epilogue, int threads) {
   const Emitter emitter(cols, graph.rows, nullptr, epilogue);
   const WeightSource weights{graph.edge_weight, graph.source_weight, nullptr, 0.f};
   return parallel_edges(graph, source_rows, cols * 4, threads, [&](int64_t first, int64_t last) {

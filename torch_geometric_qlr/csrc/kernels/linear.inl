@@ -6,7 +6,7 @@
 // meets floating point. Weights are unpacked once per call into panels, see `Panels`. Rows of x are
 // unpacked Products::kBlockRows at a time and stay in the first cache.
 
-constexpr int64_t kMaxInputs = 1 << 15;                      // 255 * 255 * 2^15 < 2^31
+constexpr int64_t kMaxInputs = 1 << 15;  // 255 * 255 * 2^15 < 2^31
 
 struct LinearWeight {
   // `x_center` is the integer near the zero point of the input.
@@ -38,8 +38,8 @@ struct LinearWeight {
 
   int64_t inputs, outputs;
   Panels panels;
-  Scratch<int32_t> sum;       // of (c_w - its integer)
-  Scratch<int32_t> center;    // what the bytes of a panel still have to lose to be that
+  Scratch<int32_t> sum;     // of (c_w - its integer)
+  Scratch<int32_t> center;  // what the bytes of a panel still have to lose to be that
   Scratch<float> residual;
   bool has_center = false, has_residual = false;
 };
@@ -68,11 +68,11 @@ struct LinearInput {
 struct ProductSums {
   const int32_t* products;
   const LinearWeight& w;
-  int32_t center;   // of x
-  int32_t x_sum;    // of (c_x - center), if the weights have a center or a residual
-  float residual;   // of x
+  int32_t center;  // of x
+  int32_t x_sum;   // of (c_x - center), if the weights have a center or a residual
+  float residual;  // of x
   bool has_residual;
-  float scale;      // of x
+  float scale;  // of x
   static constexpr float rest = 0.f;
 
   F::vf scale_of(F::vf column_scale) const { return F::mul(column_scale, F::set1(scale)); }
@@ -94,8 +94,8 @@ struct ProductSums {
 };
 
 template <int B>
-inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
-                           const QlrEpilogue& epilogue, int threads) {
+inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight, const QlrEpilogue& epilogue,
+                           int threads) {
   const LinearInput input(x);
   const LinearWeight w(weight, input.center);
   // To the epilogue the outputs are columns, with the scale of the weights.
@@ -123,9 +123,8 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight,
           for (int64_t k = 0; k < w.inputs; ++k) x_sum += row[k];
           x_sum -= static_cast<int32_t>(w.inputs) * input.center;
         }
-        emitter.row(i, ProductSums{products.data() + (i - begin) * padded, w, input.center,
-                                   x_sum, input.residual(i), input.residual(i) != 0.f,
-                                   input.scale(i)});
+        emitter.row(i, ProductSums{products.data() + (i - begin) * padded, w, input.center, x_sum,
+                                   input.residual(i), input.residual(i) != 0.f, input.scale(i)});
       }
     }
     emitter.finish();

@@ -42,9 +42,8 @@ inline bool spans(const float* x, int64_t rows, int64_t cols, int axis, float* l
       float* const high = highs.data() + p * padded;
       const int64_t whole = by_column ? rows : count;
       const int64_t first = whole * p / pieces, last = whole * (p + 1) / pieces;
-      const bool all = by_column
-                           ? spans_of_columns(x + first * cols, last - first, cols, low, high)
-                           : span_of(x + first, last - first, *low, *high);
+      const bool all = by_column ? spans_of_columns(x + first * cols, last - first, cols, low, high)
+                                 : span_of(x + first, last - first, *low, *high);
       if (!all) finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -76,8 +75,7 @@ inline int32_t observed_quantize(const float* x, int64_t rows, int64_t cols, con
   if (!spans(x, rows, cols, by.axis, out.lo, out.hi, threads)) return QLR_NOT_FINITE;
   const RangeGrid grid(by.bits, by.truncate, by.aligned);
   const bool own = by.lo == nullptr;
-  const int64_t groups =
-      by.axis == QLR_PER_ROW ? rows : by.axis == QLR_PER_COLUMN ? cols : 1;
+  const int64_t groups = by.axis == QLR_PER_ROW ? rows : by.axis == QLR_PER_COLUMN ? cols : 1;
   for (int64_t k = 0; k < groups; ++k) {
     if (!own) {
       out.lo[k] = moved(by.lo[k], out.lo[k], by.momentum);

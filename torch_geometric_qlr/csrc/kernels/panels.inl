@@ -3,7 +3,8 @@
 struct Panels {
   Panels(int64_t inputs, int64_t outputs)
       : groups((inputs + kInputs - 1) / kInputs * kInputs / 4),
-        padded((outputs + Dot::W - 1) / Dot::W * Dot::W), start(padded), bytes_(padded * groups * 4) {}
+        padded((outputs + Dot::W - 1) / Dot::W * Dot::W), start(padded),
+        bytes_(padded * groups * 4) {}
 
   int8_t& at(int64_t output, int64_t input) {
     return bytes_[output / Dot::W * groups * Dot::W * 4 + input / 4 * Dot::W * 4 +

@@ -13,7 +13,8 @@ struct Products {
   }
 
  private:
-  static constexpr int kMost = F::W == 8 ? 2 : 4;  // panels at once: accumulators are rows times panels
+  static constexpr int kMost =
+      F::W == 8 ? 2 : 4;  // panels at once: accumulators are rows times panels
 
   // P panels at a time, then fewer.
   template <int B, int P>

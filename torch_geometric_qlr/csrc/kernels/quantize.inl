@@ -23,7 +23,8 @@ inline bool quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
 class QuantizerThresholds {
  public:
   QuantizerThresholds(const QlrQuantizer& q, const Affines& affines, int64_t cols)
-      : any_(affines.fast() && cols > 0 && thresholds_suit(q)), values_(any_ ? kCodes * round_up(cols) : 0) {
+      : any_(affines.fast() && cols > 0 && thresholds_suit(q)),
+        values_(any_ ? kCodes * round_up(cols) : 0) {
     if (!any_) return;
     std::fill_n(values_.data(), kCodes * round_up(cols), std::nanf(""));
     find_thresholds(q, nullptr, -INFINITY, cols, [&](int64_t f, int n, float threshold) {
@@ -37,7 +38,9 @@ class QuantizerThresholds {
   bool pack_rows(const float* x, int64_t cols, uint8_t* packed, int64_t first, int64_t last) const {
     const Layout layout(cols, BITS);
     FiniteCheck check{F::zero()};
-    const auto thresholds_at = [t = values_.data()](int64_t f) { return t + f * kCodes; };
+    const auto thresholds_at = [t = values_.data()](int64_t f) {
+      return t + f * kCodes;
+    };
     for (int64_t i = first; i < last; ++i) {
       const auto value_at = [cols, &check, row = x + i * cols](int64_t f) QLR_ALWAYS_INLINE {
         return check.see(load_columns(row, f, cols));
@@ -61,7 +64,7 @@ inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const Q
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
     const bool all =
         thresholds.any() && q.bits == 1 ? thresholds.pack_rows<1>(x, cols, packed, first, last)
-        : thresholds.any() ? thresholds.pack_rows<2>(x, cols, packed, first, last)
+        : thresholds.any()              ? thresholds.pack_rows<2>(x, cols, packed, first, last)
         : affines.fast() ? quantize_rows<true>(x, cols, q, affines, packed, first, last)
                          : quantize_rows<false>(x, cols, q, affines, packed, first, last);
     if (!all) finite.store(false, std::memory_order_relaxed);
@@ -218,8 +221,8 @@ struct BackwardRow {
       F::store(out, gx);
       std::memcpy(grad_x + at, out, count * sizeof(float));
     }
-    const F::vf apart = F::sub(F::load_partial(x_hat + at, count),
-                               F::choose(inside, value, F::zero()));
+    const F::vf apart =
+        F::sub(F::load_partial(x_hat + at, count), F::choose(inside, value, F::zero()));
     return F::choose(where_finite(value), F::mul(g, apart), F::zero());
   }
   // The sum of a row: short float sums joined in double.

@@ -38,7 +38,8 @@ class QuickCodes {
 
   // `doubt` gets a zero where there is some.
   QLR_ALWAYS_INLINE F::vi code(F::vf y, const float* block, F::vi& doubt) const {
-    F::vf t = F::fma(y, Columns::load(block, Columns::kSlope), Columns::load(block, Columns::kOffset));
+    F::vf t =
+        F::fma(y, Columns::load(block, Columns::kSlope), Columns::load(block, Columns::kOffset));
     t = F::min(F::max(t, Columns::load(block, Columns::kLow)), high_);
     const F::vi number = F::to_int(t);
     doubt = F::min_int(doubt, F::both_int(F::add_int(number, F::set1_int(kDoubt)), far_));

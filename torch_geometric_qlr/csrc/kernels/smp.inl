@@ -8,9 +8,9 @@
 class SmpSteps {
  public:
   SmpSteps(const QlrGraph& graph, const float* x, int64_t cols, const QlrSmp& smp, int threads)
-      : graph_(graph), x_(x), cols_(cols), smp_(smp), threads_(threads), multiplier_(smp.multiplier),
-        slack_(smp.slack), pieces_(std::max<int64_t>(1, std::min<int64_t>(64, size() / 8192))),
-        traces_(pieces_) {}
+      : graph_(graph), x_(x), cols_(cols), smp_(smp), threads_(threads),
+        multiplier_(smp.multiplier), slack_(smp.slack),
+        pieces_(std::max<int64_t>(1, std::min<int64_t>(64, size() / 8192))), traces_(pieces_) {}
 
   // The last result is in `out`; `work` has room for three others.
   int32_t run(const QlrQuantizer* quantizers, const QlrPacked* sources, float* work, float* out) {
@@ -94,8 +94,7 @@ class SmpSteps {
     const int64_t total = size();
     parallel_pieces(pieces_, pieces_, total < (1 << 15) ? 1 : threads_,
                     [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p)
-        body(p, total * p / pieces_, total * (p + 1) / pieces_);
+      for (int64_t p = begin; p < end; ++p) body(p, total * p / pieces_, total * (p + 1) / pieces_);
     });
   }
   // body(first, count) for all vectors.

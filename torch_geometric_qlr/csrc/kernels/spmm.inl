@@ -18,10 +18,10 @@ class PackedSpmm {
     const bool weighted = weights_.any();
     const int32_t status =
         parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
-          if (weighted) weighted_rows(first, last);
-          else plain_rows(first, last);
-          emitter_.finish();
-        });
+      if (weighted) weighted_rows(first, last);
+      else plain_rows(first, last);
+      emitter_.finish();
+    });
     return emitter_.status(status);
   }
 
@@ -30,7 +30,7 @@ class PackedSpmm {
     Scratch<int32_t> sums(emitter_.padded());
     for (int64_t i = first; i < last; ++i) {
       const int64_t e = graph_.rowptr[i], end = graph_.rowptr[i + 1], degree = end - e;
-      if (__builtin_expect(degree > kSafeEdges, 0)) {
+      if (QLR_UNLIKELY(degree > kSafeEdges)) {
         huge_row(i);
         continue;
       }

@@ -71,9 +71,9 @@ struct SumPass {
 
   // 1 and 2 bits.
   void narrow(int64_t e, int64_t end) const {
-    constexpr int kShifts = 4 / B;                    // fields that share a nibble mask
-    constexpr int kGroup = B == 1 ? 15 : 5;           // codes that fit a nibble
-    constexpr int kGroups = 17;                       // nibbles that fit a byte
+    constexpr int kShifts = 4 / B;           // fields that share a nibble mask
+    constexpr int kGroup = B == 1 ? 15 : 5;  // codes that fit a nibble
+    constexpr int kGroups = 17;              // nibbles that fit a byte
     const v mask = Bytes::set1(B == 1 ? 0x11 : 0x33), nibble = Bytes::set1(0x0f);
     bool first = true;
     do {
@@ -189,8 +189,7 @@ struct SumPass {
 };
 
 template <int B, int R, int W>
-inline void sum_pass(const PackedRows& rows, int64_t e, int64_t end, int64_t offset,
-                     int32_t* acc) {
+inline void sum_pass(const PackedRows& rows, int64_t e, int64_t end, int64_t offset, int32_t* acc) {
   const int64_t unit = rows.layout.unit;
   SumPass<B, R, W>{rows, offset, acc + offset / unit * rows.layout.fields * unit}.run(e, end);
 }
@@ -207,8 +206,7 @@ inline void sum_row(const PackedRows& rows, int64_t e, int64_t end, int32_t* acc
   for (; offset + kWide * N <= stride; offset += kWide * N)
     sum_pass<B, 1, kWide>(rows, e, end, offset, acc);
   if constexpr (kWide > 2)
-    for (; offset + 2 * N <= stride; offset += 2 * N)
-      sum_pass<B, 1, 2>(rows, e, end, offset, acc);
+    for (; offset + 2 * N <= stride; offset += 2 * N) sum_pass<B, 1, 2>(rows, e, end, offset, acc);
   if constexpr (kWide > 1)
     for (; offset + N <= stride; offset += N) sum_pass<B, 1, 1>(rows, e, end, offset, acc);
   if constexpr (N == 64)

@@ -1,4 +1,4 @@
-// What every instruction set provides.
+// What every instruction set provides, in the order of the table in all.inl.
 #pragma once
 
 #include "../qlr.h"
@@ -30,14 +30,9 @@ struct KernelTable {
 };
 
 const KernelTable& portable_kernels();
-// Null where the compiler or the architecture has no such code.
-const KernelTable* avx2_kernels();
-const KernelTable* avx512_kernels();
-const KernelTable* amx_kernels();
+// Where isa/compiled.h says that there is code for them.
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+const KernelTable& amx_kernels();
 
 }  // namespace qlr
-
-#define QLR_KERNEL_TABLE                                                                         \
-  {quantize_pack, quantize_own_rows, pack, unpack, dequantize, fake_quantize,                    \
-   fake_quantize_backward, observed_quantize, packed_spmm, edge_digits, packed_extremum,         \
-   packed_attention, float_spmm, packed_smp, packed_linear}

@@ -84,9 +84,7 @@ class ThresholdSearch {
   int64_t low_[F::W], high_[F::W];  // falls short, suffices
 };
 
-inline bool thresholds_suit(const QlrQuantizer& q) {
-  return q.bits <= 2 && q.axis != QLR_PER_ROW;
-}
+inline bool thresholds_suit(const QlrQuantizer& q) { return q.bits <= 2 && q.axis != QLR_PER_ROW; }
 
 // put(f, n, threshold) for every column f and code n, from 1 on. `bias` may be null.
 template <typename Put>

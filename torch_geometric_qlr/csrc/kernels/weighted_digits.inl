@@ -73,8 +73,7 @@ struct WeightedPass {
       return _mm256_inserti128_si256(
           _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p[r]))),
           _mm_loadu_si128(reinterpret_cast<const __m128i*>(p[r + 4])), 1);
-    else
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[r]));
+    else return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p[r]));
   }
   // Vector q: the bytes 4 q .. 4 q + 3 of each 16-byte lane, of four rows each.
   template <int q>
@@ -128,8 +127,8 @@ struct WeightedPass {
       // Of a pair the halves are the sums of different edges for the same columns.
       const __m256i sum =
           PAIR ? _mm256_add_epi32(acc[d], _mm256_permute2x128_si256(acc[d], acc[d], 1)) : acc[d];
-      part[d] = _mm256_cvtepi32_ps(
-          _mm256_sub_epi32(sum, _mm256_set1_epi32(center * digits.sum[d])));
+      part[d] =
+          _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, _mm256_set1_epi32(center * digits.sum[d])));
     }
     const __m256 base = _mm256_set1_ps(256.f);
     return _mm256_mul_ps(_mm256_fmadd_ps(_mm256_fmadd_ps(part[2], base, part[1]), base, part[0]),
@@ -188,8 +187,8 @@ inline void weighted_block(const PackedRows& rows, const WeightBlock&, const Dig
     return weighted_unit<B, kVectors, true>(rows, digits, e, count, 0, 16, center, out);
   int64_t offset = 0;
   for (; offset < stride; offset += 32)
-    weighted_unit<B, kVectors, false>(rows, digits, e, count, offset, offset ? 0 : stride,
-                                         center, out);
+    weighted_unit<B, kVectors, false>(rows, digits, e, count, offset, offset ? 0 : stride, center,
+                                      out);
 }
 
 inline int32_t edge_digits(const QlrGraph&, int32_t*, int) { return QLR_UNSUPPORTED; }

@@ -8,8 +8,8 @@ struct Digits {
 };
 
 template <int B>
-inline void weighted_block(const PackedRows& rows, const WeightBlock& block, const Digits<B>&, int64_t e,
-                           int count, int32_t center, float* out, bool first) {
+inline void weighted_block(const PackedRows& rows, const WeightBlock& block, const Digits<B>&,
+                           int64_t e, int count, int32_t center, float* out, bool first) {
   const Layout& layout = rows.layout;
   const int codes = layout.unit * (8 / B);
   for (int64_t u = 0; u < layout.units; ++u) {

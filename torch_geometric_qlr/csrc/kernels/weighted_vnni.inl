@@ -33,8 +33,8 @@ struct DigitRow {
       else _mm512_storeu_si512(digits + i, four);  // a masked store would keep loads waiting
       total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), four);
     }
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(total),
-                                          _mm512_extracti64x4_epi64(total, 1));
+    const __m256i half =
+        _mm256_add_epi32(_mm512_castsi512_si256(total), _mm512_extracti64x4_epi64(total, 1));
     const __m128i sums =
         _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
     const float unit = finite ? (counts ? largest * (1.f / kTop) : 0.f) : std::nanf("");
@@ -79,9 +79,8 @@ inline int32_t edge_digits(const QlrGraph& graph, int32_t* digits, int threads) 
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = graph.rowptr[i], count = graph.rowptr[i + 1] - begin;
       if (count > kBlockEdges) continue;
-      const DigitRow row =
-          DigitRow::split<true>(graph.edge_weight + begin, static_cast<int>(count),
-                          digits + first_digits(graph, i));
+      const DigitRow row = DigitRow::split<true>(graph.edge_weight + begin, static_cast<int>(count),
+                                                 digits + first_digits(graph, i));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + 4 * i), row.lanes);
     }
   });
@@ -161,9 +160,9 @@ struct Interleaved<32> {
     const __m512i even = _mm512_inserti64x4(_mm512_castsi256_si512(half(p[0])), half(p[2]), 1);
     const __m512i odd = _mm512_inserti64x4(_mm512_castsi256_si512(half(p[1])), half(p[3]), 1);
     // Words are rows 0 and 1 in the lower lanes, 2 and 3 in the upper ones.
-    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
-                                           24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
-                                           16, 0);
+    const __m512i pairs =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     x[0] = _mm512_permutexvar_epi16(pairs, _mm512_unpacklo_epi8(even, odd));
     x[1] = _mm512_permutexvar_epi16(pairs, _mm512_unpackhi_epi8(even, odd));
   }
@@ -220,8 +219,8 @@ struct WeightedPass {
 
   const PackedRows& rows;
   const Digits<B>& digits;
-  int64_t offset;  // byte of the row where the pass begins
-  float* out;      // of the row
+  int64_t offset;    // byte of the row where the pass begins
+  float* out;        // of the row
   bool first, asks;  // whether sums begin, and whether rows ahead are asked for
 
   // Inlined, it would share the registers.
@@ -233,7 +232,7 @@ struct WeightedPass {
     if (asks && !inside) ask_in_bounds(e, count);
     for (; count > 0; count -= 4, col += 4, group += 4) {
       const uint8_t* p[4];
-      if (__builtin_expect(count >= 4, 1)) {
+      if (QLR_LIKELY(count >= 4)) {
         for (int r = 0; r < 4; ++r) p[r] = data + col[r] * stride();
       } else {  // the digits past the end are zero, so any row will do
         for (int r = 0; r < 4; ++r) p[r] = data + col[std::min(r, count - 1)] * stride();
@@ -277,7 +276,7 @@ struct WeightedPass {
   }
   template <int U, int... M>
   QLR_ALWAYS_INLINE static void add_piece(Sums& sums, const uint8_t* const* p, const int32_t* group,
-                        std::integer_sequence<int, M...>) {
+                                          std::integer_sequence<int, M...>) {
     const uint8_t* const q[4] = {p[0] + U * BYTES, p[1] + U * BYTES, p[2] + U * BYTES,
                                  p[3] + U * BYTES};
     __m512i x[kVectors];
@@ -286,7 +285,7 @@ struct WeightedPass {
   }
   template <int... U>
   QLR_ALWAYS_INLINE static void step(Sums& sums, const uint8_t* const* p, const int32_t* group,
-                   std::integer_sequence<int, U...>) {
+                                     std::integer_sequence<int, U...>) {
     (add_piece<U>(sums, p, group, PieceSums()), ...);
   }
   // The digits put together. What is below 2^16 of them fits 31 bits: 128 * 257 * 255 * 256.

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace qlr {
 namespace avx2 {
@@ -45,9 +46,7 @@ struct F {
   static vi load_int(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static void store_int(int32_t* p, vi a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
-  }
+  static void store_int(int32_t* p, vi a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
   static vi set1_int(int32_t a) { return _mm256_set1_epi32(a); }
   static vi add_int(vi a, vi b) { return _mm256_add_epi32(a, b); }
   static vi sub_int(vi a, vi b) { return _mm256_sub_epi32(a, b); }
@@ -65,9 +64,7 @@ struct F {
   }
   // W codes as bytes, side by side.
   typedef __m128i vb;
-  static vb load_bytes(const uint8_t* p) {
-    return _mm_loadl_epi64(reinterpret_cast<const vb*>(p));
-  }
+  static vb load_bytes(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const vb*>(p)); }
   static vb bytes(vi a) {
     const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     return _mm_packus_epi16(h, h);
@@ -98,7 +95,8 @@ struct F {
   static vf gather(const float* table, vi index) { return _mm256_i32gather_ps(table, index, 4); }
   static vi load_int_partial(const int32_t* p, int64_t n) {
     const vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? int(n) : 8), lane));
+    return _mm256_maskload_epi32(p,
+                                 _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? int(n) : 8), lane));
   }
   static float largest(vf a) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -106,8 +104,8 @@ struct F {
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
   }
   static vf between(vf a, vf low, vf high) {
-    const vf inside = _mm256_and_ps(_mm256_cmp_ps(a, low, _CMP_GE_OQ),
-                                    _mm256_cmp_ps(a, high, _CMP_LE_OQ));
+    const vf inside =
+        _mm256_and_ps(_mm256_cmp_ps(a, low, _CMP_GE_OQ), _mm256_cmp_ps(a, high, _CMP_LE_OQ));
     return _mm256_and_ps(inside, set1(1.f));
   }
   static double sum(vf a) {
@@ -179,7 +177,7 @@ struct Dot {
   static v load_sums(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
   static v repeat4(const uint8_t* p) {
     int32_t four;
-    __builtin_memcpy(&four, p, 4);
+    std::memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
   }
   static v load(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }

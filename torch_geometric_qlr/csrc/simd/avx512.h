@@ -1,9 +1,12 @@
 // Vectors of 16 floats and of 64 bytes. Included with AVX-512 F, BW, DQ, VL and VNNI switched on.
 #pragma once
 
+#define QLR_VNNI  // see kernels/all.inl
+
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace qlr {
 namespace avx512 {
@@ -56,9 +59,7 @@ struct F {
   static vi keep(vi a, int64_t n) { return _mm512_maskz_mov_epi32((1u << n) - 1, a); }
   // W codes as bytes, side by side.
   typedef __m128i vb;
-  static vb load_bytes(const uint8_t* p) {
-    return _mm_load_si128(reinterpret_cast<const vb*>(p));
-  }
+  static vb load_bytes(const uint8_t* p) { return _mm_load_si128(reinterpret_cast<const vb*>(p)); }
   // Codes of b join those of a, k bits further up.
   static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storeu_si128(reinterpret_cast<vb*>(p), a); }
@@ -68,8 +69,8 @@ struct F {
   template <int BITS, int K> static vb add_reached(vb bytes, vf y, const float* thresholds) {
     const vb one = _mm_set1_epi8(static_cast<char>(1 << (BITS * K)));
     for (int n = 0; n < (1 << BITS) - 1; ++n)
-      bytes = _mm_mask_add_epi8(
-          bytes, _mm512_cmp_ps_mask(y, load(thresholds + n * W), _CMP_GE_OQ), bytes, one);
+      bytes = _mm_mask_add_epi8(bytes, _mm512_cmp_ps_mask(y, load(thresholds + n * W), _CMP_GE_OQ),
+                                bytes, one);
     return bytes;
   }
   static vf load_field(const uint8_t* p, int shift, int mask) {
@@ -86,15 +87,24 @@ struct F {
     return _mm512_maskz_loadu_epi32(n < 16 ? (1u << n) - 1 : 0xffffu, p);
   }
   static vf between(vf a, vf low, vf high) {
-    const __mmask16 inside = _mm512_cmp_ps_mask(a, low, _CMP_GE_OQ) &
-                             _mm512_cmp_ps_mask(a, high, _CMP_LE_OQ);
+    const __mmask16 inside =
+        _mm512_cmp_ps_mask(a, low, _CMP_GE_OQ) & _mm512_cmp_ps_mask(a, high, _CMP_LE_OQ);
     return _mm512_maskz_mov_ps(inside, set1(1.f));
   }
-  static float largest(vf a) { return _mm512_reduce_max_ps(a); }
+  // In steps of our own: compilers differ in the order of the reductions they come with.
+  static float largest(vf a) {
+    const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+  }
   static double sum(vf a) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
-    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+    const __m512d s = _mm512_add_pd(low, high);
+    const __m256d h = _mm256_add_pd(_mm512_castpd512_pd256(s), _mm512_extractf64x4_pd(s, 1));
+    const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
   }
 };
 
@@ -121,8 +131,10 @@ struct Bytes {
   static void widen16(v even, v odd, __m512i* out) {
     const v low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
     // Of each lane the low eight words, then the high eight.
-    const v first = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
-    const v last = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+    const v first =
+        _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+    const v last =
+        _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
     out[0] = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(first));
     out[1] = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(first, 1));
     out[2] = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(last));
@@ -132,12 +144,13 @@ struct Bytes {
   template <int R> static v load_rows(const uint8_t* const* p) {
     if (R == 1) return _mm512_loadu_si512(p[0]);
     if (R == 2) return _mm512_inserti64x4(_mm512_castsi256_si512(half(p[0])), half(p[R - 1]), 1);
-    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(p[0])),
-                                                quarter(p[1 % R]), 1);
-    const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(p[2 % R])),
-                                                 quarter(p[3 % R]), 1);
+    const __m256i low =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(p[0])), quarter(p[1 % R]), 1);
+    const __m256i high =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(p[2 % R])), quarter(p[3 % R]), 1);
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
+
  private:
   static __m256i half(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -155,7 +168,7 @@ struct Dot {
   static v load_sums(const int32_t* p) { return _mm512_loadu_si512(p); }
   static v repeat4(const uint8_t* p) {
     int32_t four;
-    __builtin_memcpy(&four, p, 4);
+    std::memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
   }
   static v load(const int8_t* p) { return _mm512_loadu_si512(p); }

@@ -1,6 +1,8 @@
 // Vectors of one float: the kernels' text with plain C++ underneath.
 #pragma once
 
+#define QLR_PLAIN  // see kernels/all.inl
+
 #include <cmath>
 #include <cstdint>
 
@@ -19,7 +21,7 @@ struct F {
   static void store(float* p, vf a) { *p = a; }
   // Past the caches, to an address of a whole vector; fence() before anyone else reads.
   static void stream(float* p, vf a) { *p = a; }
-  static void fence() {  }
+  static void fence() {}
   static vf add(vf a, vf b) { return a + b; }
   static vf sub(vf a, vf b) { return a - b; }
   static vf mul(vf a, vf b) { return a * b; }
@@ -32,9 +34,7 @@ struct F {
   static vf round(vf a) { return std::nearbyint(a); }
   static bool any_nan(vf a) { return a != a; }
   // a where `where` is not 0, else b.
-  static vf choose(vf where, vf a, vf b) {
-    return where != 0.f ? a : b;
-  }
+  static vf choose(vf where, vf a, vf b) { return where != 0.f ? a : b; }
   static vi to_int(vf a) { return static_cast<int32_t>(std::nearbyint(a)); }
   static vf to_float(vi a) { return static_cast<float>(a); }
   static vi load_int(const int32_t* p) { return *p; }

@@ -39,7 +39,8 @@ const char* words_for(int32_t status) {
     case QLR_NOT_FINITE: return "the value to quantize holds NaN or Inf, which have no code";
     case QLR_BAD_CODE: return "a code is too large";
     case QLR_MISFIT:
-      return "the arguments do not fit together; the same call in Python says which of them, and why";
+      return "the arguments do not fit together; the same call in Python says which of them, and "
+             "why";
     default: return "torch could not make or convert a tensor";
   }
 }

@@ -67,8 +67,13 @@ void unpack(Call& call) {
   packed.bits = call.in.integer();
   check_packed(packed);
 
-  const QlrPacked source{call.prepared.bytes(packed.data), packed.rows(), packed.cols,
-                         static_cast<int32_t>(packed.bits), QLR_PER_TENSOR, nullptr, nullptr};
+  const QlrPacked source{call.prepared.bytes(packed.data),
+                         packed.rows(),
+                         packed.cols,
+                         static_cast<int32_t>(packed.bits),
+                         QLR_PER_TENSOR,
+                         nullptr,
+                         nullptr};
   call.results[0] = empty_matrix(packed.rows(), packed.cols, torch().uint8);
   uint8_t* const out = static_cast<uint8_t*>(address(call.results[0].get()));
   answered(qlr_unpack(&source, out, call.threads, call.isa));

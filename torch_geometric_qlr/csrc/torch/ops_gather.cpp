@@ -39,8 +39,7 @@ const float* joined_weight(Call& call, const QlrPacked& source, const View& weig
   if (!weight) return source.scale;
   float* const joined = call.prepared.room<float>(source.rows);
   if (weight.dtype == torch().float64) {
-    const auto* const w =
-        static_cast<const double*>(call.prepared.as(weight, torch().float64));
+    const auto* const w = static_cast<const double*>(call.prepared.as(weight, torch().float64));
     for (int64_t i = 0; i < source.rows; ++i)
       joined[i] = static_cast<float>(static_cast<double>(source.scale[i]) * w[i]);
   } else {

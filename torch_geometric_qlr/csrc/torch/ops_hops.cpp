@@ -59,8 +59,8 @@ std::vector<QlrPacked> sources_of(Call& call, const std::vector<QlrQuantizer>& s
     const float s = steps[k].truncate ? *steps[k].scale * cut : *steps[k].scale;
     zero[k] = steps[k].truncate ? *steps[k].zero / cut : *steps[k].zero;
     scale[k] = s * factor;
-    sources.push_back({nullptr, rows, cols, storage_bits(bits), QLR_PER_TENSOR, scale + k,
-                       zero + k});
+    sources.push_back(
+        {nullptr, rows, cols, storage_bits(bits), QLR_PER_TENSOR, scale + k, zero + k});
   }
   return sources;
 }
@@ -155,8 +155,8 @@ void packed_smp(Call& call) {
   float* const work = call.prepared.room<float>(bytes_of(3, bytes_of(rows, cols)));
   call.results[0] = empty_matrix(rows, cols, torch().float32);
   float* const out = static_cast<float*>(address(call.results[0].get()));
-  answered(qlr_packed_smp(&graph, call.prepared.floats(x), cols, steps.data(), sources.data(),
-                          &smp, work, out, call.threads, call.isa));
+  answered(qlr_packed_smp(&graph, call.prepared.floats(x), cols, steps.data(), sources.data(), &smp,
+                          work, out, call.threads, call.isa));
 }
 
 const Kernel<packed_propagate> kPackedPropagate("packed_propagate", Gradient::kRefused);

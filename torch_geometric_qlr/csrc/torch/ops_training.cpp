@@ -54,8 +54,7 @@ struct Backward {
       if (values->dtype != torch().float32) throw Refusal{QLR_UNSUPPORTED, ""};
     const auto [rows, cols] = as_matrix(x);
     float* const grad_x = new_floats(call.results[0], x.dim, x.sizes);
-    const auto* const passed =
-        static_cast<const uint8_t*>(call.prepared.as(mask, torch().boolean));
+    const auto* const passed = static_cast<const uint8_t*>(call.prepared.as(mask, torch().boolean));
     answered(qlr_fake_quantize_backward(
         call.prepared.floats(grad), call.prepared.floats(x), call.prepared.floats(x_hat), passed,
         rows, cols, static_cast<int32_t>(axis), grad_x, reduced, call.threads, call.isa));
@@ -107,9 +106,15 @@ void observed_quantize(Call& call) {
     if (*end) require(end->is_of(torch().floats) && end->numel == count);
   if (x.dtype != torch().float32) throw Refusal{QLR_UNSUPPORTED, ""};
 
-  const QlrObserver by{static_cast<int32_t>(axis), static_cast<int32_t>(bits), truncate, aligned,
-                       call.prepared.floats(lo), call.prepared.floats(hi),
-                       call.prepared.floats(gamma), gamma.numel, static_cast<float>(momentum),
+  const QlrObserver by{static_cast<int32_t>(axis),
+                       static_cast<int32_t>(bits),
+                       truncate,
+                       aligned,
+                       call.prepared.floats(lo),
+                       call.prepared.floats(hi),
+                       call.prepared.floats(gamma),
+                       gamma.numel,
+                       static_cast<float>(momentum),
                        static_cast<float>(factor)};
   QlrObserved out;
   out.x_hat = new_floats(call.results[0], x.dim, x.sizes);

@@ -38,13 +38,14 @@ Prepared::Affine Prepared::affine(const View& scale, const View& zero, int64_t r
 QlrPacked Prepared::packed(const PackedArgument& packed) {
   const Affine params = affine(packed.scale, packed.zero, packed.rows());
   return {bytes(packed.data), packed.rows(), packed.cols, static_cast<int32_t>(packed.bits),
-          params.axis, params.scale, params.zero};
+          params.axis,        params.scale,  params.zero};
 }
 
 QlrQuantizer Prepared::quantizer(const QuantizerArgument& quantizer, int64_t rows) {
   const Affine params = affine(quantizer.scale, quantizer.zero, rows);
   const float* const skew = floats(quantizer.skew);
-  return {params.scale, params.zero, params.axis, static_cast<int32_t>(quantizer.bits),
+  return {params.scale,       params.zero,
+          params.axis,        static_cast<int32_t>(quantizer.bits),
           quantizer.truncate, skew == nullptr ? 0.f : *skew};
 }
 

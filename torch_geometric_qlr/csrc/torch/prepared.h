@@ -18,12 +18,8 @@ class Prepared {
  public:
   // The address of a contiguous version of this type; null for what was left out.
   const void* as(const View& x, int32_t dtype);
-  const float* floats(const View& x) {
-    return static_cast<const float*>(as(x, torch().float32));
-  }
-  const uint8_t* bytes(const View& x) {
-    return static_cast<const uint8_t*>(as(x, torch().uint8));
-  }
+  const float* floats(const View& x) { return static_cast<const float*>(as(x, torch().float32)); }
+  const uint8_t* bytes(const View& x) { return static_cast<const uint8_t*>(as(x, torch().uint8)); }
   // Memory for numbers that are computed on the way.
   template <typename T>
   T* room(int64_t count) {

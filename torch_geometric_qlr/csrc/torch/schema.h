@@ -8,8 +8,8 @@
 namespace qlr {
 
 struct Schema {
-  std::string text;   // "pack(Tensor codes, int bits) -> Tensor"
-  std::string name;   // "pack"
+  std::string text;  // "pack(Tensor codes, int bits) -> Tensor"
+  std::string name;  // "pack"
   // A letter per argument: t tensor, o optional tensor, i integer, f number, b flag, s word.
   std::string kinds;  // "ti"
 };

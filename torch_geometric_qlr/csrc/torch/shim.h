@@ -19,6 +19,7 @@ using Library = struct LibraryOpaque*;
 using Boxed = void (*)(Value* stack, uint64_t inputs, uint64_t outputs);
 using Deleter = void (*)(void* data, void* context);
 
+// clang-format off
 #define QLR_REQUIRED_OF_TORCH(X)                                                                  \
   X(int32_t, aoti_torch_device_type_cpu, ())                                                      \
   X(int32_t, aoti_torch_layout_strided, ())                                                       \
@@ -73,6 +74,7 @@ using Deleter = void (*)(void* data, void* context);
   X(int32_t, torch_library_def_with_tags, (Library, const char* schema, const int32_t* tags,      \
                                            int32_t count)) /* 2.12 */                             \
   X(int32_t, torch_delete_stable_ivalue, (Value*)) /* 2.13; before it operator delete does it */
+// clang-format on
 
 struct Shim {
 #define QLR_MEMBER(result, name, arguments) result(*name) arguments = nullptr;

@@ -59,7 +59,8 @@ Owned empty(int64_t dim, const int64_t* sizes, int32_t dtype) {
                                 s.strided, nullptr, 0, free_blob, nullptr));
     memory.release();
   } else {
-    torch_did(s.aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, s.cpu, kNoIndex, &made));
+    torch_did(
+        s.aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, s.cpu, kNoIndex, &made));
   }
   return Owned(made);
 }
