@@ -35,10 +35,10 @@ from torch_geometric_qlr.io.format import (
     shown,
 )
 from torch_geometric_qlr.io.header import Damage, read_header
+from torch_geometric_qlr.io.options import option_differences
 from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.copying import copy_of
-from torch_geometric_qlr.nn.options import option_differences
 from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.recipe import Recipe
 from torch_geometric_qlr.nn.rewrite import apply_recipe

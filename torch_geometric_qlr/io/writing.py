@@ -26,7 +26,7 @@ from torch_geometric_qlr.io.format import (
     dtype_name,
 )
 from torch_geometric_qlr.io.header import Damage, read_header
-from torch_geometric_qlr.nn.options import options_of
+from torch_geometric_qlr.io.options import options_of
 from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.read_back import recipe_of
 

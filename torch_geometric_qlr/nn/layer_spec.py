@@ -36,6 +36,7 @@ _KINDS: Mapping[str, str] = {
 class EdgePreparation:
     r"""What a forward does to its edges before anything else, such as normalising them. On codes it
     is done once per graph and remembered; the layer sees the option that asks for it switched off.
+    The forward calls its features :obj:`x` and its edges :obj:`edge_index`.
 
     Args:
         prepare (callable): Does it: from the layer, the arguments of the forward by name, the
@@ -67,6 +68,9 @@ class HopChain:
 
     .. math::
         \mathbf{H} \leftarrow (1 - \alpha) \mathbf{P} \mathbf{H} + \alpha \mathbf{X}
+
+    It calls its features :obj:`x`, and edges and their weights :obj:`edge_index` and
+    :obj:`edge_weight`; how many hops there are says :obj:`hops` of the row.
 
     Args:
         operation (str): :obj:`"propagate"`, or :obj:`"smp"` for the steps of

@@ -139,8 +139,8 @@ def _reclass(layer: Any, state: LayerState, recipe: LayerRecipe) -> None:
     if isinstance(layer, QuantLayer):
         return
     if isinstance(layer, MessagePassing):
-        points = {point: point.key for point in map(Point.of_key, state)}
-        state.source_keys = {p.name: key for p, key in points.items() if p.kind == "source"}
+        points = map(Point.of_key, state)
+        state.source_keys = {p.name: p.key for p in points if p.kind == "source"}
         # Messages that are quantized per edge must exist per edge.
         if "message" in state:
             layer.fuse = False

@@ -82,8 +82,8 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
         return None
     if not isinstance(edges, Tensor) and not (is_matrix(edges) and known.extra == "edge_weight"):
         return None
-    x = arguments["x"]
-    if not isinstance(x, Tensor) and not known.takes_pairs:
+    x = arguments.get("x")
+    if x is None or not (isinstance(x, Tensor) or known.takes_pairs):
         return None  # PyG says what is wrong
     features = [v for v in (x if isinstance(x, (tuple, list)) else (x,)) if v is not None]
     nodes = tuple((v.shape[:-1], v.dtype) for v in features)

@@ -44,10 +44,10 @@ def all_hops(layer: Any, arguments: dict[str, Any]) -> Any:
     if chain is None or arguments.get(chain.unless):
         return None
     hops = facts_of(layer).hops(layer)
-    if hops < 1 or getattr(layer, "cached", False) or not _chains(layer, arguments["x"]):
+    if hops < 1 or getattr(layer, "cached", False) or not _chains(layer, arguments.get("x")):
         return None
     state = state_of(layer)
-    found = state[state.source_keys["x"]]
+    found = state[state.source_keys[kernel_of(layer).source]]
     own = list(found) if isinstance(found, nn.ModuleList) else [found]
     quantizers = [own[hop % len(own)] for hop in range(hops)]
     if chain.operation == "smp":

@@ -11,11 +11,11 @@ from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.codes.chains import Chains
 from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
-from torch_geometric_qlr.nn.layer_spec import facts_of
 from torch_geometric_qlr.nn.packed.kinds import KINDS, kind_of
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.packed.report import Conversion
 from torch_geometric_qlr.nn.pyg import forget_cached, is_uninitialized_parameter
+from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.nn.running import CHAINS, follow
 from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
 from torch_geometric_qlr.nn.weight_access import has_no_range
@@ -86,7 +86,9 @@ def _packed(layer: Any, key: str, weight: Tensor) -> PackedWeight:
 
 
 def _looks_up(layer: Any) -> bool:
-    return facts_of(layer).forward.computes == "lookup"
+    # Also one with a forward of its own: it looks up in the same table.
+    spec = find_spec(layer)
+    return spec is not None and spec.forward.computes == "lookup"
 
 
 def _check_dtype(path: str, weight: Tensor) -> None:
