@@ -61,7 +61,11 @@ class _Cpu(Backend):
         for op in ops:
             Packet.of(op.name)
             LIBRARY.impl(op.companion, Companion(op, library), "CPU")
-        library.qlr_register_kernels()
+        if library.qlr_register_kernels() != 0:
+            raise ImportError(
+                f"{library_path()}: torch does not take its kernels, or one of them has no line in "
+                f"ops/schemas.inc. Build it again."
+            )
         library.qlr_expect_companions()
 
     def asked_first(self) -> contextlib.AbstractContextManager[None]:
