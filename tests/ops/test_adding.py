@@ -43,8 +43,8 @@ def values_of(matrix):
     return (codes - matrix.zero_point.double()) * matrix.scale.double()
 
 
-def written(y, a):
-    y = reference.finish(y, a.epilogue, getattr(a, "graph", None))
+def written(y, a, graph=None):
+    y = reference.finish(y, a.epilogue, graph)
     return y if a.output is None else reference.quantize_pack(y, a.output)
 
 
@@ -61,7 +61,7 @@ def packed_spmm(a):
     if a.source_weight is not None:
         messages = messages * a.source_weight.double().view(-1, 1)
     weight = torch.ones(a.col.numel()) if a.edge_weight is None else a.edge_weight.view(-1)
-    return written(dense(a.graph, weight) @ messages[a.col.long()], a)
+    return written(dense(a.graph, weight) @ messages[a.col.long()], a, a.graph)
 
 
 def packed_attention(a):
@@ -280,7 +280,7 @@ import torch
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops import backend_info, use_backend
-from torch_geometric_qlr.ops.dispatch import definition_of
+from torch_geometric_qlr.ops.kernels import definition_of
 
 qlr, by_kernel, library = torch.ops.qlr, sys.argv[1] == "kernel", sys.argv[1] != "reference"
 warnings.simplefilter("ignore")

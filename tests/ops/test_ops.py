@@ -14,7 +14,7 @@ import torch
 from tests.helpers.kernel_cases import ISAS, problem
 from tests.helpers.op_samples import samples
 from torch_geometric_qlr.errors import BackendError
-from torch_geometric_qlr.ops import backend_info, dispatch, use_backend
+from torch_geometric_qlr.ops import backend_info, kernels, use_backend
 from torch_geometric_qlr.ops.schemas import NAMES
 
 qlr = torch.ops.qlr
@@ -136,7 +136,7 @@ def test_without_a_library_the_reference_answers_and_says_so_once(tmp_path):
 
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 def test_a_fall_back_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_TOLD", set())
+    monkeypatch.setattr(kernels, "_TOLD", set())
     case = problem(0, cols=20, axis="row")
     with pytest.warns(UserWarning, match=r"packed_extremum has no kernel for source rows with a r"):
         expected = qlr.packed_extremum(case.rowptr, case.col, *case.packed)
@@ -146,7 +146,7 @@ def test_a_fall_back_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
         qlr.packed_linear(*columns.packed, *weight)
     # Neither again, nor where the reference is what was asked for or meant.
     assert torch.equal(qlr.packed_extremum(case.rowptr, case.col, *case.packed), expected)
-    monkeypatch.setattr(dispatch, "_TOLD", set())
+    monkeypatch.setattr(kernels, "_TOLD", set())
     with use_backend("reference"):
         assert torch.equal(qlr.packed_extremum(case.rowptr, case.col, *case.packed), expected)
     qlr.fake_quantize(torch.ones(2, 2).double(), torch.tensor(1.0), torch.tensor(0.0), 4)

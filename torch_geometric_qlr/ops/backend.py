@@ -18,8 +18,8 @@ Kernel = Callable[[Arguments], Any]
 
 
 class NoKernel(Exception):
-    """A kernel does not take this combination; the definition computes instead. `str()` of it says
-    which: "no kernel for ..."."""
+    """A kernel does not take this combination; the definition computes instead. Its text
+    says which, in words that go on after "no kernel for"."""
 
 
 class Backend(ABC):

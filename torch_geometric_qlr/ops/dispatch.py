@@ -8,30 +8,23 @@ import functools
 import importlib
 import os
 import pkgutil
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch_geometric_qlr.errors import BackendError, InputError, QLRWarning
+from torch_geometric_qlr.errors import BackendError
 from torch_geometric_qlr.ops.arguments import Arguments
-from torch_geometric_qlr.ops.backend import Backend, Kernel, NoKernel
-from torch_geometric_qlr.ops.checks import Check, Refused, check_values
-from torch_geometric_qlr.ops.definition import Definition, find_definitions
+from torch_geometric_qlr.ops.backend import Backend
+from torch_geometric_qlr.ops.kernels import Kernels, definition_of, tell_once
 from torch_geometric_qlr.ops.no_gradient import refuse_gradient
-from torch_geometric_qlr.ops.schemas import NAMES, SIGNATURES
 
 __all__ = [
-    "Kernels",
     "answer",
     "answer_by_definition",
     "backend_info",
     "backend_names",
     "backends",
-    "check_arguments",
     "computes_packed",
-    "definition_of",
-    "tell",
     "use_backend",
     "wanted",
 ]
@@ -40,18 +33,6 @@ REFERENCE = "reference"
 _ENVIRONMENT = "QLR_BACKEND"
 #: What `use_backend` says, in this thread or task alone.
 _CHOSEN: contextvars.ContextVar[str] = contextvars.ContextVar("qlr_backend", default="")
-_TOLD: set[tuple[str, str]] = set()
-
-
-@functools.cache
-def definition_of(op: str) -> Definition:
-    """What an op means."""
-    return _definitions()[op]
-
-
-@functools.cache
-def _definitions() -> dict[str, Definition]:
-    return find_definitions(NAMES)
 
 
 @functools.cache
@@ -77,45 +58,6 @@ def _named() -> dict[str, Backend]:
 def backend_names() -> tuple[str, ...]:
     """All that :func:`use_backend` knows, whether it is available here or not."""
     return ("auto", REFERENCE, *_named())
-
-
-class Kernels:
-    """All ops as one back end computes them: its kernels, and definitions composed of them.
-
-    Args:
-        kernels (dict): Kernels of the back end by op; none for the reference.
-        called_by_torch (bool): As of :class:`Backend`.
-    """
-
-    def __init__(self, kernels: Mapping[str, Kernel], *, called_by_torch: bool = False) -> None:
-        self._kernels, self._called_by_torch = kernels, called_by_torch
-
-    def answer(self, a: Arguments, *, asked: bool) -> Any:
-        """A call that is not checked. `asked`: by a kernel that torch has called."""
-        kernel = self._kernels.get(a.op.name)
-        if self._called_by_torch:
-            if kernel is not None and asked:
-                return kernel(a)
-            kernel = None  # torch has passed it by, for it takes no such tensors
-        check_arguments(a)
-        try:
-            if a.device_type == "cpu":
-                check_values(a.values)
-            return self._compute(a, kernel)
-        except Refused as error:
-            raise InputError(f"torch.ops.qlr.{a.op.name}: {error}") from None
-
-    def _call(self, op: str, /, *args: Any, **kwargs: Any) -> Any:
-        """What a definition is composed of."""
-        return self._compute(Arguments.of(SIGNATURES[op], args, kwargs), self._kernels.get(op))
-
-    def _compute(self, a: Arguments, kernel: Kernel | None) -> Any:
-        if kernel is not None:
-            try:
-                return kernel(a)
-            except NoKernel as reason:
-                tell(a.op.name, str(reason))
-        return definition_of(a.op.name).compute(a, self._call)
 
 
 _REFERENCE = Kernels({})
@@ -220,47 +162,19 @@ def _chosen(a: Arguments) -> Kernels:
 
 
 @functools.cache
+def _candidates(device_type: str) -> list[Backend]:
+    return [backend for backend in backends().values() if backend.is_default_on(device_type)]
+
+
 def _default(device_type: str) -> Backend | None:
     """Who computes there without being asked for. Says, once, if it is only the reference."""
-    candidates = [b for b in backends().values() if b.is_default_on(device_type)]
-    for backend in candidates:
+    for backend in _candidates(device_type):
         if not backend.missing(backend.name):
             return backend
-    for backend in candidates:
-        warnings.warn(
-            f"torch_geometric_qlr computes with its slow reference back end: "
-            f"{backend.missing(backend.name)}",
-            QLRWarning,
-            stacklevel=5,
-        )
+    for backend in _candidates(device_type):
+        reason = backend.missing(backend.name)
+        tell_once(f"torch_geometric_qlr computes with its slow reference back end: {reason}")
     return None
-
-
-def check_arguments(a: Arguments) -> None:
-    r"""Raises if an op cannot take these arguments, whatever their values are.
-
-    Raises:
-        InputError: If a tensor has the wrong dtype, shape, layout or device.
-        ConfigError: If a width or a name is none.
-    """
-    check = Check(f"torch.ops.qlr.{a.op.name}")
-    for name in a.op.tensors:
-        if a.values[name] is None:
-            check.fail(f"{name} is None, it must be a tensor")
-    check.place(a.values)
-    definition_of(a.op.name).check(check, a)
-
-
-def tell(op: str, reason: str) -> None:
-    """Says once per process that an op is slow, and why."""
-    if reason and (op, reason) not in _TOLD:
-        _TOLD.add((op, reason))
-        warnings.warn(
-            f"torch.ops.qlr.{op} has no kernel for {reason}: its slow reference computes "
-            f"instead. (Said once.)",
-            QLRWarning,
-            stacklevel=5,
-        )
 
 
 def _available(backend: Backend) -> list[str]:
@@ -279,7 +193,7 @@ def computes_packed() -> bool:
     """
     name = wanted()
     if name == "auto":
-        return any(b.is_default_on("cpu") and not b.missing(b.name) for b in backends().values())
+        return any(not backend.missing(backend.name) for backend in _candidates("cpu"))
     return name == REFERENCE or not _named()[name].missing(name)
 
 
@@ -313,6 +227,6 @@ def _selected(available: list[str]) -> str:
     name = wanted()
     if name in available:
         return name
-    candidates = [b for b in backends().values() if name == b.name or b.is_default_on("cpu")]
+    candidates = [_named()[name]] if name in _named() else _candidates("cpu")
     best = [_available(backend)[-1] for backend in candidates if _available(backend)]
     return best[0] if best else REFERENCE

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from torch_geometric_qlr.ops.arguments import Arguments
-from torch_geometric_qlr.ops.dispatch import answer, backends, check_arguments, definition_of
+from torch_geometric_qlr.ops.dispatch import answer, backends
+from torch_geometric_qlr.ops.kernels import check_arguments, definition_of
 from torch_geometric_qlr.ops.no_gradient import refuse_gradient
 from torch_geometric_qlr.ops.schemas import LIBRARY, SIGNATURES, Signature
 

@@ -1,5 +1,5 @@
 // The arguments of an op in the order of its schema, and what must be true of them: the meaning of
-// ops/arguments.py and ops/checks.py, without words. What does not fit is a Refusal, and Python says
+// ops/definitions and ops/checks.py, without words. What does not fit is a Refusal, and Python says
 // what is wrong.
 #pragma once
 

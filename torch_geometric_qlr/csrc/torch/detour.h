@@ -1,5 +1,5 @@
 // What a call does that no kernel answers: it goes to the op's companion in Python, which has the
-// words for what is wrong, the choice of the back end, and the reference (ops/companions.py).
+// words for what is wrong, the choice of the back end, and the reference (ops/cpu/companions.py).
 #pragma once
 
 #include "ops.h"

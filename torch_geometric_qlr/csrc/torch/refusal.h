@@ -5,7 +5,7 @@
 
 namespace qlr {
 
-// Beside the statuses of qlr.h. Python knows the numbers (ops/library.py).
+// Beside the statuses of qlr.h. Python knows the numbers (ops/cpu/library.py).
 enum : int32_t {
   QLR_MISFIT = 100,  // the arguments do not go together; Python has the words
   QLR_ASK = 101,     // nobody has looked yet: a back end was chosen, or gradients are recorded

@@ -11,7 +11,7 @@ namespace {
 
 constexpr const char* kWho = "torch_geometric_qlr";
 
-// Set before any file adds its ops: constants come first.
+// Null before any file adds its ops, in whatever order they come: a constant needs no code to run.
 Op* first_op = nullptr;
 
 int32_t threads() {

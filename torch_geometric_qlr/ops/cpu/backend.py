@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,18 +30,23 @@ _BEST = max(_ISA.values())  # what the processor lacks is left out
 _REMEDY = "Reinstall with a C++17 compiler at hand, or choose backend 'reference'."
 
 
+@functools.cache
+def _missing(name: str) -> str:
+    library, reason = load_library()
+    if library is None:
+        return f"{reason}. {_REMEDY}"
+    if _ISA.get(name, 0) > library.qlr_best_isa():
+        return "this processor or build has no such code"
+    return ""
+
+
 class _Cpu(Backend):
     name = "cpu"
     variants = tuple(_ISA)
     called_by_torch = True
 
     def missing(self, name: str) -> str:
-        library, reason = load_library()
-        if library is None:
-            return f"{reason}. {_REMEDY}"
-        if _ISA.get(name, 0) > library.qlr_best_isa():
-            return "this processor or build has no such code"
-        return ""
+        return _missing(name)
 
     def answers_on(self, device_type: str) -> bool:
         return device_type == "cpu"
@@ -61,7 +67,11 @@ class _Cpu(Backend):
         for op in ops:
             Packet.of(op.name)
             LIBRARY.impl(op.companion, Companion(op, library), "CPU")
-        library.qlr_register_kernels()
+        if library.qlr_register_kernels() != 0:
+            raise ImportError(
+                f"{library_path()}: torch does not take its kernels, or one of them has no line in "
+                f"ops/schemas.inc. Build it again."
+            )
         library.qlr_expect_companions()
 
     def asked_first(self) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,8 @@ from torch_geometric_qlr.ops.arguments import Arguments
 from torch_geometric_qlr.ops.checks import code_too_large
 from torch_geometric_qlr.ops.cpu.calls import keep
 from torch_geometric_qlr.ops.cpu.library import Status
-from torch_geometric_qlr.ops.dispatch import answer, answer_by_definition, definition_of, tell
+from torch_geometric_qlr.ops.dispatch import answer, answer_by_definition
+from torch_geometric_qlr.ops.kernels import definition_of, tell
 from torch_geometric_qlr.ops.schemas import Signature
 
 __all__ = ["Companion"]
