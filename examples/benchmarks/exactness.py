@@ -39,8 +39,9 @@ import torch_geometric_qlr as qlr
 from _recipe import load_citation
 from torch_geometric_qlr.nn import SMPGNN
 from torch_geometric_qlr.nn.codes import chains
-from torch_geometric_qlr.ops import Quantizer, reference
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, RangeQuantizer
+from torch_geometric_qlr.ops import Quantizer as QParams
+from torch_geometric_qlr.ops import reference
+from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.tensor import PackedTensor, spmm
 
 Codes = dict[str, list[Tensor]]
@@ -96,19 +97,19 @@ def recorded_codes() -> Iterator[Codes]:
     """What activations are rounded to: by quantizers in floats or as codes, or by a kernel on its
     way out. Nothing is hooked, as converted models fuse nothing that somebody looks at."""
     codes: Codes = defaultdict(list)
-    rounds, packs, promised = RangeQuantizer.forward, RangeQuantizer.pack, chains.promised_codes
+    rounds, packs, promised = Quantizer.forward, Quantizer.pack, chains.promised_codes
 
-    def forward(self: RangeQuantizer, x: Tensor) -> Any:
+    def forward(self: Quantizer, x: Tensor) -> Any:
         out = rounds(self, x)
         if not isinstance(x, nn.Parameter) and x.numel() > 0:
             matrix = self.groups.matrix(x.detach())
             scale, zero_point, skew = self.code_params(matrix)
             options: Any = {"truncate": self.config.truncates, "skew": skew}
-            found = reference.quantize(matrix, Quantizer(scale, zero_point, self.bits, **options))
+            found = reference.quantize(matrix, QParams(scale, zero_point, self.bits, **options))
             codes[self.path].append(found.view(x.shape))
         return out
 
-    def pack(self: RangeQuantizer, x: Tensor) -> PackedTensor:
+    def pack(self: Quantizer, x: Tensor) -> PackedTensor:
         out = packs(self, x)
         codes[self.path].append(out.unpack())
         return out
@@ -119,7 +120,7 @@ def recorded_codes() -> Iterator[Codes]:
             codes[quantizer.path].append(out.unpack())
         return out
 
-    methods: Any = RangeQuantizer
+    methods: Any = Quantizer
     methods.forward, methods.pack, chains.promised_codes = forward, pack, promised_codes
     try:
         yield codes
@@ -160,7 +161,7 @@ class Comparison:
         with torch.no_grad():
             model.eval()(*args)  # makes the ranges of a model that was not trained
         for module in model.modules():
-            if isinstance(module, LearnedRangeQuant):
+            if isinstance(module, Quantizer):
                 module.fix()
         exact, converted = copy.deepcopy(model).double(), qlr.convert(model)
         wide = [a.double() if a.is_floating_point() else a for a in args]

@@ -261,17 +261,17 @@ def _check_holds_values(model: nn.Module) -> None:
 
 def _check_methods(layers: Mapping[str, Any]) -> None:
     """Refuses quantizers of a method that this release does not have."""
-    for name, entry in layers.items():
-        for key, found in entry["quantizers"].items():
-            for one in found if isinstance(found, list) else [found]:
-                try:
+    try:
+        for name, entry in layers.items():
+            for key, found in entry["quantizers"].items():
+                for one in found if isinstance(found, list) else [found]:
                     if "config" in one:
                         check_method(QuantizerConfig(**one["config"]), f"{name}.{key}".strip("."))
-                except ConfigError as error:
-                    raise CheckpointError(
-                        f"{error} The file is of another release, or damaged: load it with the "
-                        f"release that wrote it."
-                    ) from error
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{error} The file is of another release, or damaged: load it with the release that "
+            f"wrote it."
+        ) from error
 
 
 def _initialize_lazy(

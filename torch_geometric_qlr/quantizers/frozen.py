@@ -39,9 +39,10 @@ class Frozen(Quantizer):
         """A frozen quantizer with copies of these numbers as buffers, in the place of another."""
         frozen = cls(like.config, like.num_groups, like.channel_dim)
         frozen.path = like.path
+        frozen._buffers.clear()  # in the order of the state that is copied
         for name, tensor in numbers.items():
             frozen.register_buffer(name, tensor.detach().clone())
-        frozen.calibrated = like.calibrated.ne(0).long() * RangeState.FIXED
+        frozen.register_buffer("calibrated", like.calibrated.ne(0).long() * RangeState.FIXED)
         frozen._renew()
         return frozen.eval()
 

@@ -58,6 +58,8 @@ class RangeQuantizer(Quantizer):
             self.register_buffer("hi", torch.zeros(self.shape))
             if self._follows_skewness:
                 self.register_buffer("skew", torch.zeros(()))
+        # Last in the state, as it has always been.
+        self.register_buffer("calibrated", self._buffers.pop("calibrated"))
 
     def code_params(
         self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
@@ -166,6 +168,7 @@ class FrozenRange(Frozen, RangeQuantizer):
 
     def _codes_by_row(self, x: Tensor) -> Made:
         """Codes with the range of each row, and how they are read back."""
+        x = self._checked(x)
         skew = self._shift(skewness(x)) if self._follows_skewness else None
         config, multiplier = self.config, self._multiplier_for(x.numel())
         how = (multiplier, self.bits, config.truncates, config.zero_aligned, skew)

@@ -28,7 +28,9 @@ _TRUNCATIONS = (None, "bt", "bt*")
 _GRANULARITIES = ("tensor", "channel", "feature", "node")
 _STATISTICS = ("running", "current")
 _UNITS = ("code", "step")
+#: Numbers of the settings, which the letters of a name may follow.
 _NUMBERS = 9
+_LONGEST_NAME = 64
 
 
 class Signature(NamedTuple):
@@ -108,7 +110,8 @@ class Signature(NamedTuple):
         Raises:
             ValueError: If it is no signature; the message says why.
         """
-        fits = isinstance(state, Tensor) and state.dim() == 1 and len(state) >= _NUMBERS
+        fits = isinstance(state, Tensor) and state.dim() == 1
+        fits = fits and _NUMBERS <= len(state) <= _NUMBERS + _LONGEST_NAME
         if not fits or state.is_complex() or not bool(state.isfinite().all()):
             raise ValueError("no record of its settings that can be read")
         version, bits, *rest = (round(value) for value in state.double().tolist())
