@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,16 @@ from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
 __all__ = ["FrozenRange", "freeze_ranges"]
 
-#: Packed codes, their columns, and scale and zero point.
-Made = tuple[Tensor, int, Sequence[Tensor]]
+
+class _Known(NamedTuple):
+    """What a static range needs to make codes, all of it known beforehand."""
+
+    scale: Tensor
+    zero_point: Tensor
+    skew: Tensor | None
+    #: How the codes are read back.
+    read_back: tuple[Tensor, Tensor]
+    storage: int
 
 
 class FrozenRange(RangeQuantizer):
@@ -57,7 +65,7 @@ class FrozenRange(RangeQuantizer):
         """After a change of what is computed once."""
         self._static: CodeParams | None = None
         self._output: OutputQuantizer | None = None
-        self._read_back: tuple[Tensor, Tensor] | None = None
+        self._known: _Known | None = None
         self._multiplier: Tensor | None = None
         self._made_from: list[tuple[str, Tensor, int]] = []
         self._usable = is_abstract(self.calibrated) or self.range_state != RangeState.MISSING
@@ -113,27 +121,35 @@ class FrozenRange(RangeQuantizer):
         else:
             return super()._packed(x)
         try:
-            packed, cols, params = made(self._checked(x))
+            return made(x if self._takes(x) else self._checked(x))
         except InputError as error:
             raise InputError(f"{self._name}: {error}") from None
-        return PackedTensor.unchecked(packed, cols, storage_bits(self.bits), *params)
 
-    def _packed_by_range(self, x: Tensor) -> Made:
-        """Codes in the range that is known, and how they are read back."""
-        scale, zero_point, skew = self.code_params(x)
-        how = (scale, zero_point, self.bits, self.config.truncates, skew)
-        packed = torch.ops.qlr.quantize_pack(x, *how)
-        if self._read_back is None:
-            self._read_back = affine_params(*how[:4])
-        return packed, x.size(1), self._read_back
+    def _takes(self, x: Tensor) -> bool:
+        """Whether a tensor is as nearly always, so that there is nothing to check."""
+        return x.dtype == torch.float32 and x.dim() == 2 and self.gamma.dim() == 0
 
-    def _packed_by_row(self, x: Tensor) -> Made:
-        """Codes with the range of each row, and how they are read back."""
+    def _packed_by_range(self, x: Tensor) -> PackedTensor:
+        """Codes in the range that is known."""
+        self._check_made()
+        known = self._known
+        if known is None:
+            scale, zero_point, skew = self.code_params(x)
+            back = affine_params(scale, zero_point, self.bits, self.config.truncates)
+            known = _Known(scale, zero_point, skew, back, storage_bits(self.bits))
+            self._known = known
+        config = self.config
+        how = (known.scale, known.zero_point, config.bits, config.truncates, known.skew)
+        data = torch.ops.qlr.quantize_pack(x, *how)
+        return PackedTensor.unchecked(data, x.size(1), known.storage, *known.read_back)
+
+    def _packed_by_row(self, x: Tensor) -> PackedTensor:
+        """Codes with the range of each row."""
         skew = self._shift(skewness(x)) if self._follows_skewness else None
         config, multiplier = self.config, self._multiplier_for(x.numel())
         how = (multiplier, self.bits, config.truncates, config.zero_aligned, skew)
-        packed, *params = torch.ops.qlr.quantize_rows(x, *how)
-        return packed, x.size(1), params
+        data, *read_back = torch.ops.qlr.quantize_rows(x, *how)
+        return PackedTensor.unchecked(data, x.size(1), storage_bits(self.bits), *read_back)
 
     def _multiplier_for(self, numel: int) -> Tensor:
         """What the scale of a row is multiplied by, in a tensor of this size."""

@@ -46,9 +46,12 @@ class OutputQuantizer(NamedTuple):
 _Output = tuple[Tensor | None, Tensor | None, int, bool, Tensor | None]
 
 
+_NO_OUTPUT: _Output = (None, None, 8, False, None)
+
+
 def _arguments(out: OutputQuantizer | None) -> _Output:
     if out is None:
-        return None, None, 8, False, None
+        return _NO_OUTPUT
     return out.scale, out.zero_point, out.bits, out.truncate, out.skew
 
 
