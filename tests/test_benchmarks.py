@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,19 @@ def test_batches_of_small_graphs(run_benchmark: Any, tmp_path: Path) -> None:
     models = [row[0] for row in cells(short.read_text())[2:]]
     graphs = "new batches of 3 small graphs"
     assert models == [f"GCN 32-64-64-16, {graphs}", f"GIN 32-64-64-16, {graphs}"]
+
+
+def test_small_graphs_beside_the_float_model(run_benchmark: Any, tmp_path: Path) -> None:
+    out = tmp_path / "small.json"
+    sizes = ("--graphs", "2", "--rounds", "1", "--threads", "1", "--sampled", "cora")
+    models = ["gin", "gin_norm", "gat", "gcn", "sage", "new_gcn", "new_gin"]
+    if find_spec("torch_sparse") is None:  # the sampler needs it, or pyg-lib
+        models.remove("sage")
+    printed = run_benchmark("cpu_small.py", *sizes, "--models", *models, "--json", str(out))
+    head, *rows = cells(printed)
+    assert head[1:] == ["candidate", "median us", "over float"]
+    ratios = {row[1]: row[3] for row in rows[1:]}
+    assert ratios["float"] == "1.00" and float(ratios["INT8"]) > 0
+    written = json.loads(out.read_text())
+    assert [key for key in written if key in models] == models
+    assert all(set(written[name]["seconds"]) == {"float", "INT8"} for name in models)

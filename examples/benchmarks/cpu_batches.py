@@ -39,14 +39,14 @@ def molecule(num_nodes: int) -> Tensor:
     return torch.stack([torch.cat([source, target]), torch.cat([target, source])])
 
 
-def batch(num_graphs: int) -> tuple[Tensor, Tensor]:
+def batch(num_graphs: int, features: int = FEATURES) -> tuple[Tensor, Tensor]:
     """Features and edges of one batch."""
     sizes = torch.randint(15, 36, (num_graphs,)).tolist()
     parts, start = [], 0
     for size in sizes:
         parts.append(molecule(size) + start)
         start += size
-    return torch.randn(start, FEATURES), torch.cat(parts, dim=1)
+    return torch.randn(start, features), torch.cat(parts, dim=1)
 
 
 def candidates(model: nn.Module, x: Tensor, edge_index: Tensor, widths: list[int]) -> Candidates:

@@ -87,7 +87,10 @@ def forget_cached(layer: nn.Module) -> None:
 
 def has_hooks(layer: Any) -> bool:
     """Whether somebody watches or changes the messages of a layer."""
-    return any(getattr(layer, hooks) for hooks in _HOOKS)
+    for hooks in _HOOKS:  # a generator would take several times as long
+        if getattr(layer, hooks):
+            return True
+    return False
 
 
 def fuses(layer: Any, adj: Any) -> bool:

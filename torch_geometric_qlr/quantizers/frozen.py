@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +20,16 @@ __all__ = ["Frozen", "FrozenGrid", "Made", "freeze_ranges"]
 
 F = TypeVar("F", bound="Frozen")
 
-#: Packed codes, their columns, and scale and zero point.
-Made = tuple[Tensor, int, Sequence[Tensor]]
+
+class _Known(NamedTuple):
+    """What a static range needs to make codes, all of it known beforehand."""
+
+    scale: Tensor
+    zero_point: Tensor
+    skew: Tensor | None
+    #: How the codes are read back.
+    read_back: tuple[Tensor, Tensor]
+    storage: int
 
 
 class Frozen(Quantizer):

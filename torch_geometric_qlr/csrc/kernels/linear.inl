@@ -8,6 +8,7 @@
 
 constexpr int64_t kMaxInputs = 1 << 15;  // 255 * 255 * 2^15 < 2^31
 
+template <typename Weight>
 struct LinearWeight {
   // `x_center` is the integer near the zero point of the input.
   LinearWeight(const QlrPacked& w, int32_t x_center)
@@ -15,18 +16,20 @@ struct LinearWeight {
         center(panels.padded), residual(panels.padded) {
     const Layout layout(w.cols, w.bits);
     Scratch<uint8_t> codes(layout.padded_cols());
+    Scratch<Weight> row(panels.inputs());
     for (int64_t o = 0; o < outputs; ++o) {
       unpack_row(w.data + o * layout.stride, layout, codes.data());
       const float zero = w.zero[w.axis == QLR_PER_ROW ? o : 0];
       const int32_t near = near_zero_point(zero, (1 << w.bits) - 1);
       // Of 8 bits only 128 leaves bytes for sure; what is missing to the integer comes later.
-      const int32_t shift = w.bits == 8 ? 128 : near;
+      const int32_t shift = sizeof(Weight) == 1 && w.bits == 8 ? 128 : near;
       int32_t total = 0;
       for (int64_t k = 0; k < inputs; ++k) {
-        const int value = codes[k] - shift;
-        panels.at(o, k) = static_cast<int8_t>(value);
+        const int32_t value = codes[k] - shift;
+        row[k] = static_cast<Weight>(value);
         total += value;
       }
+      panels.set(o, row.data());
       center[o] = near - shift;
       sum[o] = total - center[o] * static_cast<int32_t>(inputs);
       panels.start[o] = -x_center * sum[o];
@@ -37,9 +40,9 @@ struct LinearWeight {
   }
 
   int64_t inputs, outputs;
-  Panels panels;
+  Panels<Weight> panels;
   Scratch<int32_t> sum;     // of (c_w - its integer)
-  Scratch<int32_t> center;  // what the bytes of a panel still have to lose to be that
+  Scratch<int32_t> center;  // what the weights of a panel still have to lose to be that
   Scratch<float> residual;
   bool has_center = false, has_residual = false;
 };
@@ -57,17 +60,21 @@ struct LinearInput {
   float residual(int64_t row) const {
     return x.zero[x.axis == QLR_PER_ROW ? row : 0] - static_cast<float>(center);
   }
-  // Codes of a row, zero past the last.
-  void load(int64_t row, uint8_t* codes) const {
-    unpack_row(x.data + row * layout.stride, layout, codes);
-    std::memset(codes + x.cols, 0, layout.padded_cols() - x.cols);
+  // Codes of a row, zero past the last. `room` holds them while they are bytes.
+  template <typename Code>
+  void load(int64_t row, Code* codes, uint8_t* room) const {
+    uint8_t* const bytes = sizeof(Code) == 1 ? reinterpret_cast<uint8_t*>(codes) : room;
+    unpack_row(x.data + row * layout.stride, layout, bytes);
+    std::memset(bytes + x.cols, 0, layout.padded_cols() - x.cols);
+    if (sizeof(Code) > 1) std::copy_n(bytes, layout.padded_cols(), codes);
   }
 };
 
 // The integer products of a row as the epilogue reads them.
+template <typename Weight>
 struct ProductSums {
   const int32_t* products;
-  const LinearWeight& w;
+  const LinearWeight<Weight>& w;
   int32_t center;  // of x
   int32_t x_sum;   // of (c_x - center), if the weights have a center or a residual
   float residual;  // of x
@@ -96,34 +103,39 @@ struct ProductSums {
 template <int B>
 inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight, const QlrEpilogue& epilogue,
                            int threads) {
+  using Code = Dot::Code<B>;
+  using Weight = Dot::Weight<B>;
   const LinearInput input(x);
-  const LinearWeight w(weight, input.center);
+  const LinearWeight<Weight> w(weight, input.center);
   // To the epilogue the outputs are columns, with the scale of the weights.
   Scratch<float> zeros(w.outputs);
   const int32_t axis = weight.axis == QLR_PER_ROW ? QLR_PER_COLUMN : QLR_PER_TENSOR;
   const QlrPacked columns{nullptr, 0, w.outputs, 1, axis, weight.scale, zeros.data()};
   const Emitter emitter(w.outputs, x.rows, &columns, epilogue);
   constexpr int64_t kBlockRows = Products::kBlockRows;
-  const int64_t stride = std::max(input.layout.padded_cols(), w.panels.groups * 4);
+  const int64_t stride = std::max(input.layout.padded_cols(), w.panels.inputs());
   const int64_t padded = w.panels.padded, blocks = (x.rows + kBlockRows - 1) / kBlockRows;
   const bool wants_sum = w.has_center || w.has_residual;
   parallel_rows(blocks, kBlockRows * w.inputs * w.outputs / 16, threads,
                 [&](int64_t first, int64_t last) {
     const Products multiply;
-    Scratch<uint8_t> codes(kBlockRows * stride + 64);
+    Scratch<Code> codes(kBlockRows * stride + 64);
+    Scratch<uint8_t> bytes(stride);
     Scratch<int32_t> products(kBlockRows * padded);
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, x.rows);
-      for (int64_t i = begin; i < end; ++i) input.load(i, codes.data() + (i - begin) * stride);
+      for (int64_t i = begin; i < end; ++i)
+        input.load(i, codes.data() + (i - begin) * stride, bytes.data());
       multiply.template run<B>(codes.data(), stride, w.panels, products.data());
       for (int64_t i = begin; i < end; ++i) {
         int32_t x_sum = 0;
         if (wants_sum) {
-          const uint8_t* row = codes.data() + (i - begin) * stride;
+          const Code* row = codes.data() + (i - begin) * stride;
           for (int64_t k = 0; k < w.inputs; ++k) x_sum += row[k];
           x_sum -= static_cast<int32_t>(w.inputs) * input.center;
         }
-        emitter.row(i, ProductSums{products.data() + (i - begin) * padded, w, input.center, x_sum,
+        emitter.row(
+            i, ProductSums<Weight>{products.data() + (i - begin) * padded, w, input.center, x_sum,
                                    input.residual(i), input.residual(i) != 0.f, input.scale(i)});
       }
     }

@@ -1,22 +1,31 @@
 // The weights of a product as Products read them: panels of Dot::W outputs, and in a panel groups of
-// four inputs, those of an output side by side, as signed bytes.
+// as many inputs as fit into four bytes, those of an output side by side.
+template <typename Weight>
 struct Panels {
-  Panels(int64_t inputs, int64_t outputs)
-      : groups((inputs + kInputs - 1) / kInputs * kInputs / 4),
-        padded((outputs + Dot::W - 1) / Dot::W * Dot::W), start(padded),
-        bytes_(padded * groups * 4) {}
-
-  int8_t& at(int64_t output, int64_t input) {
-    return bytes_[output / Dot::W * groups * Dot::W * 4 + input / 4 * Dot::W * 4 +
-                  output % Dot::W * 4 + input % 4];
-  }
-  const int8_t* of(int64_t panel) const { return bytes_.data() + panel * groups * Dot::W * 4; }
-  int64_t count() const { return padded / Dot::W; }
-
+  static constexpr int64_t kGroup = 4 / sizeof(Weight);
   static constexpr int64_t kInputs = Dot::kInputs;  // are padded with zeros to a multiple of this
+
+  Panels(int64_t inputs, int64_t outputs)
+      : groups((inputs + kInputs - 1) / kInputs * kInputs / kGroup),
+        padded((outputs + Dot::W - 1) / Dot::W * Dot::W), start(padded),
+        values_(padded * groups * kGroup) {}
+
+  // `weights` of an output, inputs() of them.
+  void set(int64_t output, const Weight* weights) {
+    Weight* const to =
+        values_.data() + (output / Dot::W * groups * Dot::W + output % Dot::W) * kGroup;
+    for (int64_t g = 0; g < groups; ++g)
+      std::memcpy(to + g * Dot::W * kGroup, weights + g * kGroup, 4);
+  }
+  const Weight* of(int64_t panel) const {
+    return values_.data() + panel * groups * Dot::W * kGroup;
+  }
+  int64_t count() const { return padded / Dot::W; }
+  int64_t inputs() const { return groups * kGroup; }
+
   int64_t groups, padded;
   Scratch<int32_t> start;  // what the sums begin with
 
  private:
-  Scratch<int8_t> bytes_;
+  Scratch<Weight> values_;
 };

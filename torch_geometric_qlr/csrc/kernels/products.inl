@@ -1,14 +1,15 @@
-// Rows of unsigned bytes times panels of signed bytes with vectors, kBlockRows at a time.
+// Rows of codes times panels of weights with vectors, kBlockRows at a time.
 
 #include "panels.inl"
 
 struct Products {
   static constexpr int kBlockRows = 6;
 
-  // B is 8 if both operands may need all of 8 bits. Rows are `stride` bytes apart, those of `out`
+  // B is 8 if both operands may need all of 8 bits. Rows are `stride` codes apart, those of `out`
   // panels.padded integers.
   template <int B>
-  void run(const uint8_t* x, int64_t stride, const Panels& panels, int32_t* out) const {
+  void run(const Dot::Code<B>* x, int64_t stride, const Panels<Dot::Weight<B>>& panels,
+           int32_t* out) const {
     several<B, kMost>(x, stride, panels, 0, out);
   }
 
@@ -18,26 +19,27 @@ struct Products {
 
   // P panels at a time, then fewer.
   template <int B, int P>
-  static void several(const uint8_t* x, int64_t stride, const Panels& panels, int64_t first,
-                      int32_t* out) {
+  static void several(const Dot::Code<B>* x, int64_t stride, const Panels<Dot::Weight<B>>& panels,
+                      int64_t first, int32_t* out) {
     for (; first + P <= panels.count(); first += P) block<B, P>(x, stride, panels, first, out);
     if constexpr (P > 1) several<B, P - 1>(x, stride, panels, first, out);
   }
   template <int B, int P>
-  static void block(const uint8_t* x, int64_t stride, const Panels& panels, int64_t first,
-                    int32_t* out) {
+  static void block(const Dot::Code<B>* x, int64_t stride, const Panels<Dot::Weight<B>>& panels,
+                    int64_t first, int32_t* out) {
+    constexpr int64_t kGroup = Panels<Dot::Weight<B>>::kGroup;
     Dot::v acc[kBlockRows][P];
     for (int p = 0; p < P; ++p) {
       const Dot::v start = Dot::load_sums(panels.start.data() + (first + p) * Dot::W);
       for (int r = 0; r < kBlockRows; ++r) acc[r][p] = start;
     }
-    const int8_t* panel[P];
+    const Dot::Weight<B>* panel[P];
     for (int p = 0; p < P; ++p) panel[p] = panels.of(first + p);
     for (int64_t g = 0; g < panels.groups; ++g) {
       Dot::v b[P];
-      for (int p = 0; p < P; ++p) b[p] = Dot::load(panel[p] + g * Dot::W * 4);
+      for (int p = 0; p < P; ++p) b[p] = Dot::load(panel[p] + g * Dot::W * kGroup);
       for (int r = 0; r < kBlockRows; ++r) {
-        const Dot::v a = Dot::repeat4(x + r * stride + 4 * g);
+        const Dot::v a = Dot::repeat4(x + r * stride + g * kGroup);
         for (int p = 0; p < P; ++p) acc[r][p] = Dot::template dot<B>(acc[r][p], a, b[p]);
       }
     }

@@ -22,7 +22,7 @@ struct Products {
   Products& operator=(const Products&) = delete;
 
   template <int B>
-  void run(const uint8_t* x, int64_t stride, const Panels& panels, int32_t* out) const {
+  void run(const uint8_t* x, int64_t stride, const Panels<int8_t>& panels, int32_t* out) const {
     int64_t p = 0;
     for (; p + 2 <= panels.count(); p += 2) pair(x, stride, panels, p, out);
     if (p < panels.count()) single(x, stride, panels, p, out);
@@ -37,7 +37,7 @@ struct Products {
 
   // Sums are in tiles 0 to 3, rows of x in 4 and 5, the panels in 6 and 7. A stride of zero repeats
   // the starting sums in every row.
-  static void pair(const uint8_t* x, int64_t stride, const Panels& panels, int64_t first,
+  static void pair(const uint8_t* x, int64_t stride, const Panels<int8_t>& panels, int64_t first,
                    int32_t* out) {
     const int32_t* start = panels.start.data() + first * 16;
     _tile_loadd(0, start, 0);
@@ -62,7 +62,7 @@ struct Products {
     _tile_stored(2, to + 16 * panels.padded, row);
     _tile_stored(3, to + 16 * panels.padded + 16, row);
   }
-  static void single(const uint8_t* x, int64_t stride, const Panels& panels, int64_t panel,
+  static void single(const uint8_t* x, int64_t stride, const Panels<int8_t>& panels, int64_t panel,
                      int32_t* out) {
     const int32_t* start = panels.start.data() + panel * 16;
     _tile_loadd(0, start, 0);

@@ -58,13 +58,18 @@ class PackedSpmm {
   struct Block {
     int64_t row, e;
     int count;
+    bool few;  // so few edges that to split their weights into digits takes longer than to multiply
     WeightBlock weights;
     Digits<B> digits;
   };
+  static constexpr int64_t kFewEdges = 4;
+
   void prepare(Block& block, int64_t row, int64_t e) const {
     block.row = row;
     block.e = e;
     block.count = static_cast<int>(std::min<int64_t>(kBlockEdges, graph_.rowptr[row + 1] - e));
+    block.few = graph_.rowptr[row + 1] - graph_.rowptr[row] <= kFewEdges;
+    if (block.few) return weigh(block, emitter_.has_residual());
     if constexpr (Digits<B>::kLasting) {
       // What is left for the residuals is the sum of what is multiplied by, digit for digit.
       const bool wants_sum = emitter_.has_residual() && weights_.zero == nullptr;
@@ -85,6 +90,32 @@ class PackedSpmm {
     block.weights.fill(weights_, graph_.col, block.e, block.count, wants_sum);
   }
   static constexpr int64_t kWeightsAhead = 256;  // a kilobyte
+
+  // The sums of a row of few edges, edge by edge in floats.
+  void add_few(const Block& block, float* sums) const {
+    const Layout& layout = rows_.layout;
+    const F::vf center = F::set1(static_cast<float>(emitter_.center()));
+    const uint8_t* row[kFewEdges];
+    F::vf weight[kFewEdges];
+    for (int i = 0; i < block.count; ++i) {
+      rows_.prefetch(block.e + i, 0, layout.stride);
+      row[i] = rows_.row(block.e + i);
+      weight[i] = F::set1(block.weights.value[i]);
+    }
+    for (int64_t byte = 0; byte < layout.stride; byte += F::W) {
+      float* const to = sums + byte / layout.unit * layout.unit * kFields + byte % layout.unit;
+      for (int k = 0; k < kFields; ++k) {
+        F::vf sum = F::zero();
+        for (int i = 0; i < block.count; ++i) {
+          const F::vf code = F::load_field(row[i] + byte, k * B, (1 << B) - 1);
+          sum = F::fma(weight[i], F::sub(code, center), sum);
+        }
+        F::store(to + k * layout.unit, sum);
+      }
+    }
+  }
+  static constexpr int kFields = 8 / B;
+
   // Digits wait for weights, and sums for digits: so they are made a block ahead.
   void weighted_rows(int64_t first, int64_t last) const {
     Scratch<float> sums(emitter_.padded());
@@ -96,8 +127,10 @@ class PackedSpmm {
       const int64_t begin = graph_.rowptr[now.row], end = graph_.rowptr[now.row + 1];
       const int64_t e = now.e + now.count, row = now.row + (e == end);
       if (row < last) prepare(blocks[turn ^ 1], row, e);
-      weighted_block<B>(rows_, now.weights, now.digits, now.e, now.count, emitter_.center(),
-                        sums.data(), now.e == begin);
+      if (now.few) add_few(now, sums.data());
+      else
+        weighted_block<B>(rows_, now.weights, now.digits, now.e, now.count, emitter_.center(),
+                          sums.data(), now.e == begin);
       rest += now.weights.rest;
       if (e < end) continue;
       emitter_.row(now.row, FloatSums{sums.data(), float(rest)}, end - begin);

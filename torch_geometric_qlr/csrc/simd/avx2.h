@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace qlr {
 namespace avx2 {
@@ -170,18 +171,25 @@ inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
       acc, _mm256_madd_epi16(_mm256_maddubs_epi16(high, digits), _mm256_set1_epi16(16)));
 }
 
+// Products of rows with panels: four unsigned bytes times four signed ones. Where both need all of 8
+// bits they are words, two times two, which takes half as long as the halves of a byte.
 struct Dot {
   static constexpr int W = 8;
   static constexpr int64_t kInputs = 4;  // are padded to a multiple of this
+  template <int B> using Code = std::conditional_t<B == 8, int16_t, uint8_t>;
+  template <int B> using Weight = std::conditional_t<B == 8, int16_t, int8_t>;
   typedef __m256i v;
   static v load_sums(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
-  static v repeat4(const uint8_t* p) {
+  static v repeat4(const void* p) {
     int32_t four;
     std::memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
   }
-  static v load(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
-  template <int B> static v dot(v acc, v a, v b) { return dot4<B>(acc, a, b); }
+  static v load(const void* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
+  template <int B> static v dot(v acc, v a, v b) {
+    if (B == 8) return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+    return dot4<B>(acc, a, b);
+  }
   static void store(int32_t* p, v a) { _mm256_storeu_si256(reinterpret_cast<v*>(p), a); }
 };
 

@@ -164,6 +164,8 @@ struct Bytes {
 struct Dot {
   static constexpr int W = 16;
   static constexpr int64_t kInputs = 4;  // are padded to a multiple of this
+  template <int B> using Code = uint8_t;
+  template <int B> using Weight = int8_t;
   typedef __m512i v;
   static v load_sums(const int32_t* p) { return _mm512_loadu_si512(p); }
   static v repeat4(const uint8_t* p) {

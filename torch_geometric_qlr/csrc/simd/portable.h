@@ -81,6 +81,8 @@ struct F {
 struct Dot {
   static constexpr int W = 1;
   static constexpr int64_t kInputs = 4;  // are padded to a multiple of this
+  template <int B> using Code = uint8_t;
+  template <int B> using Weight = int8_t;
   struct v {
     int32_t value[4];
   };

@@ -147,9 +147,11 @@ void observed_quantize_backward(Call& call) {
 }
 
 const Kernel<fake_quantize> kFakeQuantize("fake_quantize", Gradient::kNone);
-const Kernel<fake_quantize_backward> kFakeQuantizeBackward("fake_quantize_backward", Gradient::kNone);
+const Kernel<fake_quantize_backward> kFakeQuantizeBackward("fake_quantize_backward",
+                                                           Gradient::kNone);
 const Kernel<observed_quantize> kObservedQuantize("observed_quantize", Gradient::kRefused);
-const Kernel<observed_quantize_backward> kObservedQuantizeBackward("observed_quantize_backward", Gradient::kRefused);
+const Kernel<observed_quantize_backward> kObservedQuantizeBackward("observed_quantize_backward",
+                                                                   Gradient::kRefused);
 
 }  // namespace
 }  // namespace qlr

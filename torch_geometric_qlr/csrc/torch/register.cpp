@@ -65,8 +65,7 @@ bool define_all() {
 bool implement_all() {
   const Shim& s = torch();
   Library library = nullptr;
-  if (s.aoti_torch_library_init_impl("qlr", "CPU", kWho, 0, &library) != 0)
-    return false;
+  if (s.aoti_torch_library_init_impl("qlr", "CPU", kWho, 0, &library) != 0) return false;
   for (const Op* op = first_op; op != nullptr; op = op->next)
     if (s.torch_library_impl(library, op->name, op->boxed, kTorchVersion) != 0) return false;
   return true;
@@ -81,8 +80,7 @@ void run_op(const Op& op, Value* stack, uint64_t outputs) {
   const Refusal refusal = attempt(op, stack, results);
   if (refusal.status != QLR_OK) return detour(*op.schema, stack, outputs, refusal);
   release(*op.schema, stack);
-  for (uint64_t i = 0; i < outputs; ++i)
-    stack[i] = reinterpret_cast<Value>(results[i].release());
+  for (uint64_t i = 0; i < outputs; ++i) stack[i] = reinterpret_cast<Value>(results[i].release());
 }
 
 }  // namespace qlr

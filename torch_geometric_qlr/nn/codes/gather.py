@@ -29,6 +29,9 @@ from torch_geometric_qlr.sparse import CSRGraph, is_matrix
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
 
+#: What somebody may replace on the object.
+_METHODS = frozenset({"propagate", "message", "aggregate", "update", "message_and_aggregate"})
+
 #: What was said of a layer already.
 _TOLD: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
@@ -60,9 +63,9 @@ def why_not_now(layer: Any) -> str:
         return f"decomposed_layers is {layer.decomposed_layers}"
     if has_hooks(layer):
         return "a hook sits on its messages"
-    for name in ("propagate", "message", "aggregate", "update", "message_and_aggregate"):
-        if name in layer.__dict__:
-            return f"its {name}() was replaced on the object"
+    if not _METHODS.isdisjoint(layer.__dict__):
+        name = next(name for name in layer.__dict__ if name in _METHODS)
+        return f"its {name}() was replaced on the object"
     return ""
 
 

@@ -10,7 +10,7 @@ from torch_geometric.index import index2ptr
 
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
-from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
+from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
 from torch_geometric_qlr.nn.layer_spec import facts_of
 from torch_geometric_qlr.nn.state import LayerState, state_of, where_is
 from torch_geometric_qlr.nn.weight_access import weight_codes
@@ -66,6 +66,8 @@ def _of_codes(layer: Any, codes: PackedTensor) -> Stage:
     state, weight, own_bias = state_of(layer), weight_codes(layer, "weight").packed, layer.bias
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
+        if e is NO_EPILOGUE:  # as in a small model always
+            return packed.linear(codes, weight, bias=own_bias, out=out)
         return packed.linear(
             codes,
             _stretched(weight, e.column),

@@ -65,8 +65,11 @@ class Stage(NamedTuple):
     def compute(self, epilogue: Epilogue, out: OutputQuantizer | None) -> Any:
         """The result with an epilogue, as floats or as codes."""
         try:
-            with backend_scope(self.owner.backend), torch._C.DisableTorchFunctionSubclass():
-                return self.run(epilogue, out)
+            with torch._C.DisableTorchFunctionSubclass():
+                if self.owner.backend == "auto":  # to enter no scope takes as long as a small op
+                    return self.run(epilogue, out)
+                with backend_scope(self.owner.backend):
+                    return self.run(epilogue, out)
         except InputError as error:
             raise InputError(f"{self.owner.path}: {error}") from None
 

@@ -33,6 +33,8 @@ class PackedLayer(QuantLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         _check_call(self, (*args, *kwargs.values()))
+        if self._qlr.backend == "auto":
+            return super().forward(*args, **kwargs)
         with backend_scope(self._qlr.backend):
             return super().forward(*args, **kwargs)
 
