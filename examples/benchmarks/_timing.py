@@ -17,9 +17,13 @@ Times = dict[str, list[float]]
 
 
 def interleave(
-    candidates: dict[str, Callable[[], Any]], rounds: int, *, min_seconds: float = 5e-3
+    candidates: dict[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    min_seconds: float = 5e-3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Seconds per call of every candidate in every round.
+    """Seconds per call of every candidate in every round, by that clock.
 
     Whatever disturbs the machine for a while then disturbs all of them, and a ratio taken within a
     round is free of it. A candidate faster than `min_seconds` is repeated within its turn.
@@ -28,15 +32,15 @@ def interleave(
     repeats = {}
     for name, run in candidates.items():
         run()
-        start = time.perf_counter()
+        start = clock()
         run()
-        repeats[name] = max(1, int(min_seconds / max(time.perf_counter() - start, 1e-7)))
+        repeats[name] = max(1, int(min_seconds / max(clock() - start, 1e-7)))
     for _ in range(rounds):
         for name in random.sample(list(candidates), len(candidates)):
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats[name]):
                 candidates[name]()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            times[name].append((clock() - start) / repeats[name])
     return times
 
 
