@@ -23,7 +23,7 @@ def interleave(
     min_seconds: float = 5e-3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Seconds per call of every candidate in every round.
+    """Seconds per call of every candidate in every round, by that clock.
 
     Whatever disturbs the machine for a while then disturbs all of them, and a ratio taken within a
     round is free of it. A candidate faster than `min_seconds` is repeated within its turn.

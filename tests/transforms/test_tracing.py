@@ -142,7 +142,7 @@ def test_a_draft_of_an_export_finds_no_more_than_in_the_float_model(name: str, k
 
 @pytest.mark.heavy
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize("name", ["GCN", "GIN", "GraphSAGE"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_program_compiled_ahead_gives_the_same_answers(name: str, tmp_path: Any) -> None:
     torch._dynamo.reset()
     model = build(name, "converted")
@@ -153,5 +153,5 @@ def test_a_program_compiled_ahead_gives_the_same_answers(name: str, tmp_path: An
             program, package_path=str(tmp_path / "model.pt2")
         )
         compiled = torch._inductor.aoti_load_package(path)
-        # The last bit of a degree to the power of -1/2 is not the same in code of inductor.
-        assert_same_answers(compiled, model, "converted", exactly=name != "GCN")
+        # PyG computes attention in floats: inductor takes sums over the heads in another order.
+        assert_same_answers(compiled, model, "converted", exactly=name != "GAT")

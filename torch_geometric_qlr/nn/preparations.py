@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from torch_geometric_qlr.nn.layer_spec import EdgePreparation
+from torch_geometric_qlr.sparse import gcn_norm
 
 __all__ = [
     "ATTENTION_LOOPS",
@@ -21,13 +21,14 @@ __all__ = [
 
 def _gcn(layer: Any, arguments: dict[str, Any], edges: Any, weight: Any) -> Any:
     x, improved = arguments["x"], getattr(layer, "improved", False)
-    num_nodes, loops = x.size(layer.node_dim), layer.add_self_loops
-    return gcn_norm(edges, weight, num_nodes, improved, loops, layer.flow, x.dtype)
+    options = {"improved": improved, "add_self_loops": layer.add_self_loops, "flow": layer.flow}
+    return gcn_norm(edges, weight, x.size(layer.node_dim), dtype=x.dtype, **options)
 
 
 def _gcn_without_loops(layer: Any, arguments: dict[str, Any], edges: Any, weight: Any) -> Any:
     x = arguments["x"]
-    return gcn_norm(edges, weight, x.size(layer.node_dim), False, False, layer.flow, x.dtype)
+    options = {"add_self_loops": False, "flow": layer.flow}
+    return gcn_norm(edges, weight, x.size(layer.node_dim), dtype=x.dtype, **options)
 
 
 def _attention_loops(layer: Any, arguments: dict[str, Any], edges: Any, attr: Any) -> Any:

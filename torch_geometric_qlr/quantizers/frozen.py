@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,18 @@ __all__ = ["Frozen", "FrozenGrid", "Made", "freeze_ranges"]
 
 F = TypeVar("F", bound="Frozen")
 
+#: Packed codes, their columns, and scale and zero point.
+Made = tuple[Tensor, int, Sequence[Tensor]]
+
 
 class _Known(NamedTuple):
-    """What a static range needs to make codes, all of it known beforehand."""
+    """What a grid that is known before the data needs to make codes."""
 
     scale: Tensor
     zero_point: Tensor
     skew: Tensor | None
     #: How the codes are read back.
     read_back: tuple[Tensor, Tensor]
-    storage: int
 
 
 class Frozen(Quantizer):
@@ -67,7 +69,7 @@ class Frozen(Quantizer):
         """After a change of what is computed once."""
         self._static: CodeParams | None = None
         self._output: OutputQuantizer | None = None
-        self._read_back: tuple[Tensor, Tensor] | None = None
+        self._known: _Known | None = None
         self._made_from: list[tuple[str, Tensor, int]] = []
         self._state = RangeState.MISSING  # as the buffer says
         self._usable = is_abstract(self.calibrated) or self.has_range
@@ -132,7 +134,7 @@ class Frozen(Quantizer):
         if not self._usable or is_transformed() or not x.numel() > 0:
             return super()._packed(x)
         try:
-            made = self._codes(x)
+            made = self._codes(x if self._takes(x) else self._checked(x))
         except InputError as error:
             raise InputError(f"{self._name}: {error}") from None
         if made is None:
@@ -140,18 +142,23 @@ class Frozen(Quantizer):
         packed, cols, params = made
         return PackedTensor.unchecked(packed, cols, storage_bits(self.bits), *params)
 
+    def _takes(self, x: Tensor) -> bool:
+        """Whether a tensor is as nearly always, so that there is nothing to check."""
+        return x.dtype == torch.float32 and x.dim() == 2 and self.num_groups == 1
+
     def _codes(self, x: Tensor) -> Made | None:
         """Codes with the numbers that are known, and how they are read back; :obj:`None` if they
         are made as ever."""
         if not self.is_static or torch.compiler.is_compiling() or x.dim() != 2:
             return None
-        x = self._checked(x)
-        scale, zero_point, skew = self.code_params(x)
-        how = (scale, zero_point, self.bits, self.config.truncates, skew)
-        packed = torch.ops.qlr.quantize_pack(x, *how)
-        if self._read_back is None:
-            self._read_back = affine_params(*how[:4])
-        return packed, x.size(1), self._read_back
+        self._check_made()
+        known, config = self._known, self.config
+        if known is None:
+            scale, zero_point, skew = self.code_params(x)
+            back = affine_params(scale, zero_point, config.bits, config.truncates)
+            known = self._known = _Known(scale, zero_point, skew, back)
+        how = (known.scale, known.zero_point, config.bits, config.truncates, known.skew)
+        return torch.ops.qlr.quantize_pack(x, *how), x.size(1), known.read_back
 
     # What a module goes through ###################################################################
 

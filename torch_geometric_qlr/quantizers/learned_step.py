@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_geometric_qlr.ops import gradients
 from torch_geometric_qlr.quantizers.functional import floored_multiplier
 from torch_geometric_qlr.quantizers.statistics import Grid
-from torch_geometric_qlr.quantizers.torch_state import below_autograd
+from torch_geometric_qlr.quantizers.torch_state import PlainFunction, below_autograd
 
 __all__ = ["Observer", "quantize_learned", "quantize_observed"]
 
@@ -98,7 +98,7 @@ def quantize_observed(x: Tensor, gamma: Tensor, by: Observer) -> tuple[Tensor, T
     return value, scale, zero_point
 
 
-class _Learned(torch.autograd.Function):
+class _Learned(PlainFunction):
     """What both nodes do backward."""
 
     @staticmethod

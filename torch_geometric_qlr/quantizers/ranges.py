@@ -168,7 +168,6 @@ class FrozenRange(Frozen, RangeQuantizer):
 
     def _codes_by_row(self, x: Tensor) -> Made:
         """Codes with the range of each row, and how they are read back."""
-        x = self._checked(x)
         skew = self._shift(skewness(x)) if self._follows_skewness else None
         config, multiplier = self.config, self._multiplier_for(x.numel())
         how = (multiplier, self.bits, config.truncates, config.zero_aligned, skew)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 __all__ = [
     "REAL",
+    "PlainFunction",
     "below_autograd",
     "follows_tangents",
     "is_abstract",
@@ -24,6 +26,10 @@ __all__ = [
 
 #: The types of tensors that nobody has wrapped. A fake parameter has the type of fake tensors.
 REAL = (Tensor, nn.Parameter)
+
+#: What :class:`torch.autograd.Function` adds :mod:`torch.func` to; for where :func:`runs_plainly`.
+#: To look for transforms at each argument takes a part of the time of a small node.
+PlainFunction: Any = torch.autograd.function._SingleLevelFunction
 
 
 def is_recomputing() -> bool:

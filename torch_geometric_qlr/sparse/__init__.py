@@ -15,6 +15,7 @@ from torch_geometric_qlr.sparse.incidence import Incidence, symmetric_edges
 from torch_geometric_qlr.sparse.memo import EdgeMemo, anchor_in
 from torch_geometric_qlr.sparse.normalize import (
     gcn_edges,
+    gcn_norm,
     in_form_of,
     inverse_sqrt_degree,
     propagation_adjacency,
@@ -30,6 +31,7 @@ __all__ = [
     "anchor_in",
     "csr_graph",
     "gcn_edges",
+    "gcn_norm",
     "in_form_of",
     "infer_num_nodes",
     "inverse_sqrt_degree",

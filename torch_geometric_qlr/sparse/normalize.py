@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import scatter
+from torch_geometric.nn.conv.gcn_conv import gcn_norm as gcn_norm_of_pyg
+from torch_geometric.utils import add_remaining_self_loops, scatter
 
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
@@ -18,9 +19,69 @@ from torch_geometric_qlr.sparse.adjacency import (
 from torch_geometric_qlr.sparse.cache import AdjacencyCache
 from torch_geometric_qlr.sparse.csr import CSRGraph
 
-__all__ = ["gcn_edges", "in_form_of", "inverse_sqrt_degree", "propagation_adjacency"]
+__all__ = [
+    "gcn_edges",
+    "gcn_norm",
+    "in_form_of",
+    "inverse_sqrt_degree",
+    "propagation_adjacency",
+]
 
 _CACHE = AdjacencyCache()
+
+
+def gcn_norm(
+    adj: Adjacency,
+    edge_weight: Tensor | None,
+    num_nodes: int,
+    *,
+    improved: bool = False,
+    add_self_loops: bool = True,
+    flow: str = "source_to_target",
+    dtype: torch.dtype | None = None,
+) -> Any:
+    r"""PyG's ``gcn_norm``, bit for bit, and the same bits in code that torch has compiled, where
+    ``pow(-0.5)``, with which PyG computes it, has another last bit.
+
+    Args:
+        adj (torch.Tensor or EdgeIndex or SparseTensor): Edges ``[2, E]`` or a sparse matrix
+            ``adj_t``, which PyG itself normalises.
+        edge_weight (torch.Tensor, optional): Weights ``[E]`` that belong to plain edges.
+        num_nodes (int): Number of nodes.
+        improved (bool, optional): Whether a new self loop weighs two. (default: :obj:`False`)
+        add_self_loops (bool, optional): Whether to add the self loops that are missing.
+            (default: :obj:`True`)
+        flow (str, optional): Over which end of the edges degrees are summed.
+            (default: :obj:`"source_to_target"`)
+        dtype (torch.dtype, optional): Type of the weights, if none were given.
+            (default: :obj:`None`)
+
+    Returns:
+        Any: Edges and weights, or the matrix, as PyG has them.
+
+    Example:
+        >>> gcn_norm(torch.tensor([[0, 1], [1, 1]]), None, 2)
+        (tensor([[0, 0, 1],
+                [1, 0, 1]]), tensor([0.7071, 1.0000, 0.5000]))
+    """
+    if is_matrix(adj):
+        return gcn_norm_of_pyg(adj, edge_weight, num_nodes, improved, add_self_loops, flow, dtype)
+    edges: Any = adj
+    if add_self_loops:
+        fill = 2.0 if improved else 1.0
+        edges, edge_weight = add_remaining_self_loops(edges, edge_weight, fill, num_nodes)
+    if edge_weight is None:
+        edge_weight = torch.ones(edges.size(1), dtype=dtype, device=edges.device)
+    source, target = edges[0], edges[1]
+    end = target if flow == "source_to_target" else source
+    inv_sqrt = _inverse_sqrt(scatter(edge_weight, end, 0, dim_size=num_nodes, reduce="sum"))
+    return edges, inv_sqrt[source] * edge_weight * inv_sqrt[target]
+
+
+def _inverse_sqrt(degree: Tensor) -> Tensor:
+    """Of nodes without edges zero."""
+    inv_sqrt = degree.rsqrt()
+    return inv_sqrt.masked_fill(inv_sqrt == float("inf"), 0.0)
 
 
 def gcn_edges(
@@ -67,10 +128,9 @@ def gcn_edges(
     edge_index, edge_weight = to_edge_index(adj, edge_weight)
     if edge_weight is not None and dtype is not None:
         edge_weight = edge_weight.to(dtype)
-    edge_index, weight = gcn_norm(
-        edge_index, edge_weight, num_nodes, False, add_self_loops, flow, dtype
-    )
-    return edge_index, weight
+    options: Any = {"add_self_loops": add_self_loops, "flow": flow, "dtype": dtype}
+    normalised: tuple[Tensor, Tensor] = gcn_norm(edge_index, edge_weight, num_nodes, **options)
+    return normalised
 
 
 def inverse_sqrt_degree(
@@ -96,8 +156,7 @@ def inverse_sqrt_degree(
         loops = (source == target).to(weight.dtype)
         loops = scatter(loops, target, dim=0, dim_size=num_nodes, reduce="sum")
         degree = degree + (loops == 0).to(weight.dtype)
-    inv_sqrt = degree.pow(-0.5)
-    return inv_sqrt.masked_fill(inv_sqrt == float("inf"), 0.0)
+    return _inverse_sqrt(degree)
 
 
 def propagation_adjacency(

@@ -136,60 +136,89 @@ inline F::vf where_finite(F::vf x) {
                     F::set1(std::numeric_limits<float>::max()));
 }
 
-// The values of the codes of some rows, and where the gradient passes. FINITE: they all are.
-template <bool FAST, bool FINITE>
+// Values to those of their codes, and where the gradient passes. FINITE: all of them are.
+template <bool FAST, bool FINITE, bool TRUNCATE>
+struct FakeCoder {
+  Coder coder;
+
+  QLR_ALWAYS_INLINE void of(F::vf value, const Affine& a, F::vf& y, F::vf& in) const {
+    F::vf scale = a.scale.by, zero = a.zero;
+    const F::vf raw = coder.template raw<FAST>(value, a);
+    F::vf code = raw;
+    in = F::between(raw, F::zero(), coder.raw_top);
+    if constexpr (TRUNCATE) {
+      code = coder.template cut<FAST>(raw);
+      in = F::mul(in, F::between(code, F::zero(), coder.top));
+      scale = F::mul(scale, coder.step.by);
+      zero = F::div(zero, coder.step.by);
+    }
+    y = F::mul(scale, F::sub(coder.clamp(code, coder.top), zero));
+    if constexpr (!FINITE) {
+      const F::vf finite = where_finite(value);
+      in = F::mul(finite, in);
+      y = F::choose(finite, y, value);
+    }
+  }
+  // `count` values side by side, those from f on with the affine at(f).
+  template <typename At>
+  QLR_ALWAYS_INLINE void row(const float* x, int64_t count, const At& at, float* x_hat,
+                             uint8_t* mask) const {
+    int64_t f = 0;
+    F::vf y, in;
+    for (; f + F::W <= count; f += F::W) {
+      of(F::load(x + f), at(f), y, in);
+      F::store(x_hat + f, y);
+      F::store_u8(mask + f, F::to_int(in));
+    }
+    const int64_t rest = count - f;
+    if (rest <= 0) return;
+    alignas(64) float values[F::W];
+    uint8_t inside[F::W];
+    of(F::load_partial(x + f, rest), at(f), y, in);
+    F::store(values, y);
+    F::store_u8(inside, F::to_int(in));
+    std::memcpy(x_hat + f, values, rest * sizeof(float));
+    std::memcpy(mask + f, inside, rest);
+  }
+};
+
+template <bool FAST, bool FINITE, bool TRUNCATE>
 inline void fake_quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
                                const Affines& affines, float* x_hat, uint8_t* mask, int64_t first,
                                int64_t last) {
-  const Coder coder(q);
-  alignas(64) float out[F::W];
-  uint8_t inside[F::W];
+  const FakeCoder<FAST, FINITE, TRUNCATE> coder{Coder(q)};
+  if (q.axis == QLR_PER_TENSOR) {  // rows are as good as one long one
+    const auto same = [a = affines.row(0)](int64_t) QLR_ALWAYS_INLINE {
+      return a;
+    };
+    const int64_t begin = first * cols;
+    return coder.row(x + begin, (last - first) * cols, same, x_hat + begin, mask + begin);
+  }
   for (int64_t i = first; i < last; ++i) {
-    const Affine of_row = affines.row(i);
-    for (int64_t f = 0; f < cols; f += F::W) {
-      const Affine a = affines.at(of_row, f);
-      F::vf scale = a.scale.by, zero = a.zero;
-      const F::vf value = F::load_partial(x + i * cols + f, cols - f);
-      const F::vf raw = coder.template raw<FAST>(value, a);
-      F::vf in = F::between(raw, F::zero(), coder.raw_top), code;
-      if (coder.truncate) {
-        code = coder.template cut<FAST>(raw);
-        in = F::mul(in, F::between(code, F::zero(), coder.top));
-        scale = F::mul(scale, coder.step.by);
-        zero = F::div(zero, coder.step.by);
-      } else {
-        code = raw;
-      }
-      F::vf y = F::mul(scale, F::sub(coder.clamp(code, coder.top), zero));
-      if constexpr (!FINITE) {
-        const F::vf finite = where_finite(value);
-        in = F::mul(finite, in);
-        y = F::choose(finite, y, value);
-      }
-      const int64_t count = std::min<int64_t>(F::W, cols - f), at = i * cols + f;
-      if (count == F::W) {
-        F::store(x_hat + at, y);
-        F::store_u8(mask + at, F::to_int(in));
-      } else {
-        F::store(out, y);
-        F::store_u8(inside, F::to_int(in));
-        std::memcpy(x_hat + at, out, count * sizeof(float));
-        std::memcpy(mask + at, inside, count);
-      }
-    }
+    const auto at = [&, of_row = affines.row(i)](int64_t f) QLR_ALWAYS_INLINE {
+      return affines.at(of_row, f);
+    };
+    coder.row(x + i * cols, cols, at, x_hat + i * cols, mask + i * cols);
   }
 }
 
-template <bool FINITE>
+template <bool FINITE, bool TRUNCATE>
 inline int32_t fake_quantize_as(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
                                 float* x_hat, uint8_t* mask, int threads) {
   const Affines affines(q, rows, cols);
   parallel_rows(rows, cols * 9, threads, [&](int64_t first, int64_t last) {
     if (affines.fast())
-      fake_quantize_rows<true, FINITE>(x, cols, q, affines, x_hat, mask, first, last);
-    else fake_quantize_rows<false, FINITE>(x, cols, q, affines, x_hat, mask, first, last);
+      fake_quantize_rows<true, FINITE, TRUNCATE>(x, cols, q, affines, x_hat, mask, first, last);
+    else fake_quantize_rows<false, FINITE, TRUNCATE>(x, cols, q, affines, x_hat, mask, first, last);
   });
   return QLR_OK;
+}
+
+template <bool FINITE>
+inline int32_t fake_quantize_as(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
+                                float* x_hat, uint8_t* mask, int threads) {
+  return q.truncate ? fake_quantize_as<FINITE, true>(x, rows, cols, q, x_hat, mask, threads)
+                    : fake_quantize_as<FINITE, false>(x, rows, cols, q, x_hat, mask, threads);
 }
 
 inline int32_t fake_quantize(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
@@ -203,27 +232,33 @@ struct BackwardRow {
   const uint8_t* mask;
   float* grad_x;
 
-  // g * (x_hat - x * mask), and stores g * mask; both are 0 where x is not finite. The difference is
-  // exact enough in float: both are of the size of x; what needs double is the sum over many rows.
-  F::vf step(int64_t at, int64_t count) const {
-    uint8_t padded[F::W] = {0};
-    const uint8_t* m = mask + at;
-    if (count < F::W) {
-      std::memcpy(padded, m, count);
-      m = padded;
-    }
-    const F::vf inside = F::load_field(m, 0, 1), g = F::load_partial(grad + at, count);
-    const F::vf value = F::load_partial(x + at, count), gx = F::choose(inside, g, F::zero());
-    if (count >= F::W) {
-      F::store(grad_x + at, gx);
-    } else {
-      alignas(64) float out[F::W];
-      F::store(out, gx);
-      std::memcpy(grad_x + at, out, count * sizeof(float));
-    }
-    const F::vf apart =
-        F::sub(F::load_partial(x_hat + at, count), F::choose(inside, value, F::zero()));
+  // g * (y - value * inside), and gx = g * inside; both are 0 where the value is not finite. The
+  // difference is exact enough in float: both are of the size of x; what needs double is the sum over
+  // many rows.
+  F::vf part(F::vf inside, F::vf g, F::vf value, F::vf y, F::vf& gx) const {
+    gx = F::choose(inside, g, F::zero());
+    const F::vf apart = F::sub(y, F::choose(inside, value, F::zero()));
     return F::choose(where_finite(value), F::mul(g, apart), F::zero());
+  }
+  // The first of them, for up to F::W columns; the second is stored.
+  F::vf step(int64_t at, int64_t count) const {
+    F::vf gx;
+    if (count >= F::W) {
+      const F::vf inside = F::load_field(mask + at, 0, 1);
+      const F::vf found =
+          part(inside, F::load(grad + at), F::load(x + at), F::load(x_hat + at), gx);
+      F::store(grad_x + at, gx);
+      return found;
+    }
+    uint8_t padded[F::W] = {0};
+    std::memcpy(padded, mask + at, count);
+    const F::vf found =
+        part(F::load_field(padded, 0, 1), F::load_partial(grad + at, count),
+             F::load_partial(x + at, count), F::load_partial(x_hat + at, count), gx);
+    alignas(64) float out[F::W];
+    F::store(out, gx);
+    std::memcpy(grad_x + at, out, count * sizeof(float));
+    return found;
   }
   // The sum of a row: short float sums joined in double.
   double sum(int64_t begin, int64_t cols) const {

@@ -17,10 +17,13 @@
 namespace qlr {
 namespace {
 
-constexpr int64_t kHugePage = 1 << 21;
-// Smaller results come from torch: they fit the caches and what their TLB covers.
-constexpr int64_t kSmallest = 2 * kHugePage;
+constexpr int64_t kPage = 1 << 12, kHugePage = 1 << 21;
+// Smaller results come from torch.
+constexpr int64_t kSmallest = 1 << 15;
+// Smaller ones fit the caches and what their TLB covers.
+constexpr int64_t kSmallestHuge = 2 * kHugePage;
 constexpr int64_t kMaxIdle = 256 << 20;
+constexpr size_t kMaxIdleMappings = 512;  // which are searched one after the other
 constexpr std::align_val_t kAlignment{64};
 
 struct Mapping {
@@ -34,7 +37,7 @@ Mapping map(int64_t size) {
   void* const base =
       mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED) throw std::bad_alloc();
-  madvise(base, size, MADV_HUGEPAGE);
+  if (size >= kSmallestHuge) madvise(base, size, MADV_HUGEPAGE);
   return {base, size};
 }
 void unmap(const Mapping& mapping) { munmap(mapping.base, mapping.size); }
@@ -49,12 +52,13 @@ void unmap(const Mapping&) {}
 class Pool {
  public:
   void* take(int64_t bytes) {
-    const int64_t pages = (bytes + kHugePage - 1) / kHugePage;
+    const bool huge = bytes >= kSmallestHuge;
+    const int64_t page = huge ? kHugePage : kPage, whole = (bytes + page - 1) / page * page;
     const std::lock_guard<std::mutex> lock(mutex_);
     // One more page, to begin on a boundary: only whole huge pages are backed by one.
-    const Mapping mapping = find((pages + 1) * kHugePage);
+    const Mapping mapping = find(huge ? whole + page : whole);
     const uintptr_t base = reinterpret_cast<uintptr_t>(mapping.base);
-    void* const data = reinterpret_cast<void*>((base + kHugePage - 1) / kHugePage * kHugePage);
+    void* const data = reinterpret_cast<void*>((base + page - 1) / page * page);
     used_[data] = mapping;
     return data;
   }
@@ -63,7 +67,7 @@ class Pool {
     const auto at = used_.find(data);
     idle_.push_back(at->second);
     used_.erase(at);
-    while (bytes() > kMaxIdle) drop();
+    while (idle_.size() > kMaxIdleMappings || bytes() > kMaxIdle) drop();
   }
   void clear() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -80,7 +84,8 @@ class Pool {
     for (auto it = idle_.begin(); it != idle_.end(); ++it) {
       // Much more than is needed would leave nothing for the result it came from.
       const bool fits = size <= it->size && it->size <= 2 * size;
-      if (fits && (best == idle_.end() || it->size < best->size)) best = it;
+      // Of equal ones the latest, which may still be in the cache.
+      if (fits && (best == idle_.end() || it->size <= best->size)) best = it;
     }
     if (best == idle_.end()) return map(size);
     const Mapping found = *best;

@@ -1,9 +1,11 @@
-// Memory for large results: on huge pages where the system has them, and used again.
+// Memory for results: used again, and on huge pages where the system has them.
 //
-// A gather reads rows at random, and with pages of 4 KiB most of those reads miss the TLB as well as
-// the cache. An allocator that recycles small pages cannot be asked for huge ones, so what is larger
-// than a few megabytes gets mappings of its own; and because the system clears every fresh page, a few
-// mappings are kept for the next result of about the same size, as torch does on a GPU.
+// The system clears every fresh page, and malloc gives what lies free at the end of its heap back: a
+// training step on small graphs then spends a twentieth of its time on pages that it had before. So
+// results of some tens of kilobytes and more get mappings of their own, of which some are kept for the
+// next result of about the same size, as torch does on a GPU. And a gather reads rows at random: with
+// pages of 4 KiB most of those reads miss the TLB as well as the cache. So what is larger than a few
+// megabytes lies on huge pages, which an allocator that recycles small ones cannot be asked for.
 #pragma once
 
 #include <cstddef>
