@@ -29,7 +29,7 @@ SMOKE = (
 @pytest.fixture(autouse=True)
 def results_of_any_size_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs of tests are small; what happens between layers on large ones is tested on them."""
-    monkeypatch.setattr("torch_geometric_qlr.nn.codes.chains.Chains.smallest", 0)
+    monkeypatch.setattr("torch_geometric_qlr.codes.chains.Chains.smallest", 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -47,6 +47,8 @@ LAYERS = (
     ("tensor",),
     ("quantizers",),
     ("sparse",),
+    ("layers",),
+    ("codes",),
     ("nn", "metrics"),
     ("transforms",),
     ("io",),

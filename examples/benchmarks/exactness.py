@@ -37,8 +37,8 @@ from torch_geometric.nn import APPNP, GCN, GIN, MLP, GraphSAGE, conv
 
 import torch_geometric_qlr as qlr
 from _recipe import load_citation
+from torch_geometric_qlr.codes import chains
 from torch_geometric_qlr.nn import SMPGNN
-from torch_geometric_qlr.nn.codes import chains
 from torch_geometric_qlr.ops import Quantizer as QParams
 from torch_geometric_qlr.ops import reference
 from torch_geometric_qlr.quantizers import Quantizer

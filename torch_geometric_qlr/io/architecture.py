@@ -11,6 +11,7 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
+from torch_geometric_qlr.layers.state import unwrapped_class
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.packed import PackedLayer
 from torch_geometric_qlr.nn.read_back import layer_recipe, route_of, smooth_recipes
@@ -23,7 +24,6 @@ from torch_geometric_qlr.nn.recipe import (
     SmoothRecipe,
 )
 from torch_geometric_qlr.nn.registry import find_spec
-from torch_geometric_qlr.nn.state import unwrapped_class
 from torch_geometric_qlr.ops import storage_bits
 
 __all__ = ["check_fits", "check_routes"]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from torch_geometric_qlr.nn.state import STATE, unwrapped_class
+from torch_geometric_qlr.layers.state import STATE, unwrapped_class
 
 __all__ = ["option_differences", "options_of"]
 

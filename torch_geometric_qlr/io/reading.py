@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from torch_geometric_qlr._version import __version__
+from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import (
     CheckpointError,
@@ -37,12 +38,11 @@ from torch_geometric_qlr.io.format import (
 from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.io.options import option_differences
 from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.layers.running import follow
 from torch_geometric_qlr.nn.copying import copy_of
-from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.recipe import Recipe
 from torch_geometric_qlr.nn.rewrite import apply_recipe
-from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import check_method

@@ -27,7 +27,7 @@ from torch_geometric_qlr.io.format import (
 )
 from torch_geometric_qlr.io.header import Damage, read_header
 from torch_geometric_qlr.io.options import options_of
-from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.read_back import recipe_of
 
 __all__ = ["save"]

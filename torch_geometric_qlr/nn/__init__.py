@@ -10,9 +10,7 @@ from typing import Any
 
 import torch_geometric.nn as _pyg_nn
 
-from torch_geometric_qlr.nn import propagation as _propagation
-from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.layer_spec import (
+from torch_geometric_qlr.layers.layer_spec import (
     REWRITTEN,
     EdgePreparation,
     ForwardFacts,
@@ -20,6 +18,8 @@ from torch_geometric_qlr.nn.layer_spec import (
     LayerSpec,
     MessageFacts,
 )
+from torch_geometric_qlr.nn import propagation as _propagation
+from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.models import SMPGNN

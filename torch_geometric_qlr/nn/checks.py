@@ -14,9 +14,9 @@ from torch_geometric_qlr.errors import (
     LazyModuleError,
     UnsupportedLayerError,
 )
+from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.layers.state import STATE
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
-from torch_geometric_qlr.nn.state import STATE
 
 __all__ = [
     "check_model",

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from torch_geometric_qlr.codes.weight_access import WeightAccess
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.errors import UnsupportedLayerError
+from torch_geometric_qlr.layers.layer_spec import Facts
+from torch_geometric_qlr.layers.state import STATE, LayerState, MadeClass, state_of, where_is
 from torch_geometric_qlr.nn.copying import ease_copying
-from torch_geometric_qlr.nn.layer_spec import Facts
-from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, state_of, where_is
-from torch_geometric_qlr.nn.weight_access import WeightAccess
 from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["QuantLayer", "check_not_parametrized", "forget_classes", "own_state", "quant_class"]

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.utils import is_torch_sparse_tensor
 
-from torch_geometric_qlr.nn.codes.chains import plain
-from torch_geometric_qlr.nn.codes.mode import computes_on_codes, has_codes
-from torch_geometric_qlr.nn.codes.product import check_width, product, why_no_product
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.codes.chains import plain
+from torch_geometric_qlr.codes.mode import computes_on_codes, has_codes
+from torch_geometric_qlr.codes.product import check_width, product, why_no_product
+from torch_geometric_qlr.codes.weight_access import weight_codes
+from torch_geometric_qlr.codes.weights import PackedWeight
+from torch_geometric_qlr.layers.layer_spec import facts_of
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.layer_spec import facts_of
 from torch_geometric_qlr.nn.registry import class_facts
 from torch_geometric_qlr.nn.sparse_linear import sparse_linear
-from torch_geometric_qlr.nn.weight_access import weight_codes
 from torch_geometric_qlr.quantizers import fake_quantize
 from torch_geometric_qlr.tensor import PackedTensor
 

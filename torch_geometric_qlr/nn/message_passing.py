@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
+from torch_geometric_qlr.codes.chains import plain, with_promise
+from torch_geometric_qlr.codes.edges import ReadyFlag, released, with_ready_edges
+from torch_geometric_qlr.codes.gather import gather
+from torch_geometric_qlr.codes.hops import all_hops, is_observing
+from torch_geometric_qlr.codes.mode import computes_on_codes
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.codes.chains import plain, with_promise
-from torch_geometric_qlr.nn.codes.edges import ReadyFlag, released, with_ready_edges
-from torch_geometric_qlr.nn.codes.gather import gather
-from torch_geometric_qlr.nn.codes.hops import all_hops, is_observing
-from torch_geometric_qlr.nn.codes.mode import computes_on_codes
+from torch_geometric_qlr.layers.layer_spec import facts_of
+from torch_geometric_qlr.layers.pyg import PROPAGATE_NAMES, has_own_propagate, uncompiled_propagate
+from torch_geometric_qlr.layers.state import float_class, where_is
 from torch_geometric_qlr.nn.layer import QuantLayer
-from torch_geometric_qlr.nn.layer_spec import facts_of
-from torch_geometric_qlr.nn.pyg import PROPAGATE_NAMES, has_own_propagate, uncompiled_propagate
 from torch_geometric_qlr.nn.registry import class_facts
-from torch_geometric_qlr.nn.state import float_class, where_is
 
 __all__ = ["QuantMessagePassing"]
 

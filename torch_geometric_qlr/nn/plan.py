@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch_geometric.nn import MessagePassing
 
-from torch_geometric_qlr.nn.layer_spec import REWRITTEN
-from torch_geometric_qlr.nn.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.layers.layer_spec import REWRITTEN
+from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.recipe import PointRecipe, Recipe
 from torch_geometric_qlr.nn.registry import find_spec
 

@@ -20,6 +20,8 @@ from torch_geometric_qlr.errors import (
     NothingToQuantizeError,
     UnsupportedLayerError,
 )
+from torch_geometric_qlr.layers.layer_spec import REWRITTEN, LayerSpec
+from torch_geometric_qlr.layers.state import unwrapped_class
 from torch_geometric_qlr.nn.checks import (
     check_model,
     check_modules,
@@ -27,12 +29,10 @@ from torch_geometric_qlr.nn.checks import (
     check_weights,
     is_uninitialized,
 )
-from torch_geometric_qlr.nn.layer_spec import REWRITTEN, LayerSpec
 from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.read_back import smooth_recipes
 from torch_geometric_qlr.nn.recipe import LayerRecipe, Point, PointRecipe, Ranges, Recipe
 from torch_geometric_qlr.nn.registry import find_spec, is_registered
-from torch_geometric_qlr.nn.state import unwrapped_class
 from torch_geometric_qlr.overrides import check_all_matched, match_override
 from torch_geometric_qlr.quantizers import check_method
 

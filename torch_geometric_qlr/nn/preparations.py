@@ -7,7 +7,7 @@ from typing import Any
 
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from torch_geometric_qlr.nn.layer_spec import EdgePreparation
+from torch_geometric_qlr.layers.layer_spec import EdgePreparation
 from torch_geometric_qlr.sparse import gcn_norm
 
 __all__ = [

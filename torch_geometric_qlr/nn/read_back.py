@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from torch_geometric_qlr.nn.codes.gather import kernel_of
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.codes.gather import kernel_of
+from torch_geometric_qlr.codes.weights import PackedWeight
+from torch_geometric_qlr.layers.state import state_of, unwrapped_class
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.packed import PackedLayer, PackedMessagePassing
 from torch_geometric_qlr.nn.packed.kinds import kind_of
@@ -26,7 +27,6 @@ from torch_geometric_qlr.nn.recipe import (
     Route,
     SmoothRecipe,
 )
-from torch_geometric_qlr.nn.state import state_of, unwrapped_class
 from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["layer_recipe", "recipe_of", "route_of", "smooth_recipes"]

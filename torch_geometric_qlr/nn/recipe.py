@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch_geometric_qlr.config import POINTS, QuantizerConfig
+from torch_geometric_qlr.layers.state import parameter_of, weight_key
 from torch_geometric_qlr.nn.propagation.smooth import SmoothOptions
-from torch_geometric_qlr.nn.state import parameter_of, weight_key
 
 __all__ = ["Codes", "LayerRecipe", "Point", "Ranges", "Recipe", "Route", "SmoothRecipe"]
 
@@ -114,7 +114,7 @@ PointRecipe = Ranges | Codes | tuple[Ranges, ...]
 
 class Route(NamedTuple):
     r"""What of the kernel for a conv's messages decides which numbers come out; see
-    :class:`~torch_geometric_qlr.nn.codes.kernel_choice.KernelChoice`.
+    :class:`~torch_geometric_qlr.codes.kernel_choice.KernelChoice`.
 
     Args:
         kernel (str): Which one; empty for the layer's own code.

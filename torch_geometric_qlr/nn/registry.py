@@ -12,10 +12,10 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import ConfigError, UnsupportedLayerError
+from torch_geometric_qlr.layers.layer_spec import Facts, ForwardFacts, LayerSpec, MessageFacts
+from torch_geometric_qlr.layers.pyg import is_own_conv
+from torch_geometric_qlr.layers.state import float_class
 from torch_geometric_qlr.nn.layer import forget_classes
-from torch_geometric_qlr.nn.layer_spec import Facts, ForwardFacts, LayerSpec, MessageFacts
-from torch_geometric_qlr.nn.pyg import is_own_conv
-from torch_geometric_qlr.nn.state import float_class
 from torch_geometric_qlr.nn.table import CONVS, OTHERS, copy_spec, edge_spec
 
 __all__ = [

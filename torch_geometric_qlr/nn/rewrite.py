@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from torch_geometric.nn import MessagePassing
 
+from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.config import QLRConfig
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.layers.layer_spec import LayerSpec
+from torch_geometric_qlr.layers.pyg import drop_bound_propagate, forget_cached
+from torch_geometric_qlr.layers.state import STATE, LayerState, MadeClass, state_of
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
-from torch_geometric_qlr.nn.layer_spec import LayerSpec
 from torch_geometric_qlr.nn.packed import pack_layers
 from torch_geometric_qlr.nn.packed.kinds import KINDS
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing, smooth_layer
-from torch_geometric_qlr.nn.pyg import drop_bound_propagate, forget_cached
 from torch_geometric_qlr.nn.recipe import Codes, LayerRecipe, Point, PointRecipe, Recipe
 from torch_geometric_qlr.nn.registry import find_spec
-from torch_geometric_qlr.nn.state import STATE, LayerState, MadeClass, state_of
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.quantizers import build_quantizer
 

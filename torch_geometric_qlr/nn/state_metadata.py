@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from torch_geometric_qlr.errors import QLRWarning
-from torch_geometric_qlr.nn.state import STATE
+from torch_geometric_qlr.layers.state import STATE
 from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["QUANTIZERS", "report_fresh_ranges"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch_geometric_qlr.nn.layer_spec import (
+from torch_geometric_qlr.layers.layer_spec import (
     EdgePreparation,
     ForwardFacts,
     HopChain,

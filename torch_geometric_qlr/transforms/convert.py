@@ -15,11 +15,11 @@ from torch_geometric_qlr.errors import (
     QLRWarning,
     UnsupportedLayerError,
 )
+from torch_geometric_qlr.layers.state import parameter_of, state_of
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.layer import check_not_parametrized
 from torch_geometric_qlr.nn.packed import Conversion, PackedLayer, pack_layers
-from torch_geometric_qlr.nn.state import parameter_of, state_of
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import Quantizer
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import InputError, NothingToQuantizeError, QLRWarning
+from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.planner import readers_of_input
-from torch_geometric_qlr.nn.state import state_of
 from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.tensor import PackedTensor
 

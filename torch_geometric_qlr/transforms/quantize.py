@@ -10,11 +10,11 @@ from torch import nn
 
 from torch_geometric_qlr.config import QLRConfig, check_fields
 from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.layers.running import follow
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.rewrite import apply_recipe
-from torch_geometric_qlr.nn.running import follow
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.quantizers import Quantizer
 

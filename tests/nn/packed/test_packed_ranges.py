@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
 from torch_geometric_qlr.quantizers import FrozenRange, build_quantizer
 from torch_geometric_qlr.tensor import linear
 

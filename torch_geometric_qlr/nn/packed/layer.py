@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from torch_geometric_qlr.codes.mode import backend_scope
+from torch_geometric_qlr.codes.product import product, why_no_product
+from torch_geometric_qlr.codes.weight_access import refuse_write
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.codes.mode import backend_scope
-from torch_geometric_qlr.nn.codes.product import product, why_no_product
+from torch_geometric_qlr.layers.running import running_model
+from torch_geometric_qlr.layers.state import state_of, where_is
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.linear import QuantLinearLayer, QuantWeightLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
-from torch_geometric_qlr.nn.running import running_model
-from torch_geometric_qlr.nn.state import state_of, where_is
-from torch_geometric_qlr.nn.weight_access import refuse_write
 
 __all__ = ["PackedLayer", "PackedLinearLayer", "PackedMessagePassing", "PackedWeightLayer"]
 

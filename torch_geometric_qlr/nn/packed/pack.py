@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torch_geometric_qlr.codes.chains import Chains
+from torch_geometric_qlr.codes.weight_access import has_no_range
+from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
-from torch_geometric_qlr.nn.codes.chains import Chains
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
+from torch_geometric_qlr.layers.pyg import forget_cached, is_uninitialized_parameter
+from torch_geometric_qlr.layers.running import CHAINS, follow
+from torch_geometric_qlr.layers.state import float_class, state_of, weight_key
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
 from torch_geometric_qlr.nn.packed.kinds import KINDS, kind_of
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.nn.packed.report import Conversion
-from torch_geometric_qlr.nn.pyg import forget_cached, is_uninitialized_parameter
 from torch_geometric_qlr.nn.registry import find_spec
-from torch_geometric_qlr.nn.running import CHAINS, follow
-from torch_geometric_qlr.nn.state import float_class, state_of, weight_key
-from torch_geometric_qlr.nn.weight_access import has_no_range
 from torch_geometric_qlr.quantizers import freeze_ranges
 
 __all__ = ["pack_layers"]

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from torch_geometric_qlr.nn.codes.gather import kernel_of, why_not_now
-from torch_geometric_qlr.nn.codes.product import why_no_product
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
-from torch_geometric_qlr.nn.layer_spec import facts_of
+from torch_geometric_qlr.codes.gather import kernel_of, why_not_now
+from torch_geometric_qlr.codes.product import why_no_product
+from torch_geometric_qlr.codes.weights import PackedWeight
+from torch_geometric_qlr.layers.layer_spec import facts_of
+from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.nn.linear import QuantLinearLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.nn.state import state_of
 from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["Conversion", "ConversionEntry", "how_it_runs"]

@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.layers.pyg import (
+    PROPAGATE_NAMES,
+    drop_bound_propagate,
+    forget_cached,
+    uncompiled_propagate,
+)
 from torch_geometric_qlr.nn.layer import QuantLayer, own_state
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.propagation._common import num_entries
@@ -23,12 +29,6 @@ from torch_geometric_qlr.nn.propagation._step import (
     Primal,
     Projection,
     check_options,
-)
-from torch_geometric_qlr.nn.pyg import (
-    PROPAGATE_NAMES,
-    drop_bound_propagate,
-    forget_cached,
-    uncompiled_propagate,
 )
 from torch_geometric_qlr.ops.smoothing import (
     constrained_step,

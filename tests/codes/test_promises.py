@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.codes.promise import (
+from torch_geometric_qlr.codes.promise import (
     Chain,
     ChainPlan,
     Promise,
     promised_codes,
     realised,
 )
-from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
-from torch_geometric_qlr.nn.codes.steps import Step
-from torch_geometric_qlr.nn.state import LayerState
+from torch_geometric_qlr.codes.stage import Epilogue, Stage
+from torch_geometric_qlr.codes.steps import Step
+from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
 ROWS, COLS = 6, 8

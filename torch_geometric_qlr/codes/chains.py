@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from torch_geometric_qlr.nn.codes.promise import (
+from torch_geometric_qlr.codes.promise import (
     Chain,
     ChainPlan,
     Promise,
     promised_codes,
     realised,
 )
-from torch_geometric_qlr.nn.codes.recorder import Recorder, Watched
-from torch_geometric_qlr.nn.codes.stage import Stage
-from torch_geometric_qlr.nn.running import is_own_hook, running_model
-from torch_geometric_qlr.nn.state import LayerState
+from torch_geometric_qlr.codes.recorder import Recorder, Watched
+from torch_geometric_qlr.codes.stage import Stage
+from torch_geometric_qlr.layers.running import is_own_hook, running_model
+from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["Chains", "codes_of", "handed_out", "plain", "with_promise"]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_geometric_qlr.nn.codes.promise import ChainPlan
-from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
-from torch_geometric_qlr.nn.codes.steps import (
+from torch_geometric_qlr.codes.promise import ChainPlan
+from torch_geometric_qlr.codes.stage import NO_EPILOGUE, Epilogue, Stage
+from torch_geometric_qlr.codes.steps import (
     HARMLESS,
     IN_PLACE,
     Step,

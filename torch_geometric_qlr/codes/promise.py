@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
-from torch_geometric_qlr.nn.codes.steps import (
+from torch_geometric_qlr.codes.stage import NO_EPILOGUE, Epilogue, Stage
+from torch_geometric_qlr.codes.steps import (
     HARMLESS,
     IN_PLACE,
     Step,
@@ -28,6 +27,7 @@ from torch_geometric_qlr.nn.codes.steps import (
     version_of,
     with_step,
 )
+from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.tensor import PackedTensor
 
 aten = torch.ops.aten

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.layer_spec import facts_of
-from torch_geometric_qlr.nn.running import running_model
-from torch_geometric_qlr.nn.state import state_of, where_is
+from torch_geometric_qlr.layers.layer_spec import facts_of
+from torch_geometric_qlr.layers.running import running_model
+from torch_geometric_qlr.layers.state import state_of, where_is
 from torch_geometric_qlr.sparse import (
     Adjacency,
     CSRGraph,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.nn.state import state_of
+from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.ops import computes_packed, use_backend
 
 __all__ = ["backend_scope", "computes_on_codes", "has_codes"]

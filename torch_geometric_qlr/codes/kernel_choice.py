@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing, aggr
 
-from torch_geometric_qlr.nn.layer_spec import MessageFacts, facts_of
-from torch_geometric_qlr.nn.pyg import has_own_propagate
-from torch_geometric_qlr.nn.state import float_class, state_of
+from torch_geometric_qlr.layers.layer_spec import MessageFacts, facts_of
+from torch_geometric_qlr.layers.pyg import has_own_propagate
+from torch_geometric_qlr.layers.state import float_class, state_of
 
 __all__ = ["KernelChoice", "choose_kernel", "copies_source", "is_pure"]
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_geometric_qlr.codes.mode import computes_on_codes
+from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.codes.mode import computes_on_codes
-from torch_geometric_qlr.nn.codes.weights import PackedWeight
-from torch_geometric_qlr.nn.running import running_model, runs_while_traced
-from torch_geometric_qlr.nn.state import STATE, LayerState, weight_key
+from torch_geometric_qlr.layers.running import running_model, runs_while_traced
+from torch_geometric_qlr.layers.state import STATE, LayerState, weight_key
 
 __all__ = ["ReadOnlyWeight", "WeightAccess", "has_no_range", "refuse_write", "weight_codes"]
 

@@ -29,8 +29,8 @@ import torch_geometric_qlr as qlr
 from tests.helpers.conv_zoo import ZOO, build, flat
 from tests.helpers.model_zoo import ZOO as MODELS
 from tests.helpers.model_zoo import complete_graphs, params  # noqa: F401
+from torch_geometric_qlr.codes.chains import Chains
 from torch_geometric_qlr.nn import SMPGNN
-from torch_geometric_qlr.nn.codes.chains import Chains
 
 CONFIGS: list[dict[str, Any]] = [
     {"bits": 8},

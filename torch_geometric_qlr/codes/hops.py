@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out, plain
-from torch_geometric_qlr.nn.codes.edges import ready_edges
-from torch_geometric_qlr.nn.codes.gather import (
+from torch_geometric_qlr.codes.chains import codes_of, handed_out, plain
+from torch_geometric_qlr.codes.edges import ready_edges
+from torch_geometric_qlr.codes.gather import (
     kernel_of,
     weighted_graph,
     why_not_now,
 )
-from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
-from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
-from torch_geometric_qlr.nn.layer_spec import HopChain, facts_of
-from torch_geometric_qlr.nn.state import state_of
+from torch_geometric_qlr.codes.mode import backend_scope, has_codes
+from torch_geometric_qlr.codes.stage import NO_EPILOGUE, Epilogue, Stage
+from torch_geometric_qlr.layers.layer_spec import HopChain, facts_of
+from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.tensor import OutputQuantizer
 from torch_geometric_qlr.tensor import functional as packed

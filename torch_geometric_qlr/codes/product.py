@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch_geometric.index import index2ptr
 
+from torch_geometric_qlr.codes.chains import codes_of, handed_out
+from torch_geometric_qlr.codes.stage import NO_EPILOGUE, Epilogue, Stage
+from torch_geometric_qlr.codes.weight_access import weight_codes
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out
-from torch_geometric_qlr.nn.codes.stage import NO_EPILOGUE, Epilogue, Stage
-from torch_geometric_qlr.nn.layer_spec import facts_of
-from torch_geometric_qlr.nn.state import LayerState, state_of, where_is
-from torch_geometric_qlr.nn.weight_access import weight_codes
+from torch_geometric_qlr.layers.layer_spec import facts_of
+from torch_geometric_qlr.layers.state import LayerState, state_of, where_is
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed
 

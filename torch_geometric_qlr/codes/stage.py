@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_geometric_qlr.codes.mode import backend_scope
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.nn.codes.mode import backend_scope
 from torch_geometric_qlr.tensor import OutputQuantizer
 
 __all__ = ["NO_EPILOGUE", "Epilogue", "Stage"]

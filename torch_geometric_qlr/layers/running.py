@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_geometric_qlr.nn.state import LayerState
+from torch_geometric_qlr.layers.state import LayerState
 
 __all__ = ["CHAINS", "RunningModel", "follow", "is_own_hook", "running_model", "runs_while_traced"]
 

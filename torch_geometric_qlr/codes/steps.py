@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
+from torch_geometric_qlr.codes.stage import Epilogue, Stage
 
 __all__ = ["HARMLESS", "IN_PLACE", "Step", "function_name", "recognise", "version_of", "with_step"]
 

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch_geometric.typing import SparseTensor
 
+from torch_geometric_qlr.codes.chains import codes_of, handed_out, plain
+from torch_geometric_qlr.codes.edges import graph_of
+from torch_geometric_qlr.codes.kernel_choice import KernelChoice, choose_kernel
+from torch_geometric_qlr.codes.mode import backend_scope, has_codes
+from torch_geometric_qlr.codes.stage import Epilogue, Stage
 from torch_geometric_qlr.errors import QLRWarning
-from torch_geometric_qlr.nn.codes.chains import codes_of, handed_out, plain
-from torch_geometric_qlr.nn.codes.edges import graph_of
-from torch_geometric_qlr.nn.codes.kernel_choice import KernelChoice, choose_kernel
-from torch_geometric_qlr.nn.codes.mode import backend_scope, has_codes
-from torch_geometric_qlr.nn.codes.stage import Epilogue, Stage
-from torch_geometric_qlr.nn.pyg import (
+from torch_geometric_qlr.layers.pyg import (
     fuses,
     has_hooks,
     has_own_product,
     message_arguments,
     node_counts,
 )
-from torch_geometric_qlr.nn.state import float_class, state_of, where_is
+from torch_geometric_qlr.layers.state import float_class, state_of, where_is
 from torch_geometric_qlr.sparse import CSRGraph, is_matrix
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 from torch_geometric_qlr.tensor import functional as packed

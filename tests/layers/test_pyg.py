@@ -1,4 +1,4 @@
-"""The private parts of PyG that are relied on: each is what ``nn/pyg.py`` takes it for."""
+"""The private parts of PyG that are relied on: each is what ``layers/pyg.py`` takes it for."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_nobody_else_reaches_into_pyg(path: Path) -> None:
 #: A layer class is known by name where its row is, and nowhere else in the room.
 LAYER_NAMES = {*pyg_nn.conv.__all__, *pyg_nn.dense.__all__} - {"MessagePassing"}
 LAYER_NAMES |= {"Embedding", "Conv1d", "MultiheadAttention", "TransformerEncoder", "RNNBase"}
-NN = [path for path in FILES if path.parent.name in ("nn", "codes", "packed")]
+NN = [path for path in FILES if path.parent.name in ("nn", "layers", "codes", "packed")]
 
 
 @pytest.mark.parametrize("path", [p for p in NN if p.name != "table.py"], ids=lambda p: p.name)

@@ -19,9 +19,9 @@ from torch_geometric.nn import APPNP, GCN, GCNConv, GINConv, SAGEConv
 from torch_geometric.utils import scatter, segment, softmax
 
 import torch_geometric_qlr as qlr
-from torch_geometric_qlr.nn.codes.chains import Chains
-from torch_geometric_qlr.nn.codes.promise import Promise
-from torch_geometric_qlr.nn.codes.recorder import Watched
+from torch_geometric_qlr.codes.chains import Chains
+from torch_geometric_qlr.codes.promise import Promise
+from torch_geometric_qlr.codes.recorder import Watched
 
 torch.manual_seed(0)
 X, EDGES = torch.randn(30, 8), torch.randint(0, 30, (2, 120))
