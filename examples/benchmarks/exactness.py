@@ -39,8 +39,7 @@ import torch_geometric_qlr as qlr
 from _recipe import load_citation
 from torch_geometric_qlr.codes import chains
 from torch_geometric_qlr.nn import SMPGNN
-from torch_geometric_qlr.ops import Quantizer as QParams
-from torch_geometric_qlr.ops import reference
+from torch_geometric_qlr.ops import QParams, reference
 from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.tensor import PackedTensor, spmm
 

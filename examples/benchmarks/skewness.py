@@ -25,7 +25,7 @@ from torch import Tensor
 
 from _runs import mean_std, pyplot, show
 from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.ops import Quantizer
+from torch_geometric_qlr.ops import QParams
 from torch_geometric_qlr.ops.reference import fake_quantize, truncation_step
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -73,7 +73,7 @@ def measure(x: Tensor, bits: int) -> dict[str, float]:
 def _try_shifts(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> dict[str, float]:
     half = truncation_step(bits) / 2
     shifts = torch.arange(-int(half), int(half) + 1, dtype=torch.float32)
-    how = Quantizer(scale, zero_point, bits, truncate=True)
+    how = QParams(scale, zero_point, bits, truncate=True)
     values = [fake_quantize(x, how._replace(skew=shift))[0] for shift in shifts]
     errors = torch.tensor([error(x, value) for value in values])
     biases = torch.tensor([bias(x, value) for value in values])

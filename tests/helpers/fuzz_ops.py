@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torch_geometric_qlr.errors import QLRError
 from torch_geometric_qlr.ops import (
-    Quantizer,
+    QParams,
     backend_info,
     reference,
     row_layout,
@@ -127,7 +127,7 @@ class Fuzzer:
 
     def backward(self, rows: int, cols: int, ranges: bool) -> Arguments:
         x = self.floats(rows, cols)
-        x_hat, mask = reference.fake_quantize(x, Quantizer(torch.tensor(0.3), torch.tensor(2.0), 4))
+        x_hat, mask = reference.fake_quantize(x, QParams(torch.tensor(0.3), torch.tensor(2.0), 4))
         given = {"grad": self.floats(rows, cols), "x": x, "x_hat": x_hat, "mask": mask}
         if not ranges:
             return {**given, "axis": self.draw.randint(-1, 1)}
@@ -315,7 +315,7 @@ def _compare_codes(op: str, arguments: Arguments, ours: Tensor) -> None:
     assert bool(y.isfinite().all()), "a value that is not finite became a code"
     params = (output["out_scale"], output["out_zero_point"], output["out_bits"])
     truncate, skew = output["out_truncate"], output["out_skew"]
-    assert torch.equal(ours, reference.quantize_pack(y, Quantizer(*params, truncate, skew)))
+    assert torch.equal(ours, reference.quantize_pack(y, QParams(*params, truncate, skew)))
     assert ours.size(1) == row_layout(y.size(1), storage_bits(output["out_bits"])).stride
 
 

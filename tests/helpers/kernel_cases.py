@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_geometric_qlr.errors import QLRError
-from torch_geometric_qlr.ops import Quantizer, backend_info, reference, use_backend
+from torch_geometric_qlr.ops import QParams, backend_info, reference, use_backend
 from torch_geometric_qlr.ops.groups import CodeMatrix, Graph
 
 #: What an overload of an op raises, and compiled code: a kernel's error is one of torch's kind, in
@@ -95,7 +95,7 @@ def nearest_tie() -> Iterator[list[float]]:
     distances: list[float] = []
     quantize = reference.quantize
 
-    def recording(x: Tensor, how: Quantizer) -> Tensor:
+    def recording(x: Tensor, how: QParams) -> Tensor:
         quotient = x.double() / how.scale.double() + how.zero_point.double()
         distances.append(float(((quotient - quotient.floor()) - 0.5).abs().min()))
         return quantize(x, how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.helpers.kernel_cases import problem
-from torch_geometric_qlr.ops import Quantizer, reference
+from torch_geometric_qlr.ops import QParams, reference
 
 
 def samples() -> dict[str, list[tuple]]:
@@ -14,7 +14,7 @@ def samples() -> dict[str, list[tuple]]:
     edges, packed = case.col.numel(), case.packed
     x = torch.randn(12, 40)
     output = (torch.tensor(0.5), torch.tensor(7.0), 3, True, torch.tensor(2.0))
-    x_hat, mask = reference.fake_quantize(x, Quantizer(case.scale, case.zero_point, 4))
+    x_hat, mask = reference.fake_quantize(x, QParams(case.scale, case.zero_point, 4))
     gather = (case.rowptr, case.col, *packed)
     # As many targets as sources, for hops that follow each other.
     square = problem(2, targets=12, cols=40, bits=4)

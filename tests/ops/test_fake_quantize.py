@@ -14,7 +14,7 @@ from tests.helpers.kernel_cases import (
     seed_strategy,
     width_strategy,
 )
-from torch_geometric_qlr.ops import Quantizer, reference, use_backend
+from torch_geometric_qlr.ops import QParams, reference, use_backend
 
 qlr = torch.ops.qlr
 every_backend = pytest.mark.parametrize("backend", ["reference", *ISAS])
@@ -29,7 +29,7 @@ def test_forward_and_backward(backend, seed, bits, cols, axis, truncate):
     x, grad = (torch.randn(23, cols, generator=rng) * 3 for _ in range(2))
     scale, zero = parameters(23, cols, axis, 8 if truncate else bits, rng)
     skew = torch.tensor(50.0) if truncate and seed % 2 else None
-    truth = reference.fake_quantize(x, Quantizer(scale, zero, bits, truncate=truncate, skew=skew))
+    truth = reference.fake_quantize(x, QParams(scale, zero, bits, truncate=truncate, skew=skew))
     with use_backend(backend):
         x_hat, mask = qlr.fake_quantize(x, scale, zero, bits, truncate, skew)
         grad_x, reduced = qlr.fake_quantize_backward(grad, x, x_hat, mask, AXES[axis])

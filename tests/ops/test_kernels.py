@@ -21,7 +21,7 @@ from tests.helpers.kernel_cases import (
     seed_strategy,
     width_strategy,
 )
-from torch_geometric_qlr.ops import Quantizer, reference, use_backend
+from torch_geometric_qlr.ops import QParams, reference, use_backend
 from torch_geometric_qlr.ops.groups import CodeMatrix, Epilogue, Weights
 
 qlr = torch.ops.qlr
@@ -54,7 +54,7 @@ def test_quantize_pack_gives_identical_codes(isa, seed, bits, cols, axis, trunca
     if seed % 2:  # values exactly between two codes
         x, zero = (x / scale).round() * scale + scale / 2, zero.round()
     skew = torch.tensor((40.25, 130.0, -130.0)[seed % 5 % 3]) if truncate and seed % 4 else None
-    expected = reference.quantize_pack(x, Quantizer(scale, zero, bits, truncate, skew))
+    expected = reference.quantize_pack(x, QParams(scale, zero, bits, truncate, skew))
     with use_backend(isa):
         assert torch.equal(qlr.quantize_pack(x, scale, zero, bits, truncate, skew), expected)
 
@@ -74,8 +74,8 @@ def test_quotients_are_rounded_once_at_every_magnitude(isa, seed, bits, axis, tr
     x = quotient * scale * (1 + torch.randint(-2, 3, (rows, cols), generator=rng) * 2.0**-24)
     bits_of_x = torch.randint(-(2**31), 2**31, (rows, cols), generator=rng, dtype=torch.int32)
     x[::5] = bits_of_x.view(torch.float32)[::5].nan_to_num(1.0, torch.inf, -torch.inf)
-    expected = reference.quantize_pack(x, Quantizer(scale, zero, bits, truncate=truncate))
-    values = reference.fake_quantize(x, Quantizer(scale, zero, bits, truncate=truncate))[0]
+    expected = reference.quantize_pack(x, QParams(scale, zero, bits, truncate=truncate))
+    values = reference.fake_quantize(x, QParams(scale, zero, bits, truncate=truncate))[0]
     with use_backend(isa):
         assert torch.equal(qlr.quantize_pack(x, scale, zero, bits, truncate), expected)
         assert torch.equal(qlr.fake_quantize(x, scale, zero, bits, truncate)[0], values)
@@ -181,7 +181,7 @@ def test_packed_output_has_the_codes_of_the_float_output(isa, seed, bits, cols, 
             *(case.rowptr, case.col, *case.packed, None, weight, None),
             *(None, None, 1.0, "sum", False, *output),
         )
-    expected = reference.quantize_pack(y, Quantizer(scale, zero, out_bits, truncate, output[-1]))
+    expected = reference.quantize_pack(y, QParams(scale, zero, out_bits, truncate, output[-1]))
     assert torch.equal(packed, expected)
 
 
@@ -205,7 +205,7 @@ def test_codes_beside_ties_are_those_of_the_definition(isa, seed, bits, biased, 
     x[::7] *= 2.0 ** torch.randint(-120, 100, (6, cols), generator=rng)
     y = x if bias is None else x + bias
     expected = reference.quantize_pack(
-        y.relu() if relu else y, Quantizer(scale, zero, bits, truncate, skew)
+        y.relu() if relu else y, QParams(scale, zero, bits, truncate, skew)
     )
     nothing = torch.zeros(rows + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
     source = torch.zeros(1, 32 * ((cols + 31) // 32), dtype=torch.uint8)

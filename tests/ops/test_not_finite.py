@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers.kernel_cases import ISAS, REFUSED, problem
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import Quantizer, reference, use_backend
+from torch_geometric_qlr.ops import QParams, reference, use_backend
 
 qlr = torch.ops.qlr
 every_backend = pytest.mark.parametrize("backend", ["reference", *ISAS])
@@ -150,7 +150,7 @@ def test_any_range_has_codes(backend, scale, zero, truncate):
     skews = (None, torch.tensor(float("nan")), torch.tensor(float("inf")))
     for bits, skew in itertools.product((1, 2, 3, 4, 8), skews):
         arguments = (torch.tensor(scale), torch.tensor(zero), bits)
-        truth = reference.quantize(x, Quantizer(*arguments, truncate=truncate, skew=skew))
+        truth = reference.quantize(x, QParams(*arguments, truncate=truncate, skew=skew))
         assert bool((truth.int() < 2**bits).all())
         with use_backend(backend):
             packed = qlr.quantize_pack(x, *arguments, truncate, skew)

@@ -15,22 +15,22 @@ from tests.helpers.kernel_cases import (
     width_strategy,
 )
 from torch_geometric_qlr.errors import ConfigError
-from torch_geometric_qlr.ops import Quantizer, reference, row_layout, storage_bits
+from torch_geometric_qlr.ops import QParams, reference, row_layout, storage_bits
 from torch_geometric_qlr.ops.groups import Weights
 
 
 def test_rounding_is_half_to_even():
     x = torch.tensor([0.5, 1.5, 2.5, 3.5])
-    codes = reference.quantize(x, Quantizer(torch.tensor(1.0), torch.tensor(0.0), bits=8))
+    codes = reference.quantize(x, QParams(torch.tensor(1.0), torch.tensor(0.0), bits=8))
     assert codes.tolist() == [0, 2, 2, 4]
 
 
 def test_truncation_keeps_the_top_bits():
     q = torch.arange(256.0)
     one, zero = torch.tensor(1.0), torch.tensor(0.0)
-    codes = reference.quantize(q, Quantizer(one, zero, 2, truncate=True))
+    codes = reference.quantize(q, QParams(one, zero, 2, truncate=True))
     assert codes.bincount().tolist() == [43, 85, 85, 43]
-    shifted = reference.quantize(q, Quantizer(one, zero, 2, truncate=True, skew=torch.tensor(43.0)))
+    shifted = reference.quantize(q, QParams(one, zero, 2, truncate=True, skew=torch.tensor(43.0)))
     assert shifted[0] == 1  # 43 / 85 rounds up: the threshold has moved below the range
     assert shifted.max() == 3  # and the top stays within two bits
 
@@ -38,8 +38,8 @@ def test_truncation_keeps_the_top_bits():
 def test_eight_bits_truncate_to_themselves():
     x = torch.randn(1000)
     scale, zero = torch.tensor(0.03), torch.tensor(120.0)
-    plain = reference.quantize(x, Quantizer(scale, zero, 8))
-    assert torch.equal(plain, reference.quantize(x, Quantizer(scale, zero, 8, truncate=True)))
+    plain = reference.quantize(x, QParams(scale, zero, 8))
+    assert torch.equal(plain, reference.quantize(x, QParams(scale, zero, 8, truncate=True)))
 
 
 @given(seed_strategy, bits_strategy, width_strategy)

@@ -72,7 +72,7 @@ def test_from_float_is_fake_quantization(bits, truncate):
     x = torch.randn(20, 50)
     scale, zero = torch.tensor(0.1), torch.tensor(2.0 if not truncate else 100.0)
     packed = PackedTensor.from_float(x, scale, zero, bits, truncate=truncate)
-    truth, _ = ops.reference.fake_quantize(x, ops.Quantizer(scale, zero, bits, truncate=truncate))
+    truth, _ = ops.reference.fake_quantize(x, ops.QParams(scale, zero, bits, truncate=truncate))
     assert torch.equal(packed.dequantize(), truth)
     assert packed.bits == ops.storage_bits(bits)
 

@@ -13,13 +13,13 @@ from torch_geometric_qlr.ops.dispatch import (
     computes_packed,
     use_backend,
 )
-from torch_geometric_qlr.ops.groups import Quantizer, Steps
+from torch_geometric_qlr.ops.groups import QParams, Steps
 from torch_geometric_qlr.ops.layout import PACKED_BITS, RowLayout, row_layout, storage_bits
 from torch_geometric_qlr.ops.reference import affine_params, dequantize, quantize
 
 __all__ = [
     "PACKED_BITS",
-    "Quantizer",
+    "QParams",
     "RowLayout",
     "Steps",
     "affine_params",

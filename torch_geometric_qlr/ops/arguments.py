@@ -8,7 +8,7 @@ from torch_geometric_qlr.ops.groups import (
     Epilogue,
     Graph,
     PackedMatrix,
-    Quantizer,
+    QParams,
     Steps,
     Weights,
 )
@@ -89,14 +89,14 @@ class Arguments:
         return self.group(Epilogue)
 
     @property
-    def quantizer(self) -> Quantizer:
+    def quantizer(self) -> QParams:
         """How the values become codes."""
-        return self.group(Quantizer)
+        return self.group(QParams)
 
     @property
-    def output(self) -> Quantizer | None:
+    def output(self) -> QParams | None:
         """How a result becomes codes, if it does."""
-        return None if self.out_scale is None else self.group(Quantizer, "out_")
+        return None if self.out_scale is None else self.group(QParams, "out_")
 
     @property
     def steps(self) -> Steps:

@@ -21,7 +21,7 @@ from torch_geometric_qlr.ops.groups import (
     Epilogue,
     Graph,
     PackedMatrix,
-    Quantizer,
+    QParams,
     Steps,
     Weights,
 )
@@ -203,7 +203,7 @@ class Check:
         if after.reduce not in ("sum", "mean"):
             raise ConfigError(f"{self.where}: reduce must be 'sum' or 'mean', got {after.reduce!r}")
 
-    def output(self, output: Quantizer | None, rows: Any, cols: Any) -> None:
+    def output(self, output: QParams | None, rows: Any, cols: Any) -> None:
         """How a result is quantized, if it is."""
         if output is None:
             return

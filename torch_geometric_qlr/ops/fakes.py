@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geometric_qlr.ops.groups import Quantizer
+from torch_geometric_qlr.ops.groups import QParams
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
 
 __all__ = ["float_rows", "group_shape", "packed_rows", "result_rows"]
@@ -34,7 +34,7 @@ def float_rows(like: Tensor, rows: Any, cols: Any) -> Tensor:
     return like.new_empty((rows, cols), dtype=torch.float32)
 
 
-def result_rows(like: Tensor, rows: Any, cols: Any, output: Quantizer | None) -> Tensor:
+def result_rows(like: Tensor, rows: Any, cols: Any, output: QParams | None) -> Tensor:
     r"""A result, packed if there is a quantizer for it.
 
     Example:

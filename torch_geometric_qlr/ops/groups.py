@@ -15,7 +15,7 @@ __all__ = [
     "Epilogue",
     "Graph",
     "PackedMatrix",
-    "Quantizer",
+    "QParams",
     "Steps",
     "Weights",
 ]
@@ -102,8 +102,8 @@ class Epilogue(NamedTuple):
     relu: bool = False
 
 
-class Quantizer(NamedTuple):
-    r"""How values become codes; of a result, before it is written.
+class QParams(NamedTuple):
+    r"""Parameters of a quantizer, by which values become codes; of a result, before it is written.
 
     Args:
         scale (torch.Tensor): :math:`s`, of shape :math:`()`, :math:`[N, 1]` or :math:`[1, F]`.
@@ -123,13 +123,13 @@ class Quantizer(NamedTuple):
         r"""As keyword arguments of an op.
 
         Example:
-            >>> list(Quantizer(torch.tensor(1.0), torch.tensor(0.0), 4).named("out_"))
+            >>> list(QParams(torch.tensor(1.0), torch.tensor(0.0), 4).named("out_"))
             ['out_scale', 'out_zero_point', 'out_bits', 'out_truncate', 'out_skew']
         """
         return {prefix + name: value for name, value in self._asdict().items()}
 
 
-class Steps(Quantizer):
+class Steps(QParams):
     r"""Quantizers per tensor that follow each other, as vectors of their numbers.
 
     Args:
@@ -143,7 +143,7 @@ class Steps(Quantizer):
     __slots__ = ()
 
     @classmethod
-    def of(cls, steps: Sequence[Quantizer], like: Tensor) -> Steps:
+    def of(cls, steps: Sequence[QParams], like: Tensor) -> Steps:
         r"""Joins quantizers.
 
         Args:
@@ -154,7 +154,7 @@ class Steps(Quantizer):
             InputError: If they have several numbers each, or differ in width.
 
         Example:
-            >>> step = Quantizer(torch.tensor(1.0), torch.tensor(0.0), 4)
+            >>> step = QParams(torch.tensor(1.0), torch.tensor(0.0), 4)
             >>> Steps.of([step, step], step.scale).scale
             tensor([1., 1.])
         """
@@ -169,7 +169,7 @@ class Steps(Quantizer):
         zero_point = _joined([step.zero_point for step in steps], like)
         return cls(scale, zero_point, bits, truncate, _joined(skews, like) if skews else None)
 
-    def each(self) -> list[Quantizer]:
+    def each(self) -> list[QParams]:
         r"""One by one.
 
         Example:
@@ -178,7 +178,7 @@ class Steps(Quantizer):
         """
         skews: Any = [None] * self.scale.numel() if self.skew is None else self.skew
         return [
-            Quantizer(scale, zero_point, self.bits, self.truncate, skew)
+            QParams(scale, zero_point, self.bits, self.truncate, skew)
             for scale, zero_point, skew in zip(
                 self.scale.float(), self.zero_point.float(), skews, strict=True
             )

@@ -21,7 +21,7 @@ from torch_geometric_qlr.ops.groups import (
     Epilogue,
     Graph,
     PackedMatrix,
-    Quantizer,
+    QParams,
     Weights,
 )
 from torch_geometric_qlr.ops.layout import row_layout, storage_bits
@@ -58,7 +58,7 @@ def truncation_step(bits: int) -> float:
     return 255.0 / (2**bits - 1)
 
 
-def quantize(x: Tensor, how: Quantizer) -> Tensor:
+def quantize(x: Tensor, how: QParams) -> Tensor:
     r"""Codes of :obj:`x`, rounding half to even.
 
     .. math::
@@ -75,7 +75,7 @@ def quantize(x: Tensor, how: Quantizer) -> Tensor:
 
     Args:
         x (torch.Tensor): The values :math:`x`; computed in float32.
-        how (Quantizer): Scale :math:`s`, zero point :math:`z`, width :math:`b`, and :math:`k` of
+        how (QParams): Scale :math:`s`, zero point :math:`z`, width :math:`b`, and :math:`k` of
             BT*.
 
     Returns:
@@ -83,7 +83,7 @@ def quantize(x: Tensor, how: Quantizer) -> Tensor:
 
     Example:
         >>> x = torch.tensor([-1.0, 0.0, 0.4, 9.0])
-        >>> quantize(x, Quantizer(torch.tensor(1.0), torch.tensor(1.0), bits=2))
+        >>> quantize(x, QParams(torch.tensor(1.0), torch.tensor(1.0), bits=2))
         tensor([0, 1, 1, 3], dtype=torch.uint8)
     """
     levels = 2**how.bits - 1
@@ -93,11 +93,11 @@ def quantize(x: Tensor, how: Quantizer) -> Tensor:
     return _clamp(_cut(q, how), levels).to(torch.uint8)
 
 
-def _raw_codes(x: Tensor, how: Quantizer) -> Tensor:
+def _raw_codes(x: Tensor, how: QParams) -> Tensor:
     return torch.round(x.float() / how.scale.float() + how.zero_point.float())
 
 
-def _cut(q: Tensor, how: Quantizer) -> Tensor:
+def _cut(q: Tensor, how: QParams) -> Tensor:
     """Codes of 8 bits to levels of fewer, before they are clamped to these."""
     # A tensor, not a number: CUDA turns a division by a number into a product with its reciprocal.
     step = torch.full((), truncation_step(how.bits), dtype=torch.float32, device=q.device)
@@ -139,7 +139,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return scale.float() * (codes.float() - zero_point.float())
 
 
-def fake_quantize(x: Tensor, how: Quantizer) -> tuple[Tensor, Tensor]:
+def fake_quantize(x: Tensor, how: QParams) -> tuple[Tensor, Tensor]:
     r"""The values the codes of :obj:`x` stand for, and where no clamp acted on them.
 
     A value that is not finite stands for itself, :math:`\hat x = x`, and counts as clamped.
@@ -152,7 +152,7 @@ def fake_quantize(x: Tensor, how: Quantizer) -> tuple[Tensor, Tensor]:
         is true where neither clamp acted.
 
     Example:
-        >>> how = Quantizer(torch.tensor(1.), torch.tensor(0.), bits=2)
+        >>> how = QParams(torch.tensor(1.), torch.tensor(0.), bits=2)
         >>> fake_quantize(torch.tensor([0.4, 9.0]), how)
         (tensor([0., 3.]), tensor([ True, False]))
     """
@@ -194,7 +194,7 @@ def fake_quantize_backward(
 
     Example:
         >>> g, x = torch.ones(2), torch.tensor([0.4, 9.0])
-        >>> x_hat, mask = fake_quantize(x, Quantizer(torch.tensor(1.), torch.tensor(0.), bits=2))
+        >>> x_hat, mask = fake_quantize(x, QParams(torch.tensor(1.), torch.tensor(0.), bits=2))
         >>> fake_quantize_backward(g, x, x_hat, mask)
         (tensor([1., 0.]), tensor(2.6000))
     """
@@ -409,11 +409,11 @@ def linear(x: CodeMatrix, weight: CodeMatrix, after: Epilogue = _NO_EPILOGUE) ->
     return finish(values @ factors.t(), after)
 
 
-def quantize_pack(x: Tensor, how: Quantizer) -> Tensor:
+def quantize_pack(x: Tensor, how: QParams) -> Tensor:
     r""":func:`quantize`, then :func:`pack` at :func:`storage_bits`.
 
     Example:
-        >>> how = Quantizer(torch.tensor(0.1), torch.tensor(0.0), bits=3)
+        >>> how = QParams(torch.tensor(0.1), torch.tensor(0.0), bits=3)
         >>> quantize_pack(torch.rand(3, 100), how).shape
         torch.Size([3, 64])
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.config import QuantizerConfig
-from torch_geometric_qlr.ops import Quantizer
+from torch_geometric_qlr.ops import QParams
 from torch_geometric_qlr.ops.reference import fake_quantize
 
 __all__ = ["search_multiplier"]
@@ -53,7 +53,7 @@ def search_multiplier(
     best_gamma = best_error = None
     for candidate in range(config.search_candidates, 0, -1):
         gamma = candidate / config.search_candidates
-        how = Quantizer(scale0 * gamma, zero_point, config.bits, config.truncates, skew)
+        how = QParams(scale0 * gamma, zero_point, config.bits, config.truncates, skew)
         x_hat, _ = fake_quantize(x, how)
         error = (x_hat - x).abs_().float()
         error = error.mean() if axis == -1 else error.mean(dim=1 - axis, keepdim=True)

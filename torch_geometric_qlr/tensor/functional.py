@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
-from torch_geometric_qlr.ops import Quantizer as OutputQuantizer
+from torch_geometric_qlr.ops import QParams as OutputQuantizer
 from torch_geometric_qlr.ops import Steps, affine_params, storage_bits
 from torch_geometric_qlr.tensor.packed import PackedTensor
 

@@ -12,7 +12,7 @@ from torch_geometric_qlr.ops.checks import FLOATS, Check, finite
 from torch_geometric_qlr.ops.definition import Call, Definition
 from torch_geometric_qlr.ops.definitions.gather import check_gather
 from torch_geometric_qlr.ops.fakes import float_rows, result_rows
-from torch_geometric_qlr.ops.groups import PackedMatrix, Quantizer
+from torch_geometric_qlr.ops.groups import PackedMatrix, QParams
 from torch_geometric_qlr.ops.layout import storage_bits
 from torch_geometric_qlr.ops.reference import affine_params
 from torch_geometric_qlr.ops.smoothing import (
@@ -26,7 +26,7 @@ __all__ = ["PackedPropagate", "PackedSmp", "SmpOptions"]
 _PROJECTIONS = ("none", "nonnegative", "nonpositive")
 
 
-def _matrix(data: Tensor, cols: int, by: Quantizer) -> PackedMatrix:
+def _matrix(data: Tensor, cols: int, by: QParams) -> PackedMatrix:
     """What a quantizer has packed."""
     scale, zero_point = affine_params(by.scale, by.zero_point, by.bits, by.truncate)
     return PackedMatrix(data, cols, storage_bits(by.bits), scale, zero_point)
@@ -49,7 +49,7 @@ class PackedPropagate(Definition, op="packed_propagate"):
         return result_rows(a.packed, a.graph.num_rows, a.num_cols, a.output)
 
     def compute(self, a: Arguments, call: Call) -> Tensor:
-        def hop(sources: PackedMatrix, to: Quantizer | None) -> Tensor:
+        def hop(sources: PackedMatrix, to: QParams | None) -> Tensor:
             result: Tensor = call(
                 "packed_spmm",
                 *a.graph,
@@ -106,7 +106,7 @@ class PackedSmp(Definition, op="packed_smp"):
         return float_rows(a.x, a.graph.num_rows, a.x.size(1))
 
     def compute(self, a: Arguments, call: Call) -> Tensor:
-        def sent(values: Tensor, by: Quantizer) -> Tensor:
+        def sent(values: Tensor, by: QParams) -> Tensor:
             packed = call("quantize_pack", finite(values), *by)
             sources = _matrix(packed, values.size(1), by)
             sums: Tensor = call("packed_spmm", *a.graph, *sources, edge_weight=a.edge_weight)

@@ -15,7 +15,7 @@ from torch_geometric_qlr.ops.definitions.fake_quantize import (
     like_values,
 )
 from torch_geometric_qlr.ops.fakes import group_shape
-from torch_geometric_qlr.ops.groups import Quantizer
+from torch_geometric_qlr.ops.groups import QParams
 from torch_geometric_qlr.ops.layout import storage_bits
 from torch_geometric_qlr.ops.multiplier import floored_multiplier
 from torch_geometric_qlr.ops.range_grid import range_grid
@@ -80,7 +80,7 @@ class ObservedQuantize(Definition, op="observed_quantize"):
         )
         gamma = a.gamma.float().reshape(() if a.gamma.numel() == 1 else shape)
         scale = floored_multiplier(gamma, a.factor) * own_scale
-        how = Quantizer(scale, zero_point, a.bits, a.truncate)
+        how = QParams(scale, zero_point, a.bits, a.truncate)
         x_hat, mask = reference.fake_quantize(x, how)
         return x_hat.contiguous(), mask.contiguous(), scale, zero_point, own_scale, least, most
 
