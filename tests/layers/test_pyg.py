@@ -14,7 +14,7 @@ from torch_geometric.nn import GATConv, GCNConv, MessagePassing, SAGEConv, SGCon
 from torch_geometric.utils import to_torch_csr_tensor
 
 import torch_geometric_qlr as qlr
-from torch_geometric_qlr.nn import pyg
+from torch_geometric_qlr.layers import pyg
 
 X, EDGES = torch.randn(5, 8), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
 
