@@ -1,7 +1,7 @@
 // The kernels for processors with AVX2 and FMA.
 #include "isa/compiled.h"
 
-#if QLR_HAS_AVX
+#if QLR_HAS_AVX2
 #include "isa/avx2_begin.h"
 
 namespace qlr {

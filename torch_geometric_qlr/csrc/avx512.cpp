@@ -1,7 +1,7 @@
 // The kernels for processors with AVX-512 F, BW, DQ, VL and VNNI.
 #include "isa/compiled.h"
 
-#if QLR_HAS_AVX
+#if QLR_HAS_AVX512
 #include "isa/avx512_begin.h"
 
 namespace qlr {

@@ -30,13 +30,15 @@ bool has_amx() {
 }
 
 int32_t detect() {
-#if QLR_HAS_AVX
+#if QLR_HAS_AVX2
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if QLR_HAS_AVX512
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
   if (avx512) return has_amx() ? QLR_AMX : QLR_AVX512;
+#endif
   if (avx2) return QLR_AVX2;
 #endif
   return QLR_PORTABLE;
@@ -53,8 +55,10 @@ const qlr::KernelTable& kernels(int32_t wanted) {
 #if QLR_HAS_AMX
   if (isa >= QLR_AMX) return qlr::amx_kernels();
 #endif
-#if QLR_HAS_AVX
+#if QLR_HAS_AVX512
   if (isa >= QLR_AVX512) return qlr::avx512_kernels();
+#endif
+#if QLR_HAS_AVX2
   if (isa >= QLR_AVX2) return qlr::avx2_kernels();
 #endif
   return qlr::portable_kernels();

@@ -2,9 +2,16 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define QLR_HAS_AVX 1  // AVX2 and AVX-512
+#define QLR_HAS_AVX2 1
 #else
-#define QLR_HAS_AVX 0
+#define QLR_HAS_AVX2 0
+#endif
+
+// A build for tests that are short of time leaves it out.
+#if QLR_HAS_AVX2 && !defined(QLR_NO_AVX512)
+#define QLR_HAS_AVX512 1
+#else
+#define QLR_HAS_AVX512 0
 #endif
 
 #if defined(__clang__)
@@ -16,7 +23,7 @@
 #endif
 
 // Linux alone is asked for the tiles' memory, see dispatch.cpp.
-#if QLR_HAS_AVX && QLR_KNOWS_TILES && defined(__linux__)
+#if QLR_HAS_AVX512 && QLR_KNOWS_TILES && defined(__linux__)
 #define QLR_HAS_AMX 1
 #else
 #define QLR_HAS_AMX 0
