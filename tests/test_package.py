@@ -140,7 +140,7 @@ def test_installed_metadata() -> None:
     core = {re.split(r"[^\w.-]", line)[0] for line in requires if "extra ==" not in line}
     assert core == {"torch", "torch_geometric", "brevitas", "numpy"}
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert extras == {"sparse", "examples", "docs", "test", "dev"}
+    assert extras == {"sparse", "examples", "docs", "style", "test", "dev"}
 
 
 def test_is_typed() -> None:

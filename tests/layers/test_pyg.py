@@ -141,7 +141,8 @@ PACKAGE = Path(qlr.__file__).resolve().parent
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "pyg.py"]
 
 #: What PyG keeps to itself on a layer or beside its classes.
-PRIVATE = {name for name in vars(MessagePassing(aggr="add")) if name.startswith("_")}
+# Of a class of our own: PyG would write code into MessagePassing itself, and break its subclasses.
+PRIVATE = {name for name in vars(Own(aggr="add")) if name.startswith("_")}
 PRIVATE |= {name for name in vars(MessagePassing) if name.startswith("_")}
 PRIVATE |= {"_collect", "_user_args", "_fused_user_args", "_orig_propagate", "_jinja_propagate"}
 PRIVATE |= {"is_uninitialized_parameter", "collect_param_data"}

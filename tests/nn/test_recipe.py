@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conv_zoo import ZOO, build
 from torch import nn
 from torch_geometric.nn import APPNP, GCN, HeteroDictLinear, SGConv
 
 import torch_geometric_qlr as qlr
+from tests.helpers.conv_zoo import ZOO, build
 from torch_geometric_qlr.config import POINTS
 from torch_geometric_qlr.nn.packed.kinds import KINDS
 from torch_geometric_qlr.nn.read_back import recipe_of

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_cases import ISAS
+
+from tests.helpers.kernel_cases import ISAS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "torch_geometric_qlr"
