@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import torch_geometric_qlr as qlr
-
-PACKAGE = Path(qlr.__file__).resolve().parent
+from tests.helpers.package_copy import ROOT, PackageCopy, run_python
 
 #: Three convs that nobody has heard of. What they do cannot all be found out by trying them.
 TOY = '''
@@ -133,39 +128,19 @@ ROWS = {
 }
 
 
-def run(program: str, package_parent: Path, toy: Path) -> None:
-    path = os.pathsep.join([str(package_parent), str(toy)])
-    command = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, cwd=toy, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("name", ROWS)
 def test_one_row_of_the_table(name: str, tmp_path: Path) -> None:
     family, runs_as, row = ROWS[name]
-    copy, toy = tmp_path / "package" / "torch_geometric_qlr", tmp_path / "toy"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "csrc"))
-    table = copy / "nn" / "table.py"
-    text = table.read_text()
-    opening = re.search(r"^OTHERS: .* = \{$", text, flags=re.MULTILINE)
-    assert opening is not None
-    table.write_text(f"{text[: opening.end()]}\n    {row},{text[opening.end() :]}")
+    copy, toy = PackageCopy(tmp_path / "package", library=True), tmp_path / "toy"
+    copy.add_line("nn/table.py", f"    {row},", after="OTHERS: ")
     toy.mkdir()
     (toy / "toy.py").write_text(TOY)
-    run(
-        f"import toy\nassert toy.qlr.__file__.startswith({str(copy)!r})\n"
-        f"toy.check(toy.{name}, {family!r}, {runs_as!r})",
-        copy.parent,
-        toy,
+    program = (
+        f"import toy\nassert toy.qlr.__file__.startswith({str(copy.package)!r})\n"
+        f"toy.check(toy.{name}, {family!r}, {runs_as!r})"
     )
-    different = [
-        path.relative_to(copy)
-        for path in copy.rglob("*.py")
-        if path.read_bytes() != (PACKAGE / path.relative_to(copy)).read_bytes()
-    ]
-    assert different == [Path("nn/table.py")]
+    copy.run("-W", "ignore", "-c", program, beside=toy)
+    copy.assert_nothing_else_differs()
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -202,4 +177,4 @@ def test_one_call(name: str, tmp_path: Path) -> None:
     # Edges are prepared in the first call on codes, and remembered for all others.
     once = "assert packed.times <= 1, packed.times" if name == "Hops" else ""
     program = f"import toy\nfrom toy import qlr\n{CALLS[name]}\n{check}\n{once}"
-    run(program, PACKAGE.parent, tmp_path)
+    run_python("-W", "ignore", "-c", program, places=[ROOT, tmp_path], cwd=tmp_path)

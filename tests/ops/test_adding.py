@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
-import os
 import shutil
 import subprocess
 import sys
@@ -12,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.kernel_cases import ISAS
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "torch_geometric_qlr"
-LIBRARY = "libqlr_cpu.so"
+from tests.helpers.package_copy import LIBRARY, PACKAGE, ROOT, PackageCopy
 
 BACKEND = '''
 """A back end with kernels of its own for the six ops that carry the others."""
@@ -314,114 +309,69 @@ print("as expected")
 """
 
 
-def files(package: Path) -> dict[str, Path]:
-    """All that counts of a tree, by where it lies."""
-    every = (path for path in package.rglob("*") if path.is_file())
-    kept = (path for path in every if "__pycache__" not in path.parts and path.name != LIBRARY)
-    return {str(path.relative_to(package)): path for path in kept}
-
-
-class Copy:
-    """The package, and what was added to it."""
-
-    def __init__(self, home: Path) -> None:
-        self.home, self.package = home, home / PACKAGE
-        unwanted = shutil.ignore_patterns("__pycache__", LIBRARY)
-        shutil.copytree(ROOT / PACKAGE, self.package, ignore=unwanted)
-        self.added: set[str] = set()
-
-    def add(self, name: str, text: str) -> None:
-        path = self.package / name
-        path.parent.mkdir(exist_ok=True)
-        assert not path.exists()
-        path.write_text(text)
-        self.added.add(name)
-
-    def add_schema(self, schema: str) -> None:
-        path = self.package / "ops" / "schemas.inc"
-        *lines, end = path.read_text().splitlines()
-        path.write_text("\n".join([*lines, schema, end, ""]))
-
-    def run(self, program: str, *arguments: str, **environment: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env={**os.environ, "PYTHONPATH": str(self.home), "QLR_BACKEND": "", **environment},
-            cwd=self.home, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def assert_only_added(self, *changed: str) -> None:
-        ours, theirs = files(self.package), files(ROOT / PACKAGE)
-        assert set(ours) - set(theirs) == self.added
-        assert set(theirs) <= set(ours)
-        differ = {n for n in theirs if not filecmp.cmp(ours[n], theirs[n], shallow=False)}
-        assert differ == set(changed)
-
-
 @pytest.fixture
-def copy(tmp_path: Path) -> Copy:
-    return Copy(tmp_path)
+def copy(tmp_path: Path) -> PackageCopy:
+    return PackageCopy(tmp_path)
 
 
-def add_backend(copy: Copy) -> None:
+def add_backend(copy: PackageCopy) -> None:
     copy.add("ops/toy/__init__.py", "")
     copy.add("ops/toy/backend.py", BACKEND)
 
 
-def test_a_back_end_is_one_folder(copy: Copy) -> None:
+def test_a_back_end_is_one_folder(copy: PackageCopy) -> None:
     add_backend(copy)
-    said = copy.run(RUN_MODELS)
+    said = copy.run("-c", RUN_MODELS)
     assert len(said.splitlines()) == 5
-    copy.assert_only_added()
+    copy.assert_nothing_else_differs()
 
 
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
-def test_a_back_end_beside_the_kernels(copy: Copy) -> None:
+def test_a_back_end_beside_the_kernels(copy: PackageCopy) -> None:
     shutil.copy(ROOT / PACKAGE / LIBRARY, copy.package)
     add_backend(copy)
-    copy.run(RUN_MODELS)
+    copy.run("-c", RUN_MODELS)
 
 
 @pytest.mark.parametrize("case", ("missing", "elsewhere", "default", "no product"))
-def test_what_a_back_end_says_decides(copy: Copy, case: str) -> None:
+def test_what_a_back_end_says_decides(copy: PackageCopy, case: str) -> None:
     add_backend(copy)
-    assert "as expected" in copy.run(CHOOSE, TOY=case)
+    assert "as expected" in copy.run("-c", CHOOSE, TOY=case)
 
 
-def test_the_command_lists_a_back_end_that_is_missing(copy: Copy) -> None:
+def test_the_command_lists_a_back_end_that_is_missing(copy: PackageCopy) -> None:
     add_backend(copy)
     program = f"import runpy; runpy.run_module({PACKAGE!r}, run_name='__main__')"
-    assert "none: the box is empty" in copy.run(program, TOY="missing")
-    assert "toy" in copy.run(program)
+    assert "none: the box is empty" in copy.run("-c", program, TOY="missing")
+    assert "toy" in copy.run("-c", program)
 
 
-def add_op(copy: Copy) -> None:
-    copy.add_schema(SCHEMA)
+def add_op(copy: PackageCopy) -> None:
+    copy.add_line("ops/schemas.inc", SCHEMA, after="observed_quantize_backward(")
     copy.add("ops/definitions/row_sums.py", DEFINITION)
 
 
 @pytest.mark.parametrize("built", (False, True))
-def test_an_op_is_a_line_and_a_definition(copy: Copy, built: bool) -> None:
+def test_an_op_is_a_line_and_a_definition(copy: PackageCopy, built: bool) -> None:
     if built and not ISAS:
         pytest.skip("the C++ kernels are not built here")
     if built:
         shutil.copy(ROOT / PACKAGE / LIBRARY, copy.package)
     add_op(copy)
-    assert "as expected" in copy.run(CALL_OP, "library" if built else "reference")
-    copy.assert_only_added("ops/schemas.inc")
+    assert "as expected" in copy.run("-c", CALL_OP, "library" if built else "reference")
+    copy.assert_nothing_else_differs()
 
 
-def test_an_op_with_a_part_missing_is_named(copy: Copy) -> None:
-    copy.add_schema(SCHEMA)
+def test_an_op_with_a_part_missing_is_named(copy: PackageCopy) -> None:
+    copy.add_line("ops/schemas.inc", SCHEMA, after="observed_quantize_backward(")
     program = f"try:\n import {PACKAGE}.ops\nexcept TypeError as error: print(error)"
-    assert "missing for packed_row_sums" in copy.run(program)
+    assert "missing for packed_row_sums" in copy.run("-c", program)
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_a_kernel_is_one_file(copy: Copy) -> None:
+def test_a_kernel_is_one_file(copy: PackageCopy) -> None:
     add_op(copy)
     copy.add("csrc/torch/ops_row_sums.cpp", KERNEL)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -429,5 +379,5 @@ def test_a_kernel_is_one_file(copy: Copy) -> None:
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(build, cwd=copy.home, capture_output=True, text=True)
     assert (copy.package / LIBRARY).exists(), done.stdout[-4000:] + done.stderr[-4000:]
-    assert "as expected" in copy.run(CALL_OP, "kernel")
-    copy.assert_only_added("ops/schemas.inc")
+    assert "as expected" in copy.run("-c", CALL_OP, "kernel")
+    copy.assert_nothing_else_differs()

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import ast
-import filecmp
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from torch_geometric.nn import GAT
 
 import torch_geometric_qlr as qlr
+from tests.helpers.package_copy import PackageCopy
 from torch_geometric_qlr.errors import CheckpointError
 from torch_geometric_qlr.quantizers.methods import METHODS
 
@@ -27,8 +23,8 @@ from torch_geometric_qlr.quantizers.ranges import RangeQuantizer
 
 
 class Toy(RangeQuantizer):
-    def __init__(self, config, num_groups=1, channel_dim=0, int_quant=None):
-        super().__init__(config, num_groups, channel_dim, int_quant)
+    def register_numbers(self):
+        super().register_numbers()
         self.register_buffer("gamma", torch.ones(self.shape))
 
     def observe(self, batch):
@@ -130,14 +126,6 @@ for cls in (GCN, GAT):
 """
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy of the package."""
-    out = tmp_path / PACKAGE.name
-    shutil.copytree(PACKAGE, out, ignore=shutil.ignore_patterns("__pycache__"))
-    return out
-
-
 @pytest.mark.parametrize(
     ("source", "options"),
     [
@@ -147,39 +135,20 @@ def package(tmp_path: Path) -> Path:
     ],
 )
 def test_a_method_is_one_file_and_one_row(
-    source: str, options: dict[str, object], package: Path, tmp_path: Path
+    source: str, options: dict[str, object], tmp_path: Path
 ) -> None:
-    (package / "quantizers" / "toy.py").write_text(source)
-    table = package / "quantizers" / "methods.py"
-    first = next(line for line in table.read_text().splitlines(True) if '"learned_range": ' in line)
-    table.write_text(table.read_text().replace(first, f'{first}        "toy": "toy.Toy",\n'))
+    copy = PackageCopy(tmp_path / "package", library=True)
+    copy.add("quantizers/toy.py", source)
+    row = '        "toy": "toy.Toy",'
+    copy.add_line("quantizers/methods.py", row, after='"learned_range": ')
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), repr(options), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert _different(package) == ["quantizers/methods.py", "quantizers/toy.py"]
+    copy.run("-W", "ignore", str(script), repr(options), str(tmp_path))
+    copy.assert_nothing_else_differs()
 
     # What has no such method says so.
     with pytest.raises(CheckpointError, match="'toy' is unknown; choose one of 'learned_range'"):
         qlr.load(str(tmp_path / "GAT-quantized.pt"), GAT(16, 8, num_layers=2, out_channels=4))
-
-
-def _different(package: Path) -> list[str]:
-    """Files of a copy that are not as in the package."""
-    files = (p.relative_to(package) for p in sorted(package.rglob("*")) if p.is_file())
-    return [
-        str(file)
-        for file in files
-        if not (PACKAGE / file).exists()
-        or not filecmp.cmp(package / file, PACKAGE / file, shallow=False)
-    ]
 
 
 def _names(path: Path) -> set[str]:

@@ -2,9 +2,8 @@
 
 PyG's layers normalise in every call. The row of a class says what its forward does to its edges and
 by which option: the layer is then given edges that are ready, and sees that option switched off
-while it runs. The forward itself is the one it always was, so what a user
-has changed in it, or in its module, is what runs; and a class with a forward of its own prepares
-its edges itself.
+while it runs. The forward itself is the one it always was, so what a user has changed in it, or in
+its module, is what runs; and a class with a forward of its own prepares its edges itself.
 """
 
 from __future__ import annotations

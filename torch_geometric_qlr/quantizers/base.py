@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -23,16 +24,16 @@ __all__ = ["CodeParams", "Quantizer"]
 CodeParams = tuple[Tensor, Tensor, Tensor | None]
 
 
-class Quantizer(Observing):
+class Quantizer(Observing, ABC):
     r"""Base class of quantizers. A method that makes codes is a subclass in a file of its own and a
     row of :data:`torch_geometric_qlr.quantizers.methods.METHODS`; nothing else knows its name.
 
-    **What a method says.** :meth:`code_params`, the scale, zero point and shift of the thresholds
-    with which :func:`torch_geometric_qlr.ops.quantize` makes codes; :meth:`observe`, what it learns
-    from data that passes; :meth:`freeze`, what is left of it in a converted model; and
-    :meth:`refusal`, what it cannot do. Its parameters are what learns, its buffers what is
-    remembered, all of them numbers or vectors with one entry per group, in float32. Both make up
-    its state, beside :obj:`calibrated` and the signature of its settings.
+    **What a method says.** :meth:`register_numbers`, what it keeps; :meth:`code_params`, the scale,
+    zero point and shift of the thresholds with which :func:`torch_geometric_qlr.ops.quantize` makes
+    codes; :meth:`observe`, what it learns from data that passes; :meth:`freeze`, what is left of it
+    in a converted model; and :meth:`refusal`, what it cannot do. Its parameters are what learns,
+    its buffers what is remembered, all of them numbers or vectors with one entry per group, in
+    float32. Both make up its state, beside :obj:`calibrated` and the signature of its settings.
 
     **What follows from that.** Values with gradients, packed codes, sparse features, epilogues of
     kernels, checkpoints, files, and the life of a range: see :class:`RangeState`.
@@ -64,6 +65,7 @@ class Quantizer(Observing):
         self.shape: tuple[int, ...] = () if one_for_all else (num_groups,)
         self.num_groups = 1 if one_for_all else num_groups
         self.int_quant = int_quant
+        self.register_numbers()
 
     @property
     def channel_dim(self) -> int:
@@ -86,6 +88,11 @@ class Quantizer(Observing):
         """Whether the grid is known before the data."""
         return self.config.statistics == "running"
 
+    def register_numbers(self) -> None:
+        r"""Registers what the method keeps: its parameters and buffers, each of :attr:`shape`."""
+        return None
+
+    @abstractmethod
     def code_params(
         self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
     ) -> CodeParams:
@@ -98,12 +105,11 @@ class Quantizer(Observing):
             skew (torch.Tensor, optional): Skewness of the tensor, where the matrix does not show
                 it. (default: that of :obj:`x`)
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def freeze(self) -> Quantizer:
         r"""What makes the same codes and no longer learns: a module of its own, which shares no
         state with this one. Growing ends."""
-        raise NotImplementedError
 
     def _params_for(self, batch: Batch, exact_zero: bool = False) -> CodeParams:
         """:meth:`code_params` for data that passes: a quantizer that learns looks at it here."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -56,9 +58,12 @@ class Frozen(Quantizer):
         frozen._renew()
         return frozen.eval()
 
+    @abstractmethod
     def _found(self, x: Tensor, exact_zero: bool = False, skew: Tensor | None = None) -> CodeParams:
         """What :meth:`code_params` gives, from the buffers as they are now."""
-        raise NotImplementedError
+
+    def freeze(self) -> Quantizer:
+        return copy.deepcopy(self)
 
     def reset_parameters(self) -> None:
         """Nothing to start anew: what is frozen stays as it is."""

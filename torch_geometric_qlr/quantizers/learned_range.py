@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.quantizers.base import CodeParams
 from torch_geometric_qlr.quantizers.functional import fake_quantize
@@ -109,6 +108,7 @@ class LearnedRangeQuant(RangeQuantizer):
             none; where a row or channel brings its own range, all of it.
 
     Example:
+        >>> from torch_geometric_qlr.config import QuantizerConfig
         >>> quantizer = LearnedRangeQuant(QuantizerConfig(bits=2, search=False))
         >>> value, scale, zero_point, bits = quantizer(torch.tensor([-1.0, 0.0, 0.9, 2.0]))
         >>> value.tolist(), zero_point.item()
@@ -117,14 +117,8 @@ class LearnedRangeQuant(RangeQuantizer):
 
     gamma: nn.Parameter
 
-    def __init__(
-        self,
-        config: QuantizerConfig,
-        num_groups: int = 1,
-        channel_dim: int = 0,
-        int_quant: nn.Module | None = None,
-    ) -> None:
-        super().__init__(config, num_groups, channel_dim, int_quant)
+    def register_numbers(self) -> None:
+        super().register_numbers()
         self.gamma = nn.Parameter(torch.ones(self.shape))
         self._growing: GrowingRange | None = None
         self._recent = RecentRanges()

@@ -65,14 +65,8 @@ class LearnedStepQuant(Quantizer):
     step: Tensor
     offset: Tensor
 
-    def __init__(
-        self,
-        config: QuantizerConfig,
-        num_groups: int = 1,
-        channel_dim: int = 0,
-        int_quant: nn.Module | None = None,
-    ) -> None:
-        super().__init__(config, num_groups, channel_dim, int_quant)
+    def register_numbers(self) -> None:
+        super().register_numbers()
         self.step = nn.Parameter(torch.ones(self.shape))
         self.register_buffer("offset", torch.zeros(self.shape))
 

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.ops.reference import truncation_step
 from torch_geometric_qlr.quantizers.base import CodeParams, Quantizer
 from torch_geometric_qlr.quantizers.frozen import Frozen, Made
@@ -45,14 +44,8 @@ class RangeQuantizer(Quantizer):
     hi: Tensor
     skew: Tensor
 
-    def __init__(
-        self,
-        config: QuantizerConfig,
-        num_groups: int = 1,
-        channel_dim: int = 0,
-        int_quant: nn.Module | None = None,
-    ) -> None:
-        super().__init__(config, num_groups, channel_dim, int_quant)
+    def register_numbers(self) -> None:
+        super().register_numbers()
         if self.is_static:
             self.register_buffer("lo", torch.zeros(self.shape))
             self.register_buffer("hi", torch.zeros(self.shape))
@@ -67,7 +60,7 @@ class RangeQuantizer(Quantizer):
         found = self._range_for(Batch(x.detach(), skew))
         return self._code_params(found, x.numel(), exact_zero)
 
-    def freeze(self) -> FrozenRange:
+    def freeze(self) -> Quantizer:
         return FrozenRange.of(self)
 
     def _range_for(self, batch: Batch) -> Range:
