@@ -7,8 +7,8 @@
 
 from torch_geometric_qlr._quiet import quiet as _quiet
 
-with _quiet():  # Brevitas tells what it lacks, PyG what torch will take from it
-    import brevitas as _brevitas  # noqa: F401
+with _quiet():  # Brevitas tells what it lacks and how it escapes, PyG what torch will take from it
+    import brevitas.core as _brevitas  # noqa: F401
     import torch_geometric as _torch_geometric  # noqa: F401
 
 from torch_geometric_qlr import errors, metrics, nn, quantizers, tensor, transforms
