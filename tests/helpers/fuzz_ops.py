@@ -48,6 +48,7 @@ EXACT = (
     "quantize_pack",
     "quantize_rows",
     "csr",
+    "quantize_edges",
     "pack",
     "unpack",
     "dequantize_packed",
@@ -113,9 +114,14 @@ class Fuzzer:
         numbers = {"step_scale": scale, "step_zero_point": zero, "step_skew": skew}
         return {**numbers, "step_bits": self.draw.randint(1, 8), "step_truncate": skew is not None}
 
+    def edge_weights(self, edges: int) -> Tensor:
+        if self.draw.random() < 0.5:
+            return self.floats(edges)
+        return torch.randint(-127, 128, (edges,), generator=self.rng, dtype=torch.int8)
+
     def epilogue(self, edges: int, sources: int, rows: int, cols: int) -> Arguments:
         return {
-            "edge_weight": self.maybe(lambda: self.floats(edges)),
+            "edge_weight": self.maybe(lambda: self.edge_weights(edges)),
             "source_weight": self.maybe(lambda: self.floats(sources)),
             "row_scale": self.maybe(lambda: self.floats(rows)),
             "bias": self.maybe(lambda: self.floats(cols)),
@@ -177,6 +183,14 @@ class Fuzzer:
                 "num_src": sources,
                 "num_dst": rows,
             }
+        if op == "quantize_edges":
+            graph = self.graph(rows, sources)
+            weight = {"edge_weight": self.floats(graph["col"].numel()), "bits": max(bits, 2)}
+            return {
+                **graph,
+                **weight,
+                "source_weight": self.maybe(lambda: self.floats(sources)),
+            }
         if op == "pack":
             return {"codes": self.codes(rows, cols, bits), "bits": bits}
         packed = self.packed(rows if square else sources, cols, bits)
@@ -208,9 +222,10 @@ class Fuzzer:
         if op == "packed_spmm":
             return {**graph, **packed, **epilogue, **self.output(rows, cols)}
         if op == "packed_smp":
-            weight = {"edge_weight": epilogue["edge_weight"], "primal": "paper"}
+            weight = {name: epilogue[name] for name in ("edge_weight", "row_scale")}
             return {**graph, "x": self.floats(rows, cols), **self.steps(2), **weight}
-        kept = {name: epilogue[name] for name in ("edge_weight", "addend", "addend_scale")}
+        names = ("edge_weight", "row_scale", "addend", "addend_scale")
+        kept = {name: epilogue[name] for name in names}
         steps = self.steps(self.draw.randint(0, 3))
         return {**graph, **packed, **steps, **kept, "factor": 0.9, **self.output(rows, cols)}
 

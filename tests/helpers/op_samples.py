@@ -8,6 +8,11 @@ from tests.helpers.kernel_cases import problem
 from torch_geometric_qlr.ops import QParams, reference
 
 
+def integers(count: int) -> torch.Tensor:
+    """Weights of edges that are codes."""
+    return torch.randint(-127, 128, (count,), dtype=torch.int8)
+
+
 def samples() -> dict[str, list[tuple]]:
     """Arguments of every op, with and without a quantized output."""
     case = problem(1, cols=40, bits=4)
@@ -19,25 +24,33 @@ def samples() -> dict[str, list[tuple]]:
     # As many targets as sources, for hops that follow each other.
     square = problem(2, targets=12, cols=40, bits=4)
     hops = (square.rowptr, square.col, *square.packed, torch.rand(2) + 0.1, torch.rand(2), 4)
+    weight = torch.rand(square.col.numel())
     linear = (*packed, reference.pack(case.codes[:5], 4), 4, case.scale, case.zero_point)
     return {
         "quantize_pack": [(x, case.scale, case.zero_point, 3)],
         "quantize_rows": [(x, torch.tensor(0.9), 3), (x, torch.rand(1), 4, True, True, output[4])],
         "csr": [(torch.stack([case.col[:5].long(), torch.tensor([3, 0, 3, 2, 0])]), 12, 4)],
+        "quantize_edges": [
+            (case.rowptr, case.col, torch.rand(edges)),
+            (case.rowptr, case.col, torch.randn(edges), 4, torch.rand(12)),
+        ],
         "pack": [(case.codes, 4)],
         "unpack": [packed[:3]],
         "dequantize_packed": [packed],
         "index_select": [(packed[0], torch.tensor([3, 1, 1]))],
         "packed_spmm": [
             gather,
+            (*gather, integers(edges), None, torch.rand(case.rowptr.numel() - 1)),
             (*gather, torch.rand(edges), None, None, None, None, 1.0, "mean", True, *output),
         ],
         "packed_propagate": [
             hops,
-            (*hops, True, torch.rand(2), torch.rand(square.col.numel()), 0.9, x, 0.1, *output),
+            (*hops, True, torch.rand(2), integers(weight.numel()), torch.rand(12)),
+            (*hops, True, torch.rand(2), weight, None, 0.9, x, 0.1, *output),
         ],
         "packed_smp": [
             (square.rowptr, square.col, x, *hops[-3:]),
+            (*(square.rowptr, square.col, x, *hops[-3:]), False, None, weight, torch.rand(12)),
             (*(square.rowptr, square.col, x, *hops[-3:]), True, torch.rand(2)),
         ],
         "packed_extremum": [gather, (*gather, False)],

@@ -108,6 +108,79 @@ def test_unweighted_sums_are_exact_integers(isa, seed, bits, cols, hub):
 
 
 @every_isa
+@examples
+@given(
+    seed_strategy,
+    bits_strategy,
+    width_strategy,
+    st.sampled_from((0, 1, 3, 18, 90, 300)),
+    st.sampled_from((2, 4, 8)),
+)
+def test_sums_with_integer_weights_are_exact(isa, seed, bits, cols, hub, weight_bits):
+    case = problem(seed, cols=cols, bits=bits, hub=hub)
+    case.scale, case.zero_point = torch.tensor(1.0), torch.tensor(float(seed % 2**bits))
+    rng = torch.Generator().manual_seed(seed)
+    top = 2 ** (weight_bits - 1) - 1
+    weight = torch.randint(-top * (seed % 2), top + 1, case.col.shape, generator=rng)
+    truth = reference.spmm(case.graph, case.matrix, Weights(weight))
+    with use_backend(isa):
+        ours = qlr.packed_spmm(
+            case.rowptr, case.col, *case.packed, edge_weight=weight.to(torch.int8)
+        )
+    assert torch.equal(ours, truth)
+
+
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, width_strategy, axis_strategy, st.booleans())
+def test_edges_in_few_bits_through_every_epilogue(isa, seed, bits, cols, axis, by_source):
+    case = problem(seed, cols=cols, bits=bits, hub=40, axis=axis)
+    rng = torch.Generator().manual_seed(seed)
+    source = torch.rand(12, generator=rng) if by_source else None
+    weight = torch.randn(case.col.shape, generator=rng)
+    weight[::3] = 0.0
+    with use_backend(isa):
+        codes, scale = qlr.quantize_edges(case.rowptr, case.col, weight, 8, source)
+        given = {"edge_weight": codes, "row_scale": scale, "bias": torch.randn(cols, generator=rng)}
+        given |= {"reduce": ("sum", "mean")[seed % 2], "relu": seed % 3 == 0}
+        ours = qlr.packed_spmm(case.rowptr, case.col, *case.packed, **given)
+    expected = reference.edge_codes(case.graph, Weights(weight, source), 8)
+    assert torch.equal(codes, expected[0]) and torch.equal(scale, expected[1])
+    assert_float32_close(ours, reference.spmm(case.graph, case.matrix, *steps_of(given)))
+
+
+def test_weights_that_are_no_numbers_or_nothing():
+    rowptr, col = torch.tensor([0, 2, 4, 6, 6]), torch.zeros(6, dtype=torch.int32)
+    weight = torch.tensor([1.0, torch.nan, 0.0, 1e-38, torch.inf, -1.0])
+    codes, scale = qlr.quantize_edges(rowptr, col, weight)
+    assert codes.tolist() == [0] * 6
+    assert scale.isnan().tolist() == [True, False, True, False] and scale[1] == scale[3] == 1
+    with use_backend("reference"):
+        again = qlr.quantize_edges(rowptr, col, weight)
+    assert torch.equal(again[0], codes)
+    assert torch.equal(again[1].isnan(), scale.isnan())
+    with pytest.raises(REFUSED, match="bits must be 2 to 8"):
+        qlr.quantize_edges(rowptr, col, weight, 1)
+
+
+@every_isa
+@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("sign", (-1, 1))
+def test_hub_of_largest_integer_weights_does_not_overflow(isa, bits, sign):
+    degree, cols = 150_001, 40
+    rowptr = torch.tensor([0, degree])
+    col = torch.zeros(degree, dtype=torch.int32)
+    packed = reference.pack(torch.full((1, cols), 2**bits - 1, dtype=torch.uint8), bits)
+    weight = torch.full((degree,), 127 * sign, dtype=torch.int8)
+    with use_backend(isa):
+        y = qlr.packed_spmm(
+            *(rowptr, col, packed, cols, bits, torch.tensor(1.0), torch.tensor(0.0)),
+            edge_weight=weight,
+        )
+    assert torch.equal(y, torch.full((1, cols), float(127 * sign * degree * (2**bits - 1))))
+
+
+@every_isa
 @pytest.mark.parametrize("bits", (1, 2, 4, 8))
 @pytest.mark.parametrize("cols", (16, 64, 200))
 def test_hub_of_largest_codes_does_not_overflow(isa, bits, cols):
@@ -229,22 +302,25 @@ def test_hops_in_one_call_are_hops(isa, seed, bits, cols, steps, step_bits, trun
     scales, zeros = torch.rand(steps, generator=rng) + 0.1, torch.rand(steps, generator=rng) * 3
     skews = torch.rand(steps, generator=rng) * 20 if truncate else None
     weight = torch.rand(case.col.numel(), generator=rng) if seed % 3 else None
+    rows = torch.rand(12, generator=rng) / 100 if seed % 3 == 2 else None
+    if rows is not None:
+        weight = torch.randint(-127, 128, weight.shape, generator=rng, dtype=torch.int8)
     term = torch.randn(12, cols, generator=rng) if teleports else None
     with use_backend(isa):
         ours = qlr.packed_propagate(
             *(case.rowptr, case.col, *case.packed, scales, zeros, step_bits, truncate, skews),
-            *(weight, 0.75, term, 0.25),
+            *(weight, rows, 0.75, term, 0.25),
         )
         sources = case.packed
         for k in range(steps + 1):
             data, _, width, scale, zero = sources
             hop = (case.rowptr, case.col, data, cols, width, scale * 0.75, zero, weight)
             if k == steps:
-                y = qlr.packed_spmm(*hop, None, None, None, term, 0.25)
+                y = qlr.packed_spmm(*hop, None, rows, None, term, 0.25)
                 break
             skew = skews[k] if truncate else None
             out = (scales[k], zeros[k], step_bits, truncate, skew)
-            data = qlr.packed_spmm(*hop, None, None, None, term, 0.25, "sum", False, *out)
+            data = qlr.packed_spmm(*hop, None, rows, None, term, 0.25, "sum", False, *out)
             params = reference.affine_params(scales[k], zeros[k], step_bits, truncate)
             sources = (data, cols, step_bits, *params)
     assert torch.equal(ours, y)
@@ -276,6 +352,9 @@ def test_smoothness_aware_steps(isa, seed, bits, cols, steps, truncate, primal, 
     weight = torch.rand(case.col.numel(), generator=rng) / 4 if seed % 3 else None
     options = {"eta": eta, "eta_lambda": 1e-2, "init_lambda": 0.3, "eta_slack": 0.1, "tau": 0.01}
     options |= {"primal": primal, "projection": projection}
+    if seed % 3 == 2:  # weights that are integers
+        options["row_scale"] = torch.rand(12, generator=rng) / 400
+        weight = torch.randint(-127, 128, weight.shape, generator=rng, dtype=torch.int8)
     # A tie would be decided by the last digit of a sum, so ranges are drawn until none is near.
     for _ in range(50):
         scales = (torch.rand(2 * steps, generator=rng) + 0.5) * 4 / 2**code_bits

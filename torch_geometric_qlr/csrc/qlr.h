@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 8
+#define QLR_ABI_VERSION 9
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -66,6 +66,7 @@ struct QlrGraph {
   int64_t rows;
   int64_t edges;
   const float* edge_weight;    // [edges] or null
+  const int8_t* edge_codes;    // [edges] or null: weights that are integers, in place of floats
   const float* source_weight;  // [source rows] or null
   int32_t checked;             // 1 if an earlier call with the same indices went well
   const int32_t* digits;       // what qlr_edge_digits made of edge_weight, or null
@@ -88,8 +89,9 @@ struct QlrEpilogue {
 // Smoothness-aware message propagation, see torch_geometric_qlr/nn/propagation/smp.py.
 struct QlrSmp {
   int64_t steps;
-  float kept;    // 1 - (1 + mu) eta
-  float spread;  // mu eta
+  const float* row_scale;  // of all sums, [rows] or null
+  float kept;              // 1 - (1 + mu) eta
+  float spread;            // mu eta
   float eta, eta_lambda, eta_slack;
   float multiplier, slack;  // to begin with
   float bound;

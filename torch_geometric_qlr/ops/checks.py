@@ -255,8 +255,10 @@ def check_values(arguments: Mapping[str, Any]) -> None:
         last = int(rowptr[-1])
         if int(rowptr[0]) != 0 or last != arguments["col"].numel() or (rowptr.diff() < 0).any():
             raise Refused(BAD_ROWPTR)
-    if index is not None and index.numel():
-        rows = arguments.get("packed", arguments.get("x")).size(0)
+    sources = (arguments.get(name) for name in ("packed", "x", "source_weight"))
+    source = next((s for s in sources if s is not None), None)
+    if index is not None and index.numel() and source is not None:
+        rows = source.size(0)
         if int(index.min()) < 0 or int(index.max()) >= rows:
             raise Refused(BAD_INDEX)
 

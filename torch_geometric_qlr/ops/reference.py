@@ -30,6 +30,7 @@ __all__ = [
     "affine_params",
     "attention",
     "dequantize",
+    "edge_codes",
     "extremum",
     "fake_quantize",
     "fake_quantize_backward",
@@ -292,6 +293,46 @@ def finish(y: Tensor, after: Epilogue, graph: Graph | None = None) -> Tensor:
     if after.bias is not None:
         y = y + after.bias.float().reshape(-1)
     return y.relu() if after.relu else y
+
+
+#: Weights of edges that are no larger than this are none.
+_NO_WEIGHT = 1e-30
+
+
+def edge_codes(graph: Graph, weights: Weights, bits: int) -> tuple[Tensor, Tensor]:
+    r"""Weights of edges as integers :math:`n`, with a scale :math:`t` for each row of the graph.
+
+    .. math::
+        n_{ij} = \left\lfloor \frac{e_{ij} u_j}{t_i} \right\rceil, \quad
+        t_i = \frac{\max_{j \in \mathcal{N}(i)} |e_{ij} u_j|}{2^{b-1} - 1}
+
+    Args:
+        graph (Graph): Of :math:`M` rows.
+        weights (Weights): :math:`e`, and :math:`u` if the sources have weights.
+        bits (int): :math:`b`, from 2 to 8.
+
+    Returns:
+        (torch.Tensor, torch.Tensor): Codes, int8 :math:`[E]`, and scales :math:`[M]`.
+
+    Example:
+        >>> graph = Graph(torch.tensor([0, 2]), torch.tensor([0, 1]))
+        >>> edge_codes(graph, Weights(torch.tensor([1.0, -0.5])), bits=8)
+        (tensor([127, -64], dtype=torch.int8), tensor([0.0079]))
+    """
+    assert weights.edge_weight is not None
+    w = weights.edge_weight.float().reshape(-1)
+    if weights.source_weight is not None:
+        w = w * weights.source_weight.float().reshape(-1)[graph.col.long()]
+    degree = graph.rowptr.long().diff()
+    target = torch.arange(graph.num_rows, device=w.device).repeat_interleave(
+        degree, output_size=w.numel()
+    )
+    largest = w.new_zeros(graph.num_rows).scatter_reduce_(0, target, w.abs(), "amax")
+    nothing = w.new_zeros(graph.num_rows).index_add_(0, target, 0 * w)  # NaN where there is more
+    has_any = largest > _NO_WEIGHT
+    scale = torch.where(has_any, largest / (2 ** (bits - 1) - 1), 1.0) + nothing
+    codes = torch.where(has_any[target], w / scale[target], 0.0)
+    return codes.round().nan_to_num(0.0).to(torch.int8), scale
 
 
 _NO_WEIGHTS, _NO_EPILOGUE = Weights(), Epilogue()

@@ -17,6 +17,7 @@ __all__ = [
     "OutputQuantizer",
     "Steps",
     "attention",
+    "edge_codes",
     "extremum",
     "linear",
     "propagate",
@@ -61,8 +62,9 @@ def spmm(
     .. math::
         y_i = r_i \sum_{j \in \mathcal{N}(i)} e_{ij} u_j \, \hat x_j + \beta a_i + b
 
-    Without :math:`e` and :math:`u` the sums are exact integers. The normalisation of GCN is
-    :math:`u = r = \deg^{-1/2}`.
+    Without :math:`e` and :math:`u` the sums are exact integers, and so they are where :math:`e` is
+    int8, as :func:`edge_codes` makes it with a scale :math:`r` for each row. The normalisation of
+    GCN is :math:`u = r = \deg^{-1/2}`.
 
     Args:
         rowptr (torch.Tensor): CSR offsets :math:`[M + 1]`, best as int64.
@@ -98,6 +100,38 @@ def spmm(
     return _wrap(y, x.num_cols, out)
 
 
+def edge_codes(
+    rowptr: Tensor,
+    col: Tensor,
+    edge_weight: Tensor,
+    *,
+    bits: int = 8,
+    source_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Weights of edges as integers, with a scale for each row of the graph.
+
+    .. math::
+        n_{ij} = \left\lfloor \frac{e_{ij} u_j}{t_i} \right\rceil, \quad
+        t_i = \frac{\max_{j \in \mathcal{N}(i)} |e_{ij} u_j|}{2^{b-1} - 1}
+
+    :func:`spmm` takes :math:`n` as its :obj:`edge_weight` and :math:`t` as its :obj:`row_scale`.
+
+    Args:
+        rowptr, col, edge_weight: As in :func:`spmm`.
+        bits (int): :math:`b`, from 2 to 8.
+        source_weight (torch.Tensor, optional): :math:`u`, :math:`[N]`.
+
+    Returns:
+        tuple: :math:`n`, int8 :math:`[E]`, and :math:`t`, :math:`[M]`.
+
+    Example:
+        >>> edge_codes(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1.0, 0.25]))
+        (tensor([127,  32], dtype=torch.int8), tensor([0.0079]))
+    """
+    codes, scale = torch.ops.qlr.quantize_edges(rowptr, col, edge_weight, bits, source_weight)
+    return codes, scale
+
+
 def propagate(
     rowptr: Tensor,
     col: Tensor,
@@ -105,6 +139,7 @@ def propagate(
     steps: Sequence[OutputQuantizer] | Steps,
     *,
     edge_weight: Tensor | None = None,
+    row_scale: Tensor | None = None,
     factor: float = 1.0,
     addend: Tensor | None = None,
     addend_scale: float = 1.0,
@@ -113,15 +148,15 @@ def propagate(
     r"""Several hops in one call: what one of them sums up is quantized, packed and sent on.
 
     .. math::
-        y^{(k)} = f \, E \, \hat x^{(k-1)} + \beta a, \qquad
+        y^{(k)} = f \, r \, E \, \hat x^{(k-1)} + \beta a, \qquad
         x^{(k)} = Q_k \left( y^{(k)} \right), \qquad k = 1, \ldots, K
 
     With :math:`f = 1 - \alpha`, :math:`\beta = \alpha` and :math:`a` the first features this is
     personalised PageRank. It equals :math:`K` calls of :func:`spmm`, at the cost of one.
 
     Args:
-        rowptr, col, edge_weight, addend, addend_scale, out: As in :func:`spmm`; as many rows as
-            there are sources.
+        rowptr, col, edge_weight, row_scale, addend, addend_scale, out: As in :func:`spmm`; as many
+            rows as there are sources.
         x (PackedTensor): The first sources :math:`[N, F]`, with one scale, or one per column.
         steps (list or Steps): How the results of all hops but the last are quantized: per tensor,
             all with the same :obj:`bits` and :obj:`truncate`.
@@ -142,7 +177,7 @@ def propagate(
     joined = steps if isinstance(steps, Steps) else Steps.of(steps, x.scale)
     y = torch.ops.qlr.packed_propagate(
         *(rowptr, col, *_parts(x), *joined),
-        *(edge_weight, factor, addend, addend_scale, *(out or _FLOAT)),
+        *(edge_weight, row_scale, factor, addend, addend_scale, *(out or _FLOAT)),
     )
     return _wrap(y, x.num_cols, out)
 
@@ -154,6 +189,7 @@ def smp(
     steps: Sequence[OutputQuantizer] | Steps,
     *,
     edge_weight: Tensor | None = None,
+    row_scale: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     r"""All steps of smoothness-aware message propagation in one call,
@@ -168,7 +204,8 @@ def smp(
     with the multiplier of :class:`torch_geometric_qlr.nn.SMP`.
 
     Args:
-        rowptr, col, edge_weight: As in :func:`spmm`; as many rows as there are sources.
+        rowptr, col, edge_weight, row_scale: As in :func:`spmm`; as many rows as there are
+            sources. Both multiply :math:`E`.
         x (torch.Tensor): Features :math:`[N, F]`.
         steps (list or Steps): Two quantizers per step, per tensor, all with the same :obj:`bits`
             and :obj:`truncate`.
@@ -191,7 +228,9 @@ def smp(
                 [1.5000]])
     """
     joined = steps if isinstance(steps, Steps) else Steps.of(steps, x)
-    y: Tensor = torch.ops.qlr.packed_smp(rowptr, col, x, *joined, edge_weight, **options)
+    y: Tensor = torch.ops.qlr.packed_smp(
+        *(rowptr, col, x, *joined, edge_weight, row_scale), **options
+    )
     return y
 
 

@@ -11,9 +11,11 @@
 #if defined(QLR_PLAIN)
 #include "sum_portable.inl"
 #include "weighted_portable.inl"
+#include "coded_edges_portable.inl"
 #include "extremum_portable.inl"
 #else
 #include "sum.inl"
+#include "coded_edges.inl"
 #if defined(QLR_VNNI)
 #include "weighted_vnni.inl"
 #else

@@ -19,11 +19,11 @@ class SmpSteps {
     const float* h = x_;
     for (int64_t k = 0; k < smp_.steps; ++k) {
       float* const next = (smp_.steps - k) % 2 ? out : work;
-      QlrEpilogue gradient{nullptr, nullptr, x_, smp_.eta, 0, 0, next, nullptr, nullptr};
+      QlrEpilogue gradient{smp_.row_scale, nullptr, x_, smp_.eta, 0, 0, next, nullptr, nullptr};
       int32_t status = hop(h, quantizers[2 * k], sources[2 * k], smp_.spread, gradient);
       if (status != QLR_OK) return status;
       subtract(h, next, change);
-      QlrEpilogue plain{nullptr, nullptr, nullptr, 0.f, 0, 0, moved, nullptr, nullptr};
+      QlrEpilogue plain{smp_.row_scale, nullptr, nullptr, 0.f, 0, 0, moved, nullptr, nullptr};
       status = hop(change, quantizers[2 * k + 1], sources[2 * k + 1], 1.f, plain);
       if (status != QLR_OK) return status;
       follow(correct(change, moved, next));

@@ -19,7 +19,9 @@ class PackedSpmm {
     const int32_t status =
         parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
       if (weighted) weighted_rows(first, last);
-      else plain_rows(first, last);
+      else if (graph_.edge_codes == nullptr) plain_rows(first, last);
+      else if (fits_cache()) coded_rows<false>(first, last);
+      else coded_rows<true>(first, last);
       emitter_.finish();
     });
     return emitter_.status(status);
@@ -39,20 +41,52 @@ class PackedSpmm {
                    degree);
     }
   }
+  // Rows of edges with weights that are integers. AHEAD: sources are asked for before they are read.
+  template <bool AHEAD>
+  void coded_rows(int64_t first, int64_t last) const {
+    Scratch<int32_t> sums(emitter_.padded());
+    const bool wants_sum = emitter_.center() != 0 || emitter_.has_residual();
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t e = graph_.rowptr[i], end = graph_.rowptr[i + 1];
+      if (QLR_UNLIKELY(end - e > kSafeCodedEdges)) {
+        huge_row(i);
+        continue;
+      }
+      const int32_t weight = wants_sum ? sum_of_codes(e, end) : 0;
+      if (e < end) coded_row<B, AHEAD>(rows_, graph_.edge_codes, e, end, sums.data());
+      else std::memset(sums.data(), 0, rows_.layout.padded_cols() * sizeof(int32_t));
+      emitter_.row(i, IntegerSums{sums.data(), emitter_.center() * weight, float(weight)}, end - e);
+    }
+  }
+  int32_t sum_of_codes(int64_t e, int64_t end) const {
+    int32_t total = 0;
+    for (; e < end; ++e) total += graph_.edge_codes[e];
+    return total;
+  }
+  // Whether all sources lie in a cache that is near, where to ask for them takes time and saves none.
+  bool fits_cache() const { return source_.rows * rows_.layout.stride <= kNearBytes; }
+  static constexpr int64_t kNearBytes = 1 << 18;
+
   // A row whose sums could leave int32: partial sums, each exact, are joined in float.
   void huge_row(int64_t i) const {
     const int64_t begin = graph_.rowptr[i], end = graph_.rowptr[i + 1];
+    const bool coded = graph_.edge_codes != nullptr;
+    const int64_t safe = coded ? kSafeCodedEdges : kSafeEdges;
     Scratch<int32_t> part(emitter_.padded());
     Scratch<double> total(emitter_.padded());
     Scratch<float> sums(emitter_.padded());
-    for (int64_t e = begin; e < end; e += kSafeEdges) {
-      const int64_t stop = std::min(end, e + kSafeEdges);
-      sum_row<B>(rows_, e, stop, part.data());
+    double rest = 0;
+    for (int64_t e = begin; e < end; e += safe) {
+      const int64_t stop = std::min(end, e + safe);
+      const double weight = coded ? sum_of_codes(e, stop) : stop - e;
+      if (coded) coded_row<B, true>(rows_, graph_.edge_codes, e, stop, part.data());
+      else sum_row<B>(rows_, e, stop, part.data());
       for (int64_t f = 0; f < source_.cols; ++f)
-        total[f] += double(part[f]) - double(emitter_.center()) * double(stop - e);
+        total[f] += double(part[f]) - double(emitter_.center()) * weight;
+      rest += weight;
     }
     for (int64_t f = 0; f < source_.cols; ++f) sums[f] = static_cast<float>(total[f]);
-    emitter_.row(i, FloatSums{sums.data(), float(end - begin)}, end - begin);
+    emitter_.row(i, FloatSums{sums.data(), float(rest)}, end - begin);
   }
   // Up to kBlockEdges edges of a row, and their weights as the sums want them.
   struct Block {

@@ -59,7 +59,10 @@ void packed_spmm(Call& call) {
   check_epilogue(after, edges.rows(), packed.cols);
 
   const QlrPacked source = call.prepared.packed(packed);
-  QlrGraph graph = call.prepared.graph(edges, packed.rows());
+  // Integer sums need one scale for all sources.
+  const bool alike = source.axis != QLR_PER_ROW && !edges.source_weight;
+  QlrGraph graph = alike ? call.prepared.coded_graph(edges, packed.rows())
+                         : call.prepared.graph(edges, packed.rows());
   if (source.axis == QLR_PER_ROW)
     graph.source_weight = joined_weight(call, source, edges.source_weight);
   Output to;

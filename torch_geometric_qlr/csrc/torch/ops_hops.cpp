@@ -70,8 +70,9 @@ void packed_propagate(Call& call) {
   const PackedArgument packed = read_packed(call.in);
   const QuantizerArgument every = read_quantizer(call.in);
   edges.edge_weight = call.in.optional();
-  const double factor = call.in.number();
   EpilogueArgument after;
+  after.row_scale = call.in.optional();
+  const double factor = call.in.number();
   after.addend = call.in.optional();
   after.addend_scale = call.in.number();
   after.output = read_output(call.in);
@@ -86,7 +87,7 @@ void packed_propagate(Call& call) {
   if (source.axis == QLR_PER_ROW)
     throw Refusal{QLR_UNSUPPORTED, "several hops from rows with a range of their own each"};
   source.scale = scaled(call, packed, factor);
-  QlrGraph graph = call.prepared.graph(edges, rows);
+  QlrGraph graph = call.prepared.coded_graph(edges, rows);
   const std::vector<QlrQuantizer> steps = call.prepared.steps(every);
   const std::vector<QlrPacked> sources =
       sources_of(call, steps, rows, cols, static_cast<float>(factor));
@@ -134,17 +135,19 @@ void packed_smp(Call& call) {
   const View x = call.in.tensor();
   const QuantizerArgument every = read_quantizer(call.in);
   edges.edge_weight = call.in.optional();
+  const View row_scale = call.in.optional();
   QlrSmp smp = read_smp(call.in, edges.edges());
   check_matrix(x, torch().floats);
   const int64_t rows = x.sizes[0], cols = x.sizes[1];
   check_columns(cols);
   check_graph(edges, rows);
+  check_numbers(row_scale, rows);
   check_steps(every);
   require(edges.rows() == rows && every.scale.numel % 2 == 0);
   // A copy, which the reference makes as well.
   if (every.scale.numel == 0) throw Refusal{QLR_UNSUPPORTED, ""};
 
-  QlrGraph graph = call.prepared.graph(edges, rows);
+  QlrGraph graph = call.prepared.coded_graph(edges, rows);
   const std::vector<QlrQuantizer> steps = call.prepared.steps(every);
   std::vector<QlrPacked> sources = sources_of(call, steps, rows, cols, 1.f);
   const uint8_t* const codes =
@@ -152,6 +155,7 @@ void packed_smp(Call& call) {
   for (QlrPacked& source : sources) source.data = codes;
   prepare_weights(call, graph);
   smp.steps = static_cast<int64_t>(steps.size()) / 2;
+  smp.row_scale = call.prepared.floats(row_scale);
   float* const work = call.prepared.room<float>(bytes_of(3, bytes_of(rows, cols)));
   call.results[0] = empty_matrix(rows, cols, torch().float32);
   float* const out = static_cast<float*>(address(call.results[0].get()));

@@ -79,9 +79,19 @@ QlrGraph Prepared::graph(const GraphArgument& graph, int64_t sources) {
           graph.rows(),
           graph.edges(),
           floats(graph.edge_weight),
+          nullptr,
           floats(graph.source_weight),
           0,
           nullptr};
+}
+
+QlrGraph Prepared::coded_graph(const GraphArgument& graph, int64_t sources) {
+  if (graph.edge_weight.dtype != torch().int8) return this->graph(graph, sources);
+  GraphArgument plain = graph;
+  plain.edge_weight = View();
+  QlrGraph coded = this->graph(plain, sources);
+  coded.edge_codes = static_cast<const int8_t*>(as(graph.edge_weight, torch().int8));
+  return coded;
 }
 
 QlrEpilogue Prepared::epilogue(const EpilogueArgument& epilogue) {

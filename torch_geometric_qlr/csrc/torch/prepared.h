@@ -31,6 +31,8 @@ class Prepared {
   QlrQuantizer quantizer(const QuantizerArgument& quantizer, int64_t rows);
   std::vector<QlrQuantizer> steps(const QuantizerArgument& steps);
   QlrGraph graph(const GraphArgument& graph, int64_t sources);
+  // The same for kernels that take weights of int8 as integers.
+  QlrGraph coded_graph(const GraphArgument& graph, int64_t sources);
   // All but where the result goes.
   QlrEpilogue epilogue(const EpilogueArgument& epilogue);
   // That as well: the result that `to` will fill, whose structures `to` keeps.

@@ -10,7 +10,7 @@ constexpr int32_t kNoIndex = -1;  // there is one CPU
 
 int64_t item_size(int32_t dtype) {
   const Shim& s = torch();
-  if (dtype == s.uint8 || dtype == s.boolean) return 1;
+  if (dtype == s.uint8 || dtype == s.int8 || dtype == s.boolean) return 1;
   return dtype == s.int64 ? 8 : 4;  // of the types that results have
 }
 

@@ -55,6 +55,7 @@ class PackedPropagate(Definition, op="packed_propagate"):
                 *a.graph,
                 *sources._replace(scale=sources.scale * a.factor),
                 edge_weight=a.edge_weight,
+                row_scale=a.row_scale,
                 addend=a.addend,
                 addend_scale=a.addend_scale,
                 **({} if to is None else to.named("out_")),
@@ -90,6 +91,7 @@ class PackedSmp(Definition, op="packed_smp"):
         check.columns(a.x.size(1))
         check.graph(a.graph)
         check.weights(a.weights, a.col.size(0), a.x.size(0))
+        check.epilogue(a.epilogue, a.graph.num_rows, a.x.size(1))
         check.steps(a.steps)
         needs = "it needs a square adjacency and two quantizers per step"
         check.square(a.graph, a.x.size(0), needs)
@@ -109,7 +111,8 @@ class PackedSmp(Definition, op="packed_smp"):
         def sent(values: Tensor, by: QParams) -> Tensor:
             packed = call("quantize_pack", finite(values), *by)
             sources = _matrix(packed, values.size(1), by)
-            sums: Tensor = call("packed_spmm", *a.graph, *sources, edge_weight=a.edge_weight)
+            weights = {"edge_weight": a.edge_weight, "row_scale": a.row_scale}
+            sums: Tensor = call("packed_spmm", *a.graph, *sources, **weights)
             return sums
 
         told, steps = a.group(SmpOptions), a.steps.each()
