@@ -53,7 +53,10 @@ class Affines {
   Affines(const QlrQuantizer& q, int64_t rows, int64_t cols)
       : q_(q), by_column_(q.axis == QLR_PER_COLUMN),
         padded_(by_column_ && cols > 0 ? round_up(cols) : 0), values_(3 * padded_) {
-    fast_ = divides_fast(q, by_column_ ? cols : q.axis == QLR_PER_ROW ? rows : 1);
+    const int64_t count = by_column_ ? cols : q.axis == QLR_PER_ROW ? rows : 1;
+    fast_ = divides_fast(q, count);
+    quick_ = fast_ && !by_column_ && !q.truncate;
+    for (int64_t k = 0; k < count; ++k) quick_ &= std::fabs(q.zero[k]) <= 1 << q.bits;
     for (int64_t f = 0; f < padded_; ++f) {
       const int64_t k = f < cols ? f : 0;
       values_[f] = q.scale[k];
@@ -62,6 +65,7 @@ class Affines {
     }
   }
   bool fast() const { return fast_; }
+  bool quick() const { return quick_; }  // whether QuickCodes suit, a row at a time
   // Of a row, unless columns decide.
   Affine row(int64_t i) const {
     if (by_column_) return Affine{};
@@ -77,7 +81,7 @@ class Affines {
 
  private:
   const QlrQuantizer& q_;
-  bool by_column_, fast_;
+  bool by_column_, fast_, quick_;
   int64_t padded_;
   Scratch<float> values_;  // scales, inverses, zero points of the columns
 };
@@ -116,57 +120,71 @@ struct Coder {
   }
 };
 
-// Codes in the order of the columns to the packed bytes of a unit.
-template <int BITS>
-inline void pack_unit(const uint8_t* codes, int unit, uint8_t* packed) {
-  for (int j = 0; j < unit; j += F::W) {
-    F::vb bytes = F::load_bytes(codes + j);
-    for (int k = 1; k < 8 / BITS; ++k)
-      bytes = F::either(bytes, F::load_bytes(codes + k * unit + j), BITS * k);
-    F::store_bytes(packed + j, bytes);
+// Codes in the order of the columns to the packed bytes of a unit. No field leaves its byte, so whole
+// words can be shifted.
+template <int BITS, int UNIT>
+inline void pack_unit(const uint8_t* codes, uint8_t* packed) {
+  for (int j = 0; j < UNIT; j += 8) {
+    uint64_t bytes, more;
+    std::memcpy(&bytes, codes + j, 8);
+    for (int k = 1; k < 8 / BITS; ++k) {
+      std::memcpy(&more, codes + k * UNIT + j, 8);
+      bytes |= more << (BITS * k);
+    }
+    std::memcpy(packed + j, &bytes, 8);
+  }
+}
+
+template <int UNIT>
+inline void pack_unit(const uint8_t* codes, int bits, uint8_t* packed) {
+  switch (bits) {
+    case 1: return pack_unit<1, UNIT>(codes, packed);
+    case 2: return pack_unit<2, UNIT>(codes, packed);
+    case 4: return pack_unit<4, UNIT>(codes, packed);
+    default: std::memcpy(packed, codes, UNIT);
   }
 }
 
 inline void pack_unit(const uint8_t* codes, const Layout& layout, uint8_t* packed) {
-  switch (layout.bits) {
-    case 1: return pack_unit<1>(codes, layout.unit, packed);
-    case 2: return pack_unit<2>(codes, layout.unit, packed);
-    case 4: return pack_unit<4>(codes, layout.unit, packed);
-    default:  // in sizes the compiler knows: a call would take longer than the copy
-      if (layout.unit == 16) std::memcpy(packed, codes, 16);
-      else std::memcpy(packed, codes, 32);
-  }
+  if (layout.unit == 16) pack_unit<16>(codes, layout.bits, packed);
+  else pack_unit<32>(codes, layout.bits, packed);
 }
 
-// Codes of 8 bits lie in the order of the columns. A copy of them would have to wait for the stores.
+// `count` codes, computed F::W at a time by code_at(f) for those from f on, as bytes; zeros up to the
+// next whole vector.
 template <typename CodeAt>
-QLR_ALWAYS_INLINE inline void store_row_of(const CodeAt& code_at, const Layout& layout,
-                                           uint8_t* packed) {
-  const int64_t cols = layout.cols;
+QLR_ALWAYS_INLINE inline void put_codes(const CodeAt& code_at, int64_t first, int64_t count,
+                                        uint8_t* to) {
   int64_t f = 0;
-  for (; f + F::W <= cols; f += F::W) F::store_u8(packed + f, code_at(f));
-  if (f < cols) {
-    F::store_u8(packed + f, F::keep(code_at(f), cols - f));
-    f += F::W;
+  for (; f + 4 * F::W <= count; f += 4 * F::W) {
+    const F::vi four[4] = {code_at(first + f), code_at(first + f + F::W),
+                           code_at(first + f + 2 * F::W), code_at(first + f + 3 * F::W)};
+    F::store_four(to + f, four);
   }
-  for (; f < layout.stride; f += F::W) F::store_u8(packed + f, F::set1_int(0));
+  for (; f + F::W <= count; f += F::W) F::store_u8(to + f, code_at(first + f));
+  if (f < count) F::store_u8(to + f, F::keep(code_at(first + f), count - f));
 }
 
 // Packs a row of codes that are computed F::W at a time: code_at(f) gives those of the columns from f
-// on, and may give anything past the last.
+// on, and may give anything past the last. Codes of 8 bits lie in the order of the columns; a copy of
+// them would have to wait for the stores.
 template <typename CodeAt>
 QLR_ALWAYS_INLINE inline void pack_row_of(const CodeAt& code_at, const Layout& layout,
                                           uint8_t* packed) {
-  if (layout.bits == 8) return store_row_of(code_at, layout, packed);
+  const int64_t cols = layout.cols;
+  if (layout.bits == 8) {
+    put_codes(code_at, 0, cols, packed);
+    for (int64_t f = (cols + F::W - 1) / F::W * F::W; f < layout.stride; f += F::W)
+      F::store_u8(packed + f, F::set1_int(0));
+    return;
+  }
   alignas(64) uint8_t codes[256];  // of a unit in any layout
-  const int64_t cols = layout.cols, width = layout.unit * layout.fields;
+  const int64_t width = layout.unit * layout.fields;
   uint8_t* const end = packed + layout.stride;
   for (int64_t begin = 0; packed < end; begin += width, packed += layout.unit) {
     const int64_t count = std::min(width, cols - begin);
     if (count + F::W <= width) std::memset(codes, 0, sizeof(codes));
-    int64_t f = 0;
-    for (; f + F::W <= count; f += F::W) F::store_u8(codes + f, code_at(begin + f));
-    if (f < count) F::store_u8(codes + f, F::keep(code_at(begin + f), count - f));
+    put_codes(code_at, begin, count, codes);
     pack_unit(codes, layout, packed);
   }
 }

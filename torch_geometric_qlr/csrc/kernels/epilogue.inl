@@ -10,7 +10,8 @@
 
 // The sums of one row, as the epilogue reads them: at(f) is sum of weight times (code - center), from
 // which the residuals of the columns times `rest` are still to be taken. What multiplies the
-// difference, besides the scales of the columns, is scale_of(column scale).
+// difference, besides the scales of the columns, is scale_of(column scale). Most sums are simple: then
+// simple_at(f) has the residuals taken off, by arithmetic with zeros where there are none.
 
 // Of integers, from which the integer part of the zero point is subtracted exactly.
 struct IntegerSums {
@@ -19,8 +20,12 @@ struct IntegerSums {
   float rest;             // how many codes were summed
 
   static F::vf scale_of(F::vf column_scale) { return column_scale; }
-  F::vf at(int64_t f) const {
+  QLR_ALWAYS_INLINE F::vf at(int64_t f) const {
     return F::to_float(F::sub_int(F::load_int(values + f), F::set1_int(center_sum)));
+  }
+  static bool is_simple() { return true; }
+  QLR_ALWAYS_INLINE F::vf simple_at(int64_t f, const float* block) const {
+    return F::fnma(Columns::load(block, Columns::kResidual), F::set1(rest), at(f));
   }
 };
 
@@ -30,22 +35,32 @@ struct FloatSums {
   float rest;           // the sum of the weights
 
   static F::vf scale_of(F::vf column_scale) { return column_scale; }
-  F::vf at(int64_t f) const { return F::load(values + f); }
+  QLR_ALWAYS_INLINE F::vf at(int64_t f) const { return F::load(values + f); }
+  static bool is_simple() { return true; }
+  QLR_ALWAYS_INLINE F::vf simple_at(int64_t f, const float* block) const {
+    return F::fnma(Columns::load(block, Columns::kResidual), F::set1(rest), at(f));
+  }
 };
 
-// What a row of sums becomes, as floats.
-template <typename Sums>
+// What a row of sums becomes, as floats. SIMPLE: without a branch, for simple sums to which nothing is
+// added and which no mean divides; zeros and ones stand for what else is missing.
+template <typename Sums, bool SIMPLE>
 struct FinishedRow {
   Sums sums;
   const float* columns;  // the first block
   const float* addend;   // or null
   float addend_scale, row_scale, divisor;
-  // To branch on them takes less than to compute with ones and zeros.
+  float floor;  // zero for a relu, else minus infinity
   bool has_row_scale, divides, has_residual, has_bias, relu;
   int64_t cols;
 
   QLR_ALWAYS_INLINE F::vf before_bias(int64_t f) const {
     const float* block = Columns::block(columns, f);
+    if constexpr (SIMPLE) {
+      const F::vf y =
+          F::mul(sums.simple_at(f, block), sums.scale_of(Columns::load(block, Columns::kScale)));
+      return F::mul(y, F::set1(row_scale));
+    }
     F::vf y = sums.at(f);
     if (has_residual) y = F::fnma(Columns::load(block, Columns::kResidual), F::set1(sums.rest), y);
     y = F::mul(y, sums.scale_of(Columns::load(block, Columns::kScale)));
@@ -56,8 +71,12 @@ struct FinishedRow {
   }
   QLR_ALWAYS_INLINE F::vf at(int64_t f) const {
     F::vf y = before_bias(f);
+    if constexpr (SIMPLE) {
+      y = F::add(y, Columns::load(Columns::block(columns, f), Columns::kBias));
+      return F::max(F::set1(floor), y);  // in this order a NaN stays
+    }
     if (has_bias) y = F::add(y, Columns::load(Columns::block(columns, f), Columns::kBias));
-    return relu ? F::max(F::zero(), y) : y;  // in this order a NaN stays
+    return relu ? F::max(F::zero(), y) : y;
   }
 };
 
@@ -72,6 +91,8 @@ class Emitter {
                  reinterpret_cast<uintptr_t>(epilogue.out) % (F::W * sizeof(float)) == 0) {
     if (epilogue.quantizer != nullptr) set_quantizer(*epilogue.quantizer);
     else set_bias();
+    simple_ = epilogue.addend == nullptr && !epilogue.mean;
+    far_ = rows * cols > kNear;
   }
   // To be called when a thread has written its last row.
   void finish() const {
@@ -90,12 +111,9 @@ class Emitter {
   // `degree`: how many were summed, for the mean.
   template <typename Sums>
   void row(int64_t i, const Sums& sums, int64_t degree = 1) const {
-    prefetch(std::min(i + kRowsAhead, rows_ - 1));
-    if (epilogue_.quantizer == nullptr) return float_row(i, sums, degree);
-    if (counts_ && layout_.bits == 1) return counted_row<1>(i, sums, degree);
-    if (counts_) return counted_row<2>(i, sums, degree);
-    if (quick_ && quick_row(i, sums, degree)) return;
-    return fast_ ? coded_row<true>(i, sums, degree) : coded_row<false>(i, sums, degree);
+    if (far_) prefetch(std::min(i + kRowsAhead, rows_ - 1));
+    if (simple_ && sums.is_simple()) finished_row<true>(i, sums, degree);
+    else finished_row<false>(i, sums, degree);
   }
 
  private:
@@ -104,7 +122,17 @@ class Emitter {
   static constexpr int64_t kRowsAhead = 12;
   // Floats that would push the sources out of any cache, to be read again later than that.
   static constexpr int64_t kStreamed = 1 << 22;
+  // Of results that lie in a cache anyway nothing needs to be asked for.
+  static constexpr int64_t kNear = 1 << 16;
 
+  template <bool SIMPLE, typename Sums>
+  void finished_row(int64_t i, const Sums& sums, int64_t degree) const {
+    if (epilogue_.quantizer == nullptr) return float_row<SIMPLE>(i, sums, degree);
+    if (counts_ && layout_.bits == 1) return counted_row<SIMPLE, 1>(i, sums, degree);
+    if (counts_) return counted_row<SIMPLE, 2>(i, sums, degree);
+    if (quick_ && quick_row<SIMPLE>(i, sums, degree)) return;
+    return fast_ ? coded_row<true>(i, sums, degree) : coded_row<false>(i, sums, degree);
+  }
   void set_bias() {
     for (int64_t f = 0; f < cols_ && epilogue_.bias != nullptr; ++f)
       columns_.at(Columns::kBias, f) = epilogue_.bias[f];
@@ -153,14 +181,15 @@ class Emitter {
       for (int64_t f = 0; f < cols_; f += 16) prefetch_to_write(p + f);
     }
   }
-  template <typename Sums>
-  FinishedRow<Sums> finished(int64_t i, const Sums& sums, int64_t degree) const {
+  template <bool SIMPLE, typename Sums>
+  FinishedRow<Sums, SIMPLE> finished(int64_t i, const Sums& sums, int64_t degree) const {
     return {sums,
             columns_.block(0),
             epilogue_.addend != nullptr ? epilogue_.addend + i * cols_ : nullptr,
             epilogue_.addend_scale,
             epilogue_.row_scale != nullptr ? epilogue_.row_scale[i] : 1.f,
             static_cast<float>(degree),
+            epilogue_.relu != 0 ? 0.f : -INFINITY,
             epilogue_.row_scale != nullptr,
             epilogue_.mean != 0 && degree > 1,
             columns_.has_residual(),
@@ -170,7 +199,7 @@ class Emitter {
   }
   // A row in which something looked like NaN or infinite: in its columns, and after the relu?
   template <typename Sums>
-  QLR_NEVER_INLINE void look_closely(FinishedRow<Sums> row) const {
+  QLR_NEVER_INLINE void look_closely(FinishedRow<Sums, false> row) const {
     FiniteCheck check{F::zero()};
     alignas(64) float values[F::W];
     for (int64_t f = 0; f < cols_; f += F::W) {
@@ -180,24 +209,25 @@ class Emitter {
     if (!check.holds()) finite_.store(false, std::memory_order_relaxed);
   }
   // The lambdas hold copies, which the compiler can keep in registers.
-  template <int BITS, typename Sums>
+  template <bool SIMPLE, int BITS, typename Sums>
   QLR_NEVER_INLINE void counted_row(int64_t i, const Sums& sums, int64_t degree) const {
     FiniteCheck check{F::zero()};
-    const auto value_at = [row = finished(i, sums, degree), &check](int64_t f) QLR_ALWAYS_INLINE {
+    const auto value_at = [row = finished<SIMPLE>(i, sums, degree), &check](int64_t f)
+                              QLR_ALWAYS_INLINE {
       return check.see(row.before_bias(f));
     };
     const auto thresholds_at = [first = columns_.block(0)](int64_t f) QLR_ALWAYS_INLINE {
       return Columns::block(first, f) + Columns::kThresholds * F::W;
     };
     pack_row_by<BITS>(value_at, thresholds_at, layout_, epilogue_.packed + i * layout_.stride);
-    if (!check.holds()) look_closely(finished(i, sums, degree));
+    if (!check.holds()) look_closely(finished<false>(i, sums, degree));
   }
   // Whether the codes are beyond doubt.
-  template <typename Sums>
+  template <bool SIMPLE, typename Sums>
   QLR_NEVER_INLINE bool quick_row(int64_t i, const Sums& sums, int64_t degree) const {
     F::vi doubt = F::set1_int(1);
     FiniteCheck check{F::zero()};
-    const auto code_at = [row = finished(i, sums, degree), coder = quick_codes_, &doubt,
+    const auto code_at = [row = finished<SIMPLE>(i, sums, degree), coder = quick_codes_, &doubt,
                           &check](int64_t f) QLR_ALWAYS_INLINE {
       const F::vf y = check.see(row.before_bias(f));
       return coder.code(y, Columns::block(row.columns, f), doubt);
@@ -208,7 +238,7 @@ class Emitter {
   template <bool FAST, typename Sums>
   QLR_NEVER_INLINE void coded_row(int64_t i, const Sums& sums, int64_t degree) const {
     FiniteCheck check{F::zero()};
-    const auto code_at = [row = finished(i, sums, degree), coder = coder_, &check](int64_t f)
+    const auto code_at = [row = finished<false>(i, sums, degree), coder = coder_, &check](int64_t f)
                              QLR_ALWAYS_INLINE {
       const float* block = Columns::block(row.columns, f);
       const Affine to{
@@ -217,22 +247,23 @@ class Emitter {
       return F::to_int(coder.template code<FAST>(check.see(row.at(f)), to));
     };
     pack_row_of(code_at, layout_, epilogue_.packed + i * layout_.stride);
-    if (!check.holds()) look_closely(finished(i, sums, degree));
+    if (!check.holds()) look_closely(finished<false>(i, sums, degree));
   }
-  template <typename Sums>
+  template <bool SIMPLE, typename Sums>
   QLR_NEVER_INLINE void float_row(int64_t i, const Sums& sums, int64_t degree) const {
-    const FinishedRow<Sums> row = finished(i, sums, degree);
+    const FinishedRow<Sums, SIMPLE> row = finished<SIMPLE>(i, sums, degree);
     float* out = epilogue_.out + i * cols_;
+    const int64_t cols = row.cols;
     int64_t f = 0;
     if (streams_) {
-      for (; f < cols_; f += F::W) F::stream(out + f, row.at(f));
+      for (; f < cols; f += F::W) F::stream(out + f, row.at(f));
       return;
     }
-    for (; f + F::W <= cols_; f += F::W) F::store(out + f, row.at(f));
-    if (f < cols_) {
+    for (; f + F::W <= cols; f += F::W) F::store(out + f, row.at(f));
+    if (f < cols) {
       alignas(64) float tail[F::W];
       F::store(tail, row.at(f));
-      std::memcpy(out + f, tail, (cols_ - f) * sizeof(float));
+      std::memcpy(out + f, tail, (cols - f) * sizeof(float));
     }
   }
 
@@ -242,6 +273,7 @@ class Emitter {
   Layout layout_;
   Coder coder_;
   QuickCodes quick_codes_;
-  bool streams_, fast_ = false, counts_ = false, quick_ = false;
+  bool streams_, simple_ = false, far_ = false;
+  bool fast_ = false, counts_ = false, quick_ = false;
   mutable std::atomic<bool> finite_{true};  // what was quantized so far, by all threads
 };

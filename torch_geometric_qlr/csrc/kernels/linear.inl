@@ -10,13 +10,14 @@ constexpr int64_t kMaxInputs = 1 << 15;  // 255 * 255 * 2^15 < 2^31
 
 template <typename Weight>
 struct LinearWeight {
-  // `x_center` is the integer near the zero point of the input.
-  LinearWeight(const QlrPacked& w, int32_t x_center)
+  // `x_center` is the integer near the zero point of the input, `x_top` its largest code.
+  LinearWeight(const QlrPacked& w, int32_t x_center, int32_t x_top)
       : inputs(w.cols), outputs(w.rows), panels(w.cols, w.rows), sum(panels.padded),
         center(panels.padded), residual(panels.padded) {
     const Layout layout(w.cols, w.bits);
     Scratch<uint8_t> codes(layout.padded_cols());
     Scratch<Weight> row(panels.inputs());
+    int32_t largest = 1;
     for (int64_t o = 0; o < outputs; ++o) {
       unpack_row(w.data + o * layout.stride, layout, codes.data());
       const float zero = w.zero[w.axis == QLR_PER_ROW ? o : 0];
@@ -28,6 +29,7 @@ struct LinearWeight {
         const int32_t value = codes[k] - shift;
         row[k] = static_cast<Weight>(value);
         total += value;
+        largest = std::max(largest, std::abs(value));
       }
       panels.set(o, row.data());
       center[o] = near - shift;
@@ -37,6 +39,7 @@ struct LinearWeight {
       has_center |= center[o] != 0;
       has_residual |= residual[o] != 0.f;
     }
+    panels.words = 32767 / (2 * x_top * largest);
   }
 
   int64_t inputs, outputs;
@@ -60,43 +63,42 @@ struct LinearInput {
   float residual(int64_t row) const {
     return x.zero[x.axis == QLR_PER_ROW ? row : 0] - static_cast<float>(center);
   }
-  // Codes of a row, zero past the last. `room` holds them while they are bytes.
+  // Codes of a row. What is past the last meets weights of zero.
   template <typename Code>
-  void load(int64_t row, Code* codes, uint8_t* room) const {
-    uint8_t* const bytes = sizeof(Code) == 1 ? reinterpret_cast<uint8_t*>(codes) : room;
-    unpack_row(x.data + row * layout.stride, layout, bytes);
-    std::memset(bytes + x.cols, 0, layout.padded_cols() - x.cols);
-    if (sizeof(Code) > 1) std::copy_n(bytes, layout.padded_cols(), codes);
+  void load(int64_t row, Code* codes) const {
+    const uint8_t* const packed = x.data + row * layout.stride;
+    if constexpr (sizeof(Code) > 1) std::copy_n(packed, layout.padded_cols(), codes);  // of 8 bits
+    else unpack_row(packed, layout, codes);
   }
 };
 
 // The integer products of a row as the epilogue reads them.
-template <typename Weight>
 struct ProductSums {
   const int32_t* products;
-  const LinearWeight<Weight>& w;
-  int32_t center;  // of x
-  int32_t x_sum;   // of (c_x - center), if the weights have a center or a residual
-  float residual;  // of x
-  bool has_residual;
-  float scale;  // of x
+  const int32_t* center;    // of the weights, see LinearWeight; null if there is none
+  int32_t code_sum;         // of c_x, if there is
+  const float* w_residual;  // of the weights, null if there is none
+  float x_rest;             // of the input, if there is: the sum of c_x - Z_x
+  const int32_t* w_sum;     // of the weights
+  float x_residual;         // of the input
+  float scale;              // of the input
   static constexpr float rest = 0.f;
 
   F::vf scale_of(F::vf column_scale) const { return F::mul(column_scale, F::set1(scale)); }
-  F::vf at(int64_t o) const {
+  QLR_ALWAYS_INLINE F::vf at(int64_t o) const {
     F::vi p = F::load_int(products + o);
-    if (w.has_center) {
-      // The panel's bytes miss `center` of the weights, on every input.
-      const F::vi codes = F::set1_int(x_sum + static_cast<int32_t>(w.inputs) * center);
-      p = F::sub_int(p, F::mul_int(F::load_int(w.center.data() + o), codes));
-    }
+    // The panel's bytes miss `center` of the weights, on every input.
+    if (center != nullptr)
+      p = F::sub_int(p, F::mul_int(F::load_int(center + o), F::set1_int(code_sum)));
     F::vf y = F::to_float(p);
-    if (w.has_residual) {
-      const float rest = static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual;
-      y = F::fnma(F::load(w.residual.data() + o), F::set1(rest), y);
-    }
-    if (!has_residual) return y;
-    return F::fnma(F::to_float(F::load_int(w.sum.data() + o)), F::set1(residual), y);
+    if (w_residual != nullptr) y = F::fnma(F::load(w_residual + o), F::set1(x_rest), y);
+    if (x_residual == 0.f) return y;
+    return F::fnma(F::to_float(F::load_int(w_sum + o)), F::set1(x_residual), y);
+  }
+  bool is_simple() const { return center == nullptr && w_residual == nullptr; }
+  QLR_ALWAYS_INLINE F::vf simple_at(int64_t o, const float*) const {
+    return F::fnma(F::to_float(F::load_int(w_sum + o)), F::set1(x_residual),
+                   F::to_float(F::load_int(products + o)));
   }
 };
 
@@ -106,7 +108,7 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight, const Ql
   using Code = Dot::Code<B>;
   using Weight = Dot::Weight<B>;
   const LinearInput input(x);
-  const LinearWeight<Weight> w(weight, input.center);
+  const LinearWeight<Weight> w(weight, input.center, (1 << x.bits) - 1);
   // To the epilogue the outputs are columns, with the scale of the weights.
   Scratch<float> zeros(w.outputs);
   const int32_t axis = weight.axis == QLR_PER_ROW ? QLR_PER_COLUMN : QLR_PER_TENSOR;
@@ -120,23 +122,25 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight, const Ql
                 [&](int64_t first, int64_t last) {
     const Products multiply;
     Scratch<Code> codes(kBlockRows * stride + 64);
-    Scratch<uint8_t> bytes(stride);
     Scratch<int32_t> products(kBlockRows * padded);
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, x.rows);
-      for (int64_t i = begin; i < end; ++i)
-        input.load(i, codes.data() + (i - begin) * stride, bytes.data());
+      for (int64_t i = begin; i < end; ++i) input.load(i, codes.data() + (i - begin) * stride);
       multiply.template run<B>(codes.data(), stride, w.panels, products.data());
       for (int64_t i = begin; i < end; ++i) {
-        int32_t x_sum = 0;
+        int32_t code_sum = 0;
         if (wants_sum) {
           const Code* row = codes.data() + (i - begin) * stride;
-          for (int64_t k = 0; k < w.inputs; ++k) x_sum += row[k];
-          x_sum -= static_cast<int32_t>(w.inputs) * input.center;
+          for (int64_t k = 0; k < w.inputs; ++k) code_sum += row[k];
         }
-        emitter.row(
-            i, ProductSums<Weight>{products.data() + (i - begin) * padded, w, input.center, x_sum,
-                                   input.residual(i), input.residual(i) != 0.f, input.scale(i)});
+        const int32_t x_sum = code_sum - static_cast<int32_t>(w.inputs) * input.center;
+        const float residual = input.residual(i);
+        emitter.row(i,
+                    ProductSums{products.data() + (i - begin) * padded,
+                                w.has_center ? w.center.data() : nullptr, code_sum,
+                                w.has_residual ? w.residual.data() : nullptr,
+                                static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual,
+                                w.sum.data(), residual, input.scale(i)});
       }
     }
     emitter.finish();

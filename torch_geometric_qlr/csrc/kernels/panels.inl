@@ -24,6 +24,7 @@ struct Panels {
   int64_t inputs() const { return groups * kGroup; }
 
   int64_t groups, padded;
+  int64_t words = 0;       // groups whose products, summed up, fit 16 bits; 0 if nobody has looked
   Scratch<int32_t> start;  // what the sums begin with
 
  private:

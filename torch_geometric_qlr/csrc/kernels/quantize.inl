@@ -19,6 +19,35 @@ inline bool quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
   return check.holds();
 }
 
+// The same by QuickCodes; a vector that holds a code in doubt is coded by the definition.
+inline bool quantize_rows_quickly(const float* x, int64_t cols, const QlrQuantizer& q,
+                                  const Affines& affines, uint8_t* packed, int64_t first,
+                                  int64_t last) {
+  const Layout layout(cols, storage_bits(q.bits));
+  const Coder coder(q);
+  const QuickCodes quick(q);
+  FiniteCheck check{F::zero()};
+  for (int64_t i = first; i < last; ++i) {
+    const auto code_at = [row = x + i * cols, a = affines.row(i), cols, &coder, &quick,
+                          &check](int64_t f) QLR_ALWAYS_INLINE {
+      const F::vf y = check.see(load_columns(row, f, cols));
+      F::vi doubt = F::set1_int(1);
+      const F::vi code = quick.code(y, a, doubt);
+      if (QLR_LIKELY(!F::any_zero(doubt))) return code;
+      return F::to_int(coder.template code<true>(y, a));
+    };
+    pack_row_of(code_at, layout, packed + i * layout.stride);
+  }
+  return check.holds();
+}
+
+inline bool quantize_rows(const float* x, int64_t cols, const QlrQuantizer& q,
+                          const Affines& affines, uint8_t* packed, int64_t first, int64_t last) {
+  if (affines.quick()) return quantize_rows_quickly(x, cols, q, affines, packed, first, last);
+  if (affines.fast()) return quantize_rows<true>(x, cols, q, affines, packed, first, last);
+  return quantize_rows<false>(x, cols, q, affines, packed, first, last);
+}
+
 // For one and two bits: their thresholds, F::W columns of each code side by side.
 class QuantizerThresholds {
  public:
@@ -62,11 +91,10 @@ inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const Q
   const QuantizerThresholds thresholds(q, affines, cols);
   std::atomic<bool> finite{true};
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    const bool all =
-        thresholds.any() && q.bits == 1 ? thresholds.pack_rows<1>(x, cols, packed, first, last)
-        : thresholds.any()              ? thresholds.pack_rows<2>(x, cols, packed, first, last)
-        : affines.fast() ? quantize_rows<true>(x, cols, q, affines, packed, first, last)
-                         : quantize_rows<false>(x, cols, q, affines, packed, first, last);
+    const bool all = thresholds.any() && q.bits == 1
+                         ? thresholds.pack_rows<1>(x, cols, packed, first, last)
+                     : thresholds.any() ? thresholds.pack_rows<2>(x, cols, packed, first, last)
+                                        : quantize_rows(x, cols, q, affines, packed, first, last);
     if (!all) finite.store(false, std::memory_order_relaxed);
   });
   return finite.load() ? QLR_OK : QLR_NOT_FINITE;

@@ -33,17 +33,20 @@ class QuickCodes {
     }
   }
   explicit QuickCodes(const QlrQuantizer& q)
-      : high_(F::set1(static_cast<float>(((1 << q.bits) - 0.5) * (int64_t{1} << digits(q))))),
+      : unit_(F::set1(static_cast<float>(int64_t{1} << digits(q)))),
+        low_(F::mul(F::set1(0.5f), unit_)),
+        high_(F::set1(static_cast<float>(((1 << q.bits) - 0.5) * (int64_t{1} << digits(q))))),
         shift_(F::set1_int(digits(q))), far_(F::set1_int((1 << digits(q)) - 2 * kDoubt)) {}
 
   // `doubt` gets a zero where there is some.
   QLR_ALWAYS_INLINE F::vi code(F::vf y, const float* block, F::vi& doubt) const {
-    F::vf t =
-        F::fma(y, Columns::load(block, Columns::kSlope), Columns::load(block, Columns::kOffset));
-    t = F::min(F::max(t, Columns::load(block, Columns::kLow)), high_);
-    const F::vi number = F::to_int(t);
-    doubt = F::min_int(doubt, F::both_int(F::add_int(number, F::set1_int(kDoubt)), far_));
-    return F::shift_right(number, shift_);
+    return code(y, Columns::load(block, Columns::kSlope), Columns::load(block, Columns::kOffset),
+                Columns::load(block, Columns::kLow), doubt);
+  }
+  // Of values by themselves.
+  QLR_ALWAYS_INLINE F::vi code(F::vf y, const Affine& a, F::vi& doubt) const {
+    const F::vf offset = F::mul(F::add(a.zero, F::set1(0.5f)), unit_);
+    return code(y, F::mul(unit_, a.scale.inverse), offset, low_, doubt);
   }
 
  private:
@@ -51,6 +54,13 @@ class QuickCodes {
   // The number stays below 2^22, where floats still count quarters.
   static int digits(const QlrQuantizer& q) { return 22 - q.bits; }
 
-  F::vf high_;
+  QLR_ALWAYS_INLINE F::vi code(F::vf y, F::vf slope, F::vf offset, F::vf low, F::vi& doubt) const {
+    const F::vf t = F::min(F::max(F::fma(y, slope, offset), low), high_);
+    const F::vi number = F::to_int(t);
+    doubt = F::min_int(doubt, F::both_int(F::add_int(number, F::set1_int(kDoubt)), far_));
+    return F::shift_right(number, shift_);
+  }
+
+  F::vf unit_, low_, high_;
   F::vi shift_, far_;
 };

@@ -41,8 +41,7 @@ inline int32_t quantize_own_rows(const float* x, int64_t rows, int64_t cols,
       const QlrQuantizer own{s, z, QLR_PER_ROW, q.bits, q.truncate, q.skew};
       const Affines affines(own, count, cols);
       uint8_t* const out = packed + begin * layout.stride;
-      all &= affines.fast() ? quantize_rows<true>(values, cols, own, affines, out, 0, count)
-                            : quantize_rows<false>(values, cols, own, affines, out, 0, count);
+      all &= quantize_rows(values, cols, own, affines, out, 0, count);
       for (int64_t i = 0; i < count; ++i) range.read_back(s[i], z[i]);
     }
     if (!all) finite.store(false, std::memory_order_relaxed);

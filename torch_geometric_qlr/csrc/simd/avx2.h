@@ -74,6 +74,13 @@ struct F {
   static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storel_epi64(reinterpret_cast<vb*>(p), a); }
   static void store_u8(uint8_t* p, vi a) { store_bytes(p, bytes(a)); }
+  // Four vectors of codes, side by side.
+  static void store_four(uint8_t* p, const vi* a) {
+    const vi bytes =
+        _mm256_packus_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
+    const vi in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    store_int(reinterpret_cast<int32_t*>(p), _mm256_permutevar8x32_epi32(bytes, in_order));
+  }
   static vb no_bytes() { return _mm_setzero_si128(); }
   // To field K of each byte, how many of the thresholds, W of each code side by side, y reaches.
   template <int BITS, int K> static vb add_reached(vb packed, vf y, const float* thresholds) {
@@ -191,6 +198,15 @@ struct Dot {
     return dot4<B>(acc, a, b);
   }
   static void store(int32_t* p, v a) { _mm256_storeu_si256(reinterpret_cast<v*>(p), a); }
+  // Small products are summed in 16 bits, and widened before these overflow.
+  static constexpr bool kWords = true;
+  static v zero() { return _mm256_setzero_si256(); }
+  static v add_pairs(v acc, v codes, v weights) {
+    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, weights));
+  }
+  static v add_words(v acc, v words) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+  }
 };
 
 }  // namespace avx2

@@ -64,6 +64,10 @@ struct F {
   static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storeu_si128(reinterpret_cast<vb*>(p), a); }
   static void store_u8(uint8_t* p, vi a) { store_bytes(p, _mm512_cvtepi32_epi8(a)); }
+  // Four vectors of codes, side by side.
+  static void store_four(uint8_t* p, const vi* a) {
+    for (int k = 0; k < 4; ++k) store_u8(p + k * W, a[k]);
+  }
   static vb no_bytes() { return _mm_setzero_si128(); }
   // To field K of each byte, how many of the thresholds, W of each code side by side, y reaches.
   template <int BITS, int K> static vb add_reached(vb bytes, vf y, const float* thresholds) {
@@ -180,6 +184,7 @@ struct Dot {
     return acc;
   }
   static void store(int32_t* p, v a) { _mm512_storeu_si512(p, a); }
+  static constexpr bool kWords = false;
 };
 
 }  // namespace

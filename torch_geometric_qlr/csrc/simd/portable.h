@@ -55,6 +55,10 @@ struct F {
   static vb either(vb a, vb b, int k) { return static_cast<vb>(a | b << k); }
   static void store_bytes(uint8_t* p, vb a) { *p = a; }
   static void store_u8(uint8_t* p, vi a) { *p = static_cast<uint8_t>(a); }
+  // Four vectors of codes, side by side.
+  static void store_four(uint8_t* p, const vi* a) {
+    for (int k = 0; k < 4; ++k) store_u8(p + k * W, a[k]);
+  }
   static vb no_bytes() { return 0; }
   // To field K of each byte, how many of the thresholds, W of each code side by side, y reaches.
   template <int BITS, int K> static vb add_reached(vb bytes, vf y, const float* thresholds) {
@@ -94,6 +98,7 @@ struct Dot {
     return acc;
   }
   static void store(int32_t* p, v a) { *p = a.value[0] + a.value[1] + a.value[2] + a.value[3]; }
+  static constexpr bool kWords = false;
 };
 
 }  // namespace portable
