@@ -435,6 +435,58 @@ def test_linear(isa, seed, bits, weight_bits, inputs, rows, outputs, axis):
 
 @every_isa
 @examples
+@given(
+    *(seed_strategy, bits_strategy, bits_strategy, st.sampled_from((0.0, 0.004, 0.03, 0.2, 0.9))),
+    *(st.sampled_from((3, 65, 129, 300, 1433)), st.sampled_from((7, 40, 129))),
+)
+def test_products_of_mostly_zeros_are_exact_integers(
+    isa, seed, bits, width, share, inputs, outputs
+):
+    rng = torch.Generator().manual_seed(seed)
+    rows = 70
+    middle = torch.full((rows, 1), 2**bits // 2)
+    zero = middle if seed % 2 else torch.randint(2**bits, (rows, 1), generator=rng)
+    codes = torch.randint(2**bits, (rows, inputs), generator=rng)
+    dense = torch.rand(rows, 1, generator=rng) < 0.1  # one here and there among them
+    given = (torch.rand(rows, inputs, generator=rng) < share) | dense
+    codes = torch.where(given, codes, zero).to(torch.uint8)
+    weight = torch.randint(2**width, (outputs, inputs), generator=rng, dtype=torch.uint8)
+    x_params = torch.ones(rows, 1), zero.float()
+    w_params = torch.ones(()), torch.tensor(float(2**width // 2))
+    truth = reference.linear(CodeMatrix(codes, *x_params), CodeMatrix(weight, *w_params))
+    with use_backend(isa):
+        ours = qlr.packed_linear(
+            *(reference.pack(codes, bits), inputs, bits, *x_params),
+            *(reference.pack(weight, width), width, *w_params),
+        )
+    assert_float32_close(ours, truth)
+    exact = truth.abs() < 2**24
+    if seed % 2:  # nothing is left to a float
+        assert torch.equal(ours[exact], truth[exact])
+
+
+@every_isa
+@pytest.mark.parametrize("bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("weight_bits", (1, 2, 4, 8))
+@pytest.mark.parametrize("lowest", (False, True))
+def test_products_of_the_largest_codes_do_not_overflow(isa, bits, weight_bits, lowest):
+    inputs, outputs, top = 10_001, 17, 2**bits - 1
+    codes = torch.full((3, inputs), top, dtype=torch.uint8)
+    fill = 0 if lowest else 2**weight_bits - 1
+    weight = torch.full((outputs, inputs), fill, dtype=torch.uint8)
+    x_params = torch.tensor(1.0), torch.tensor(0.0)
+    w_params = torch.tensor(1.0), torch.tensor(float(2**weight_bits // 2))
+    with use_backend(isa):
+        ours = qlr.packed_linear(
+            *(reference.pack(codes, bits), inputs, bits, *x_params),
+            *(reference.pack(weight, weight_bits), weight_bits, *w_params),
+        )
+    expected = torch.tensor(float(inputs * top * (fill - 2**weight_bits // 2)))
+    assert torch.equal(ours, expected.expand(3, outputs))
+
+
+@every_isa
+@examples
 @given(seed_strategy, width_strategy, st.booleans(), st.booleans())
 def test_float_spmm(isa, seed, cols, mean, weighted):
     case = problem(seed, cols=cols, hub=600)

@@ -17,6 +17,7 @@ struct Dot : avx512::Dot {
 // clang-format off
 #include "kernels/epilogue.inl"
 #include "kernels/products_amx.inl"
+#include "kernels/sparse_rows.inl"
 #include "kernels/linear.inl"
 // clang-format on
 

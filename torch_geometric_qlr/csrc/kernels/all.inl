@@ -27,6 +27,7 @@
 #include "smp.inl"
 #include "gather_ops.inl"
 #include "products.inl"
+#include "sparse_rows.inl"
 #include "linear.inl"
 // clang-format on
 

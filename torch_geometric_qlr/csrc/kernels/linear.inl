@@ -12,8 +12,8 @@ template <typename Weight>
 struct LinearWeight {
   // `x_center` is the integer near the zero point of the input, `x_top` its largest code.
   LinearWeight(const QlrPacked& w, int32_t x_center, int32_t x_top)
-      : inputs(w.cols), outputs(w.rows), panels(w.cols, w.rows), sum(panels.padded),
-        center(panels.padded), residual(panels.padded) {
+      : inputs(w.cols), outputs(w.rows), panels(w.cols, w.rows), values(panels.padded),
+        sum(panels.padded), center(panels.padded), residual(panels.padded) {
     const Layout layout(w.cols, w.bits);
     Scratch<uint8_t> codes(layout.padded_cols());
     Scratch<Weight> row(panels.inputs());
@@ -33,6 +33,7 @@ struct LinearWeight {
       }
       panels.set(o, row.data());
       center[o] = near - shift;
+      values[o] = total;
       sum[o] = total - center[o] * static_cast<int32_t>(inputs);
       panels.start[o] = -x_center * sum[o];
       residual[o] = zero - static_cast<float>(near);
@@ -44,6 +45,7 @@ struct LinearWeight {
 
   int64_t inputs, outputs;
   Panels<Weight> panels;
+  Scratch<int32_t> values;  // their sum, as they are in the panels
   Scratch<int32_t> sum;     // of (c_w - its integer)
   Scratch<int32_t> center;  // what the weights of a panel still have to lose to be that
   Scratch<float> residual;
@@ -62,6 +64,10 @@ struct LinearInput {
   float scale(int64_t row) const { return x.scale[x.axis == QLR_PER_ROW ? row : 0]; }
   float residual(int64_t row) const {
     return x.zero[x.axis == QLR_PER_ROW ? row : 0] - static_cast<float>(center);
+  }
+  // What stands for zero in a row.
+  int32_t zero_code(int64_t row) const {
+    return near_zero_point(x.zero[x.axis == QLR_PER_ROW ? row : 0], (1 << x.bits) - 1);
   }
   // Codes of a row. What is past the last meets weights of zero.
   template <typename Code>
@@ -121,12 +127,19 @@ inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight, const Ql
   parallel_rows(blocks, kBlockRows * w.inputs * w.outputs / 16, threads,
                 [&](int64_t first, int64_t last) {
     const Products multiply;
+    SparseRows<B> sparse(w.panels, w.values.data());
     Scratch<Code> codes(kBlockRows * stride + 64);
     Scratch<int32_t> products(kBlockRows * padded);
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, x.rows);
       for (int64_t i = begin; i < end; ++i) input.load(i, codes.data() + (i - begin) * stride);
-      multiply.template run<B>(codes.data(), stride, w.panels, products.data());
+      const int count = static_cast<int>(end - begin);
+      const auto zero_code = [&](int r) {
+        return input.zero_code(begin + r);
+      };
+      if (sparse.suit(codes.data(), stride, count, zero_code))
+        sparse.run(codes.data(), stride, count, products.data());
+      else multiply.template run<B>(codes.data(), stride, w.panels, products.data());
       for (int64_t i = begin; i < end; ++i) {
         int32_t code_sum = 0;
         if (wants_sum) {

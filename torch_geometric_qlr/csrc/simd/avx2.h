@@ -58,6 +58,15 @@ struct F {
   static bool any_zero(vi a) {
     return _mm256_movemask_epi8(_mm256_cmpeq_epi32(a, _mm256_setzero_si256())) != 0;
   }
+  // Bytes as words.
+  static vi load_words(const void* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  // One bit per lane in which they differ.
+  static uint32_t differing(vi a, vi b) {
+    return 0xffu ^
+           static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b))));
+  }
   // Lanes from n on are 0.
   static vi keep(vi a, int64_t n) {
     const vi lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

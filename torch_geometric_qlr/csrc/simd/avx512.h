@@ -55,6 +55,10 @@ struct F {
   static vi min_int(vi a, vi b) { return _mm512_min_epi32(a, b); }
   static vi shift_right(vi a, vi k) { return _mm512_srlv_epi32(a, k); }
   static bool any_zero(vi a) { return _mm512_testn_epi32_mask(a, a) != 0; }
+  // Bytes as words.
+  static vi load_words(const void* p) { return _mm512_loadu_si512(p); }
+  // One bit per lane in which they differ.
+  static uint32_t differing(vi a, vi b) { return _mm512_cmpneq_epi32_mask(a, b); }
   // Lanes from n on are 0.
   static vi keep(vi a, int64_t n) { return _mm512_maskz_mov_epi32((1u << n) - 1, a); }
   // W codes as bytes, side by side.

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace qlr {
 namespace portable {
@@ -46,6 +47,14 @@ struct F {
   static vi min_int(vi a, vi b) { return a < b ? a : b; }
   static vi shift_right(vi a, vi k) { return a >> k; }
   static bool any_zero(vi a) { return a == 0; }
+  // Bytes as words.
+  static vi load_words(const void* p) {
+    vi a;
+    std::memcpy(&a, p, sizeof(a));
+    return a;
+  }
+  // One bit per lane in which they differ.
+  static uint32_t differing(vi a, vi b) { return a != b; }
   // Lanes from n on are 0.
   static vi keep(vi a, int64_t n) { return n > 0 ? a : 0; }
   // W codes as bytes, side by side.
