@@ -4,23 +4,25 @@
     python examples/benchmarks/cpu_models.py --graph reddit --rounds 3
     python examples/benchmarks/cpu_models.py --graph cora --threads 1 --json out.json
 
-The graph is generated, see `_graphs.py`; features are random, which changes no time. Models:
+The graph is generated, see `_graphs.py`; features are random, and of the citation graphs as sparse
+as their bags of words. Models:
 
 - `gcn`: a two-layer GCN as `torch_geometric.nn.GCN` builds it.
+- `sage`: a two-layer GraphSAGE, likewise.
 - `appnp`: K steps of personalised PageRank on class scores.
 - `smp`: K steps of smoothness-aware propagation, whose float peers are this package's layer.
 
 Float peers, with the normalisation cached or taken out of the time: the model on a `torch.sparse`
 CSR matrix ("adj_t"), on a `torch_sparse.SparseTensor`, on a plain edge_index with `--plain`, and
-that compiled with `--compile`. Two more are no PyG models: the lines that call the faster
-`torch.sparse.mm(A, X, "sum")` by hand, and the same with this package's own float kernel, which
-tells what a better kernel gains without fewer bits.
+that compiled with `--compile`. Three more are no PyG models, but its lines with another sum called
+by hand: torch's `embedding_bag`, the fastest there is; `torch.sparse.mm(A, X, "sum")`; and this
+package's own float kernel, which tells what a better kernel gains without fewer bits.
 
 Converted models take the plain edge_index and have the default configuration, in which every node's
-features have a range of their own; rows named "per tensor" have one range for all of them. Rows
-named "float x" quantize and pack the features in every call, rows named "packed x" get them packed
-by `qlr.pack_features`. Ratios are medians over rounds of peer time over
-our time within the round.
+features have a range of their own and edges have weights of 8 bits; rows named "float edges" keep
+these weights as they are (`edge_weight_bits=32`). Rows named "float x" quantize and pack the
+features in every call, rows named "packed x" get them packed by `qlr.pack_features`. Ratios are
+medians over rounds of peer time over our time within the round.
 """
 
 from __future__ import annotations
@@ -36,20 +38,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import APPNP, GCN
+from torch_geometric.nn import APPNP, GCN, GraphSAGE
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 import torch_geometric_qlr as qlr
+from _bags import BAG, bag_of
 from _graphs import SHAPES, generate
 from _timing import environment, interleave, markdown, paired_ratio
 from torch_geometric_qlr.nn import SMP
 from torch_geometric_qlr.ops import backend_info
-from torch_geometric_qlr.sparse import csr_graph
+from torch_geometric_qlr.sparse import csr_graph, sparse_csr
 
 SIZES = {"cora": 1433, "pubmed": 500, "arxiv": 128, "reddit": 602}
+#: Share of the features that are not zero, where most are.
+FILLED = {"cora": 0.013, "pubmed": 0.1}
 HIDDEN, CLASSES = 128, 40
 PYG = ["adj_t", "SparseTensor", "edge_index", "edge_index compiled"]
-BY_HAND = ["sparse.mm by hand", "own float kernel"]
+BY_HAND = [f"{BAG} by hand", "sparse.mm by hand", "own float kernel"]
 
 try:
     import torch_sparse
@@ -83,16 +88,22 @@ class Graph:
 #: The configurations of a converted model, and what their rows are called.
 CONFIGS: dict[str, dict[str, Any]] = {
     "": {},
-    ", per tensor": {"granularity": {"input": "tensor"}},
+    ", float edges": {"edge_weight_bits": 32},
 }
 
 
 def converted(
-    model: nn.Module, x: Tensor, graph: Graph, widths: list[int], *, packs: bool = True
+    model: nn.Module,
+    x: Tensor,
+    graph: Graph,
+    widths: list[int],
+    *,
+    packs: bool = True,
+    configs: dict[str, dict[str, Any]] = CONFIGS,
 ) -> Candidates:
     """The converted model at every width and in every configuration, after one look at the data."""
     out: Candidates = {}
-    for width, (suffix, config) in itertools.product(widths, CONFIGS.items()):
+    for width, (suffix, config) in itertools.product(widths, configs.items()):
         quantized = qlr.quantize(model, bits=width, **config).eval()
         quantized(x, graph.adj_t)
         packed = qlr.convert(quantized)
@@ -103,13 +114,16 @@ def converted(
     return out
 
 
-def product(graph: Graph, own: bool) -> Callable[[Tensor], Tensor]:
-    """The normalised adjacency times features, outside of any layer."""
-    if not own:
-        return lambda h: torch.sparse.mm(graph.normalized, h, "sum")
-    rowptr = graph.normalized.crow_indices().long()
-    col, weight = graph.normalized.col_indices().int(), graph.normalized.values()
-    return lambda h: torch.ops.qlr.spmm(rowptr, col, h, weight)
+def products(matrix: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """A sparse matrix times features, outside of any layer, by what is called by hand."""
+    rowptr, col = matrix.crow_indices().long(), matrix.col_indices().int()
+    weight = matrix.values()
+    sums = [
+        bag_of(rowptr, col.long(), weight),
+        lambda h: torch.sparse.mm(matrix, h, "sum"),
+        lambda h: torch.ops.qlr.spmm(rowptr, col, h, weight),
+    ]
+    return dict(zip(BY_HAND, sums, strict=True))
 
 
 def pyg_peers(
@@ -127,8 +141,15 @@ def pyg_peers(
     return out
 
 
-def gcn(graph: Graph, features: int, args: argparse.Namespace) -> Candidates:
-    x = torch.randn(graph.num_nodes, features)
+def features_of(graph: Graph, name: str) -> Tensor:
+    x = torch.randn(graph.num_nodes, SIZES[name])
+    share = FILLED.get(name)
+    return x if share is None else x.abs() * (torch.rand(x.shape) < share)
+
+
+def gcn(graph: Graph, args: argparse.Namespace) -> Candidates:
+    x = features_of(graph, args.graph)
+    features = x.size(1)
     settings: dict[str, Any] = {"num_layers": 2, "out_channels": CLASSES}
     model = GCN(features, HIDDEN, cached=True, **settings).eval()
     on_matrix = GCN(features, HIDDEN, normalize=False, **settings).eval()
@@ -143,10 +164,33 @@ def gcn(graph: Graph, features: int, args: argparse.Namespace) -> Candidates:
         return run
 
     out = pyg_peers(graph, model, on_matrix, x, args)
-    out |= {name: by_hand(product(graph, own)) for own, name in enumerate(BY_HAND)}
+    by_name = products(graph.normalized).items()
+    out |= {name: by_hand(times) for name, times in by_name}
     uncached = GCN(features, HIDDEN, **settings)
     uncached.load_state_dict(model.state_dict())
     return out | converted(uncached, x, graph, args.bits)
+
+
+def sage(graph: Graph, args: argparse.Namespace) -> Candidates:
+    x = features_of(graph, args.graph)
+    model = GraphSAGE(x.size(1), HIDDEN, num_layers=2, out_channels=CLASSES).eval()
+    first, second = model.convs
+    degree = graph.adj_t.crow_indices().diff()
+    share = (1 / degree.clamp(min=1).float()).repeat_interleave(degree)
+    size = graph.adj_t.shape
+    mean = sparse_csr(graph.adj_t.crow_indices(), graph.adj_t.col_indices(), share, size)
+
+    def by_hand(times: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        def layer(conv: Any, h: Tensor) -> Tensor:
+            return conv.lin_l(times(h)).add_(conv.lin_r(h))
+
+        return lambda: layer(second, layer(first, x).relu_())
+
+    out: Candidates = {"adj_t": lambda: model(x, graph.adj_t)}
+    if args.plain:
+        out["edge_index"] = lambda: model(x, graph.edge_index)
+    out |= {name: by_hand(times) for name, times in products(mean).items()}
+    return out | converted(model, x, graph, args.bits, configs={"": {}})
 
 
 def appnp(graph: Graph, args: argparse.Namespace) -> Candidates:
@@ -164,7 +208,8 @@ def appnp(graph: Graph, args: argparse.Namespace) -> Candidates:
         return run
 
     out = pyg_peers(graph, cached, on_matrix, x, args)
-    out |= {name: by_hand(product(graph, own)) for own, name in enumerate(BY_HAND)}
+    by_name = products(graph.normalized).items()
+    out |= {name: by_hand(times) for name, times in by_name}
     return out | converted(APPNP(steps, alpha), x, graph, args.bits, packs=False)
 
 
@@ -178,7 +223,7 @@ def smp(graph: Graph, args: argparse.Namespace) -> Candidates:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--graph", choices=sorted(SHAPES), default="arxiv")
-    kinds = ["gcn", "appnp", "smp"]
+    kinds = ["gcn", "appnp", "sage", "smp"]
     parser.add_argument("--models", nargs="+", choices=kinds, default=kinds[:2])
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4, 2])
     parser.add_argument("--steps", type=int, default=10, help="of appnp and smp")
@@ -203,13 +248,13 @@ def main() -> None:
     for key, value in (result["environment"] | result["graph"]).items():
         print(f"- {key}: {value}")
     for name in args.models:
-        if name == "gcn":
-            features = SIZES[args.graph]
-            candidates = gcn(graph, features, args)
-            title = f"GCN {features}-{HIDDEN}-{CLASSES}"
-        else:
-            candidates = (appnp if name == "appnp" else smp)(graph, args)
-            title = f"{name.upper()} K={args.steps}, {CLASSES} classes"
+        make, title = {
+            "gcn": (gcn, f"GCN {SIZES[args.graph]}-{HIDDEN}-{CLASSES}"),
+            "sage": (sage, f"GraphSAGE {SIZES[args.graph]}-{HIDDEN}-{CLASSES}"),
+            "appnp": (appnp, f"APPNP K={args.steps}, {CLASSES} classes"),
+            "smp": (smp, f"SMP K={args.steps}, {CLASSES} classes"),
+        }[name]
+        candidates = make(graph, args)
         times = interleave(candidates, args.rounds)
         fastest = min((n for n in times if n in PYG), key=lambda n: statistics.median(times[n]))
         peers = list(dict.fromkeys([fastest, *(n for n in times if n in (*PYG, *BY_HAND))]))
