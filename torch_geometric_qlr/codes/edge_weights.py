@@ -94,7 +94,10 @@ def terms_of(
         assert codes is not None and scale is not None
         of_edge = scale.repeat_interleave(graph.degree(), output_size=codes.numel())
         return Terms(sources, codes * of_edge)
-    codes, scale = quantizer.codes(graph.rowptr, graph.col, weight, sources.scale)
+    of_source = sources.scale  # of features that were packed once it is the same in every call
+    key = ("codes of weights", quantizer.bits, "by source")
+    build = lambda: quantizer.codes(graph.rowptr, graph.col, weight, of_source)  # noqa: E731
+    codes, scale = _CACHE.get(graph, key, build, weight, of_source)
     data, one = sources.data, torch.ones((), device=scale.device)
     unscaled = PackedTensor.unchecked(data, sources.num_cols, sources.bits, one, sources.zero_point)
     return Terms(unscaled, codes, scale)
@@ -127,20 +130,18 @@ def round_weights(
     weight = kwargs.get(name)
     if is_matrix(adj) and (fuses(layer, adj) or (weight is None and name == "edge_weight")):
         return call.rounded_matrix()
-    if _is_one_per_edge(weight, adj, x):
+    if isinstance(weight, Tensor) and _is_one_per_edge(weight, adj, x):
         kwargs[name] = call.rounded(weight)
     return adj
 
 
-def _is_one_per_edge(weight: Any, adj: Any, source: Tensor) -> bool:
+def _is_one_per_edge(weight: Tensor, adj: Any, source: Tensor) -> bool:
     """Whether there is one number for each edge, and not one for each of several heads; of what
     does not fit PyG says what is wrong."""
-    if not isinstance(weight, Tensor) or not (weight.dim() == 1 or source.dim() == 2):
+    if weight.dim() > 1 and source.dim() > 2:
         return False
-    if is_matrix(adj):
-        return True
     is_edges = isinstance(adj, Tensor) and adj.dim() == 2 and adj.size(0) == 2
-    return is_edges and weight.numel() == adj.size(1)
+    return is_matrix(adj) or (is_edges and weight.numel() == adj.size(1))
 
 
 class _Call(NamedTuple):
@@ -177,6 +178,8 @@ class _Call(NamedTuple):
         quantizer = _quantizer(self.layer)
         assert quantizer is not None
         turned = self.layer.flow == "target_to_source" and not is_matrix(self.adj)
+        if weight.numel() != edges.size(1):
+            return weight  # PyG says what is wrong
         origin, target = edges.flip(0) if turned else edges
         scale = None if self.source_scale is None else self.source_scale[origin]
         rounded: Tensor = quantizer(weight, target, self._num_targets(), scale)
