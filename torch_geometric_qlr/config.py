@@ -19,16 +19,22 @@ CONFIG_VERSION = 1
 DEFAULT_METHOD = "learned_range"
 
 #: Places of a layer where a tensor can be quantized.
-POINTS = ("input", "weight", "source", "message", "linear_output", "aggregate", "output")
+POINTS = (
+    *("input", "weight", "source", "edge_weight", "message"),
+    *("linear_output", "aggregate", "output"),
+)
 
 #: What is multiplied and what is gathered; nothing else costs bandwidth at inference.
-DEFAULT_POINTS = ("input", "weight", "source", "message")
+DEFAULT_POINTS = ("input", "weight", "source", "edge_weight", "message")
 
 #: The placement of the paper's reference code: messages per edge, after weighting.
 PAPER_POINTS = ("input", "weight", "linear_output", "message", "aggregate")
 
 #: Widths that mean "leave it in floating point", for mixed models.
 PASS_THROUGH_BITS = (16, 32)
+
+#: Width of the weights of edges unless another one is asked for; it does not follow `bits`.
+DEFAULT_EDGE_WEIGHT_BITS = 8
 
 _WIDTHS = ("weight_bits", "activation_bits", "message_bits", "input_bits")
 _ROLES = ("weight", "activation", "message", "input")
@@ -57,22 +63,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "points": PAPER_POINTS,
             "granularity": dict.fromkeys(_ROLES, "tensor"),
             "skewness_rounding": True,
+            "edge_weight_bits": 32,
         },
     }
 )
 
 
-def _check_bits(name: str, bits: Any, where: str = "") -> None:
+def _check_bits(name: str, bits: Any, where: str = "", least: int = 1) -> None:
     prefix = f"{where}: " if where else ""
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise ConfigError(
-            f"{prefix}{name} is {bits!r}; expected an integer, 1 to 8 to quantize or 16 or 32 to "
-            f"keep floating point."
+            f"{prefix}{name} is {bits!r}; expected an integer, {least} to 8 to quantize or 16 or "
+            f"32 to keep floating point."
         )
-    if not (1 <= bits <= 8 or bits in PASS_THROUGH_BITS):
+    if not (least <= bits <= 8 or bits in PASS_THROUGH_BITS):
         raise ConfigError(
-            f"{prefix}{name}={bits} is out of range; choose 1 to 8 to quantize, or 16 or 32 to "
-            f"keep floating point."
+            f"{prefix}{name}={bits} is out of range; choose {least} to 8 to quantize, or 16 or 32 "
+            f"to keep floating point."
         )
 
 
@@ -175,7 +182,8 @@ class QLRConfig:
     r"""What to quantize, where, and to how many bits.
 
     A width of 1 to 8 quantizes; 16 or 32 leaves that place in floating point. Widths that are not
-    given follow :attr:`bits`, except :attr:`output_bits`, which leaves the output wide.
+    given follow :attr:`bits`, except :attr:`output_bits`, which leaves the output wide, and
+    :attr:`edge_weight_bits`.
 
     Args:
         bits (int, optional): Width of everything not named below. (default: :obj:`8`)
@@ -184,6 +192,10 @@ class QLRConfig:
         message_bits (int, optional): What travels along the edges: source features, or messages.
         input_bits (int, optional): Features that enter the model's first layer.
         output_bits (int, optional): The last layer's output. (default: :obj:`None`, wide)
+        edge_weight_bits (int, optional): Weights of edges that multiply quantized sources, such as
+            those of GCN's normalisation: 2 to 8, with a scale for each target node, or 16 or 32 to
+            leave them in floating point. Coefficients of attention always are. See
+            :class:`~torch_geometric_qlr.quantizers.EdgeWeightQuant`. (default: :obj:`8`)
         truncation (str, optional): :obj:`None`, :obj:`"bt"` (bitwise truncation) or :obj:`"bt*"`
             (skewness-aware bitwise truncation). (default: :obj:`None`)
         granularity (str or dict, optional): One range per :obj:`"tensor"`, :obj:`"channel"`
@@ -191,9 +203,9 @@ class QLRConfig:
             role: :obj:`{"weight": ..., "activation": ..., "message": ..., "input": ...}`.
             (default: weights per channel, input features per node, the rest per tensor)
         points (str or tuple, optional): Places to quantize, a subset of
-            :obj:`("input", "weight", "source", "message", "linear_output", "aggregate",
-            "output")`, or :obj:`"paper"` for the reference code's placement.
-            (default: :obj:`("input", "weight", "source", "message")`)
+            :obj:`("input", "weight", "source", "edge_weight", "message", "linear_output",
+            "aggregate", "output")`, or :obj:`"paper"` for the reference code's placement.
+            (default: :obj:`("input", "weight", "source", "edge_weight", "message")`)
         hop_quantizers (str): Layers that propagate several times hold one quantizer
             :obj:`"per_hop"` or one :obj:`"shared"`. (default: :obj:`"per_hop"`)
         overrides (dict, optional): Ordered rules from a module to what differs there. A key is an
@@ -229,6 +241,7 @@ class QLRConfig:
     message_bits: int | None = None
     input_bits: int | None = None
     output_bits: int | None = None
+    edge_weight_bits: int | None = None
     truncation: str | None = None
     granularity: str | Mapping[str, str] | None = None
     points: str | tuple[str, ...] | None = None
@@ -263,6 +276,9 @@ class QLRConfig:
             _check_bits(name, getattr(self, name))
         if self.output_bits is not None:
             _check_bits("output_bits", self.output_bits)
+        if self.edge_weight_bits is None:
+            set_field("edge_weight_bits", DEFAULT_EDGE_WEIGHT_BITS)
+        _check_bits("edge_weight_bits", self.edge_weight_bits, least=2)
 
         set_field("granularity", _normalize_granularity(self.granularity))
         set_field("points", _normalize_points(self.points))
@@ -280,8 +296,8 @@ class QLRConfig:
         return point in self.points
 
     def width(self, role: str) -> int:
-        r"""Bits for a role: :obj:`"weight"`, :obj:`"activation"`, :obj:`"message"` or
-        :obj:`"input"`."""
+        r"""Bits for a role: :obj:`"weight"`, :obj:`"activation"`, :obj:`"message"`,
+        :obj:`"input"` or :obj:`"edge_weight"`."""
         bits = getattr(self, f"{role}_bits")
         assert isinstance(bits, int)
         return bits

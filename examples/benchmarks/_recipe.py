@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric import seed_everything
 from torch_geometric.data import Data
-from torch_geometric.datasets import Coauthor, Reddit
+from torch_geometric.datasets import Amazon, Coauthor, HeterophilousGraphDataset, Reddit
 from torch_geometric.nn import MessagePassing
 
 import torch_geometric_qlr as qlr
@@ -138,15 +138,20 @@ def place_of(args: argparse.Namespace) -> tuple[str, str]:
 def load(root: str, name: str, generated: bool, device: str) -> tuple[Data, int]:
     """A graph and its number of classes, in the public split.
 
-    CS has none; it is split at random, with one seed for all runs, into 20 nodes per class to train
-    with, 450 to validate with, and the rest.
+    CS and Computers have none; they are split at random, with one seed for all runs, into 20 nodes
+    per class to train with, 450 to validate with, and the rest. Tolokers has ten; the first is it.
     """
-    if name == "CS":
-        data = T.NormalizeFeatures()(Coauthor(root, "CS")[0])
+    if name in ("CS", "Computers"):
+        dataset = Coauthor(root, "CS") if name == "CS" else Amazon(root, "Computers")
+        data = T.NormalizeFeatures()(dataset[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             split = T.RandomNodeSplit("test_rest", num_train_per_class=20, num_val=450)
             data = split(data)
+    elif name == "Tolokers":
+        data = HeterophilousGraphDataset(root, "Tolokers")[0]
+        for mask in ("train_mask", "val_mask", "test_mask"):
+            data[mask] = data[mask][:, 0]
     elif name == "Reddit":
         data = Reddit(str(Path(root) / "Reddit"))[0]
     else:

@@ -18,6 +18,7 @@ from torch_geometric_qlr.sparse import (
     propagation_adjacency,
     symmetric_edges,
     to_edge_index,
+    with_values,
 )
 
 
@@ -153,3 +154,17 @@ def test_edges_are_normalised_once_until_they_change() -> None:
     assert not torch.equal(changed, first[1])
     assert propagation_adjacency(edge_index, None)[1] is not changed
     assert propagation_adjacency(edge_index, weight, 5)[0].size(1) == 2 + 5
+
+
+@given(edge_lists())
+def test_other_values_at_the_same_places(graph: tuple[Tensor, int]) -> None:
+    edge_index, num_nodes = graph
+    weight = torch.arange(1.0, edge_index.size(1) + 1)
+    for name, adj in all_forms(edge_index, weight, num_nodes).items():
+        edges, value = to_edge_index(adj)
+        assert value is not None
+        other = with_values(adj, -value)
+        assert type(other) is type(adj) and adjacency_size(other) == adjacency_size(adj), name
+        again, turned = to_edge_index(other)
+        assert turned is not None
+        assert torch.equal(again, edges) and torch.equal(turned, -value), name

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.typing import SparseTensor
 
 from torch_geometric_qlr.codes.chains import codes_of, handed_out, plain
+from torch_geometric_qlr.codes.edge_weights import Terms, terms_of
 from torch_geometric_qlr.codes.edges import graph_of
 from torch_geometric_qlr.codes.kernel_choice import KernelChoice, choose_kernel
 from torch_geometric_qlr.codes.mode import backend_scope, has_codes
@@ -153,35 +154,37 @@ def _sums(
     num_dst: int,
     kwargs: dict[str, Any],
 ) -> Tensor:
-    def of(codes: PackedTensor) -> Tensor:
+    def of(codes: PackedTensor, is_part: bool = False) -> Tensor:
         graph, weight = weighted_graph(layer, adj, codes.data.size(0), num_dst, kwargs)
         if choice.reduce in ("max", "min"):
             largest = choice.reduce == "max"
             return _extremum(graph, weight, codes, largest, state_of(layer).backend)
-        return handed_out(_sum(layer, graph, weight, codes, choice.reduce))
+        terms = terms_of(layer, graph, weight, codes, is_part=is_part)
+        return handed_out(_sum(layer, graph, terms, choice.reduce))
 
     if source.dim() == 2:
         return of(codes_of(source, quantizer))
     # Layers with several stacks have them before the nodes, others have heads behind them.
     stacks = 0 if _has_stacks(layer, source) else 1
     if not _shares_range(quantizer):
-        return torch.stack([of(part) for part in _parts(source, quantizer, stacks)], dim=stacks)
+        parts = _parts(source, quantizer, stacks)
+        return torch.stack([of(part, is_part=True) for part in parts], dim=stacks)
     by_node = source.transpose(0, 1) if stacks == 0 else source
     out = of(codes_of(_flat(by_node), quantizer)).view(num_dst, *by_node.shape[1:])
     return out.transpose(0, 1).contiguous() if stacks == 0 else out
 
 
-def _sum(
-    layer: Any, graph: CSRGraph, weight: Tensor | None, codes: PackedTensor, reduce: str
-) -> Stage:
-    state, shape = state_of(layer), (graph.num_dst, codes.num_cols)
+def _sum(layer: Any, graph: CSRGraph, terms: Terms, reduce: str) -> Stage:
+    state, codes = state_of(layer), terms.sources
+    shape = (graph.num_dst, codes.num_cols)
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
         return packed.spmm(
             graph.rowptr,
             graph.col,
             stretched_columns(codes, e.column),
-            edge_weight=weight,
+            edge_weight=terms.weight,
+            row_scale=terms.row_scale,
             bias=e.bias,
             addend=e.addend,
             addend_scale=e.addend_scale,
@@ -190,7 +193,7 @@ def _sum(
             out=out,
         )
 
-    stretches = codes.scale.numel() == 1
+    stretches = codes.scale.numel() == 1 and codes.zero_point.numel() == 1
     return Stage(run, shape, codes.data.device, state, adds=True, stretches=stretches)
 
 

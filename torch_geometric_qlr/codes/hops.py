@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.codes.chains import codes_of, handed_out, plain
+from torch_geometric_qlr.codes.edge_weights import coded_weights
 from torch_geometric_qlr.codes.edges import ready_edges
 from torch_geometric_qlr.codes.gather import (
     kernel_of,
@@ -106,11 +107,16 @@ def _chain(
     codes = codes_of(x, quantizers[0])
     nodes = codes.size(0)
     graph, weight = weighted_graph(layer, adj, nodes, nodes, {"edge_weight": edge_weight})
+    weight, row_scale = coded_weights(layer, graph, weight)
 
     def run(e: Epilogue, out: OutputQuantizer | None) -> Any:
         assert e == NO_EPILOGUE
         return packed.propagate(
-            *(graph.rowptr, graph.col, codes, steps), edge_weight=weight, out=out, **terms
+            *(graph.rowptr, graph.col, codes, steps),
+            edge_weight=weight,
+            row_scale=row_scale,
+            out=out,
+            **terms,
         )
 
     stage = Stage(run, (nodes, codes.size(1)), codes.device, state, biases=False)
@@ -148,6 +154,7 @@ def _smp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
     adj, weight = layer._adjacency(x, *_as_given(arguments))
     nodes = x.size(0)
     graph, weight = weighted_graph(layer, adj, nodes, nodes, {"edge_weight": weight})
+    weight, row_scale = coded_weights(layer, graph, weight)
     start = (layer.init_lambda, layer.init_slack)
     if persistent:
         start = (float(layer.multiplier), float(layer.slack))
@@ -155,6 +162,7 @@ def _smp(layer: Any, arguments: dict[str, Any], quantizers: list[Any]) -> Any:
         return packed.smp(
             *(graph.rowptr, graph.col, x, steps),
             edge_weight=weight,
+            row_scale=row_scale,
             init_lambda=start[0],
             init_slack=start[1],
             tau=layer.tau,

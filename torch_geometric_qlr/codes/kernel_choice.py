@@ -17,7 +17,7 @@ from torch_geometric_qlr.layers.layer_spec import MessageFacts, facts_of
 from torch_geometric_qlr.layers.pyg import has_own_propagate
 from torch_geometric_qlr.layers.state import float_class, state_of
 
-__all__ = ["KernelChoice", "choose_kernel", "copies_source", "is_pure"]
+__all__ = ["KernelChoice", "choose_kernel", "copies_source", "is_pure", "summed_weight"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,45 @@ def choose_kernel(layer: Any) -> KernelChoice:
     Args:
         layer (torch.nn.Module): The layer.
     """
-    cls: Any = float_class(layer)
+    state = state_of(layer)
+    if not state.source_keys:
+        if "message" in state:
+            return KernelChoice(reason="it computes a message per edge")
+        return KernelChoice(reason="its messages stay in floating point")
+    for name in ("propagate", "message"):
+        if name in state.replaced:
+            return KernelChoice(reason=_replaced(name))
+    return _choice(layer, float_class(layer), tuple(state.source_keys), facts_of(layer).message)
+
+
+def summed_weight(layer: Any, cls: Any, sources: tuple[str, ...], known: MessageFacts) -> str:
+    r"""The argument of :obj:`propagate` with a weight for each edge, by which a conv multiplies its
+    source before it sums up; empty if there is none.
+
+    Args:
+        layer (torch.nn.Module): The conv, quantized or not.
+        cls (type): Its float class.
+        sources (tuple): Arguments of :obj:`propagate` that are quantized per node.
+        known (MessageFacts): What is known of its :obj:`message`.
+
+    Example:
+        >>> from torch_geometric.nn import GCNConv, SAGEConv
+        >>> summed_weight(GCNConv(4, 2), GCNConv, ("x",), MessageFacts())
+        'edge_weight'
+        >>> summed_weight(SAGEConv(4, 2), SAGEConv, ("x",), MessageFacts())
+        ''
+    """
+    if not sources:
+        return ""
+    choice = _choice(layer, cls, sources, known)
+    return choice.weight if choice.reduce in ("sum", "mean") else ""
+
+
+def _choice(layer: Any, cls: Any, sources: tuple[str, ...], known: MessageFacts) -> KernelChoice:
     reason = _obstacle(layer, cls)
     if reason:
         return KernelChoice(reason=reason)
-    reduce, sources = _REDUCE[type(layer.aggr_module)], state_of(layer).source_keys
-    known = facts_of(layer).message
+    reduce = _REDUCE[type(layer.aggr_module)]
     if known.coefficients in sources or known.copies in sources:
         return _by_facts(layer, known, reduce)
     if len(sources) > 1:
@@ -85,15 +118,14 @@ def _by_facts(layer: Any, known: MessageFacts, reduce: str) -> KernelChoice:
     return KernelChoice("spmm", known.copies, reduce=reduce, unless=known.unless)
 
 
+def _replaced(name: str) -> str:
+    return f"its {name}() was replaced on the object"
+
+
 def _obstacle(layer: Any, cls: Any) -> str:
-    state = state_of(layer)
-    if not state.source_keys:
-        if "message" in state:
-            return "it computes a message per edge"
-        return "its messages stay in floating point"
-    for name in ("forward", "propagate", "message", "aggregate", "update", "message_and_aggregate"):
-        if name != "forward" and (name in state.replaced or name in layer.__dict__):
-            return f"its {name}() was replaced on the object"
+    for name in ("propagate", "message", "aggregate", "update", "message_and_aggregate"):
+        if name in layer.__dict__:
+            return _replaced(name)
     if has_own_propagate(cls):
         return "it has a propagate() of its own"
     for name in ("aggregate", "update"):
@@ -181,12 +213,12 @@ def copies_source(
         heads (bool): Whether to try with one weight per head.
         given (bool): Whether to give it a weight.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
     shape = (7, 2, 4) if heads else (7, 4)
     for scale in (1.0, -3.0, 0.01, 1e3):
-        x = torch.randn(shape, generator=generator) * scale
+        x = torch.randn(shape, generator=generator, device=device) * scale
         x[0], x[1] = 0.0, x[1].round()
-        w = torch.randn(shape[:-1], generator=generator) * scale
+        w = torch.randn(shape[:-1], generator=generator, device=device) * scale
         w[2] = 0.0
         arguments: dict[str, Tensor | None] = {source: x.clone()}
         if weight:

@@ -12,12 +12,15 @@ from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import AlreadyQuantizedError, CheckpointError, LazyModuleError
 from torch_geometric_qlr.layers.state import unwrapped_class
+from torch_geometric_qlr.nn.edge_weights import edge_weight_argument
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.packed import PackedLayer
 from torch_geometric_qlr.nn.read_back import layer_recipe, route_of, smooth_recipes
 from torch_geometric_qlr.nn.recipe import (
     Codes,
+    EdgeWeights,
     LayerRecipe,
+    Point,
     PointRecipe,
     Recipe,
     Route,
@@ -27,6 +30,8 @@ from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.ops import storage_bits
 
 __all__ = ["check_fits", "check_routes"]
+
+_EDGE_WEIGHT = Point("edge_weight")
 
 
 def check_fits(model: nn.Module, recipe: Recipe) -> None:
@@ -115,8 +120,12 @@ def _check_layer(recipe: LayerRecipe, layer: nn.Module) -> None:
         is_private = key.startswith("_") and key not in layer._parameters
         if not key.isidentifier() or is_private or hasattr(unwrapped_class(layer), key):
             wrong = f"{key!r} is no weight of it"
-    for point in recipe.quantizers:
+    sources = tuple(point.name for point in recipe.quantizers if point.kind == "source")
+    for point, found in recipe.quantizers.items():
         is_place = point.kind != "weight" or point.name in recipe.weights
+        is_place &= (point.kind == "edge_weight") == isinstance(found, EdgeWeights)
+        if point.kind == "edge_weight":
+            is_place &= kind == "messages" and bool(edge_weight_argument(layer, sources))
         if not is_place or not (point.name or point.kind).isidentifier():
             wrong = f"{point.key!r} is no place to quantize"
     if wrong:
@@ -148,7 +157,9 @@ def _difference(own: LayerRecipe, saved: LayerRecipe | None) -> str:
     """What is different between a quantized layer and the saved one."""
     if saved is None:
         return "the file keeps it float"
-    mine, theirs = own.quantizers, saved.quantizers
+    mine, theirs = dict(own.quantizers), saved.quantizers
+    if _EDGE_WEIGHT not in theirs:
+        mine.pop(_EDGE_WEIGHT, None)  # the file may be older than this point
     if list(mine) != list(theirs):
         here, there = (", ".join(point.key for point in points) for points in (mine, theirs))
         return f"it has quantizers at {here}, the file at {there}"

@@ -217,9 +217,14 @@ _LEARNED = _fields(
 )
 
 
+_EDGE_WEIGHTS = _fields({"bits": _whole(2, 8)})
+
+
 def _quantizer(value: Any, where: str) -> None:
     if type(value) is list:
         _list(_LEARNED, least=1)(value, where)
+    elif type(value) is dict and set(value) == {"bits"}:
+        _EDGE_WEIGHTS(value, where)
     else:
         (_PACKED if type(value) is dict and "matrix" in value else _LEARNED)(value, where)
 
@@ -287,7 +292,7 @@ def _check_layers(header: Mapping[str, Any], num_bytes: int) -> None:
                     is_weight = Point.of_key(key).name in entry["weights"]
                     _check_packed(one, where, header["converted"] and is_weight)
                     left -= math.prod(one["shape"]) * one["bits"] // 8
-                else:
+                elif "groups" in one:
                     left -= one["groups"] * 4
                 if left < 0:
                     raise Damage(f"{where} needs more bytes than the file has")

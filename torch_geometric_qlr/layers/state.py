@@ -83,6 +83,7 @@ class LayerState(nn.ModuleDict):
     Attributes:
         path (str): Name of the layer in its model.
         source_keys (dict): Argument of `propagate` that is quantized per node -> its place.
+        edge_weight (str): Argument of `propagate` with weights of edges that are quantized.
         replaced (dict): Methods that somebody replaced on the object, by name.
         converted (bool): Whether the layer computes on codes only.
         backend (str): Who computes packed operations.
@@ -93,6 +94,7 @@ class LayerState(nn.ModuleDict):
         super().__init__(quantizers)
         self.path = ""
         self.source_keys: dict[str, str] = {}
+        self.edge_weight = ""
         self.replaced: dict[str, Callable[..., Any]] = {}
         self.converted = False
         self.backend = "auto"

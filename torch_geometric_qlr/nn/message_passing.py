@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.codes.chains import plain, with_promise
+from torch_geometric_qlr.codes.edge_weights import round_weights
 from torch_geometric_qlr.codes.edges import ReadyFlag, released, with_ready_edges
 from torch_geometric_qlr.codes.gather import gather
 from torch_geometric_qlr.codes.hops import all_hops, is_observing
@@ -126,9 +127,14 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
 
     def _qlr_propagate(self, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
         """In floating point, with sources that are rounded."""
-        for name, key in self._qlr.source_keys.items():
-            if name in kwargs:
-                kwargs[name] = _quantize_source(self, key, kwargs[name])
+        state = self._qlr
+        for name, key in state.source_keys.items():
+            if name not in kwargs:
+                continue
+            kwargs[name], scale = _quantize_source(self, key, kwargs[name])
+            if scale is not None and "edge_weight" in state:
+                size = args[0] if args else kwargs.get("size")
+                edge_index = round_weights(self, edge_index, size, kwargs, name, scale)
         if "propagate" in self._qlr.replaced:
             return self._qlr.method("propagate", super().propagate)(edge_index, *args, **kwargs)
         if _goes_uncompiled(self):
@@ -174,26 +180,28 @@ def _goes_uncompiled(layer: Any) -> bool:
     return special and not has_own_propagate(float_class(layer))
 
 
-def _quantize_source(layer: Any, key: str, value: Any) -> Any:
+def _quantize_source(layer: Any, key: str, value: Any) -> tuple[Any, Tensor | None]:
+    """What is sent, rounded, and its scale."""
     quantizer = layer._qlr.quantizer_at(key)
     if isinstance(value, (tuple, list)):
         # PyG's generated code takes the sources of a pair from its first place whatever the flow;
         # its uncompiled one goes by the flow.
         j = 1 if _goes_uncompiled(layer) and layer.flow == "target_to_source" else 0
-        return tuple(_quantized(quantizer, v) if i == j else v for i, v in enumerate(value))
+        rounded, scale = _quantized(quantizer, value[j])
+        return tuple(rounded if i == j else v for i, v in enumerate(value)), scale
     return _quantized(quantizer, value)
 
 
-def _quantized(quantizer: Any, source: Tensor | None) -> Tensor | None:
+def _quantized(quantizer: Any, source: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     if source is None:
-        return None
+        return None, None
     if source.layout != torch.strided:
         raise InputError(
             f"{quantizer.path}: the features are sparse, and are sent over the edges as they are. "
             f"Make them dense: x.to_dense()."
         )
-    value: Tensor = quantizer(source)[0]
-    return value
+    value, scale, *_ = quantizer(source)
+    return value, scale
 
 
 def _check_features(layer: Any, x: Any) -> None:

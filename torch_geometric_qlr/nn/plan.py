@@ -164,6 +164,8 @@ def _bits(found: PointRecipe) -> int:
 
 
 def _listed(points: Mapping[str, int]) -> str:
-    """Points for a reader: the usual argument or parameter of a point goes without saying."""
+    """Points for a reader: the usual argument or parameter of a point goes without saying, and a
+    width that no other column has is said."""
     short = {"source:x": "source", "weight:weight": "weight"}
+    short |= {p: f"{p} ({bits})" for p, bits in points.items() if p == "edge_weight"}
     return ", ".join(short.get(p, p.removeprefix("weight:")) for p in points) or "-"

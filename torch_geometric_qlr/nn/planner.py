@@ -29,9 +29,17 @@ from torch_geometric_qlr.nn.checks import (
     check_weights,
     is_uninitialized,
 )
+from torch_geometric_qlr.nn.edge_weights import edge_weight_argument
 from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.read_back import smooth_recipes
-from torch_geometric_qlr.nn.recipe import LayerRecipe, Point, PointRecipe, Ranges, Recipe
+from torch_geometric_qlr.nn.recipe import (
+    EdgeWeights,
+    LayerRecipe,
+    Point,
+    PointRecipe,
+    Ranges,
+    Recipe,
+)
 from torch_geometric_qlr.nn.registry import find_spec, is_registered
 from torch_geometric_qlr.overrides import check_all_matched, match_override
 from torch_geometric_qlr.quantizers import check_method
@@ -329,6 +337,9 @@ def _points(
             bits = config.width(role)
             out |= {Point("source", n): (role, bits) for n in spec.sources}
             out |= {Point("source", n): (role, _logit_bits(bits)) for n in spec.logit_sources}
+            sent = tuple(p.name for p, (_, b) in out.items() if p.kind == "source" and b <= 8)
+            if config.quantizes("edge_weight") and edge_weight_argument(module, sent):
+                out[Point("edge_weight")] = ("edge_weight", config.width("edge_weight"))
         elif config.quantizes("message"):
             out[Point("message")] = ("message", config.width("message"))
         if config.quantizes("aggregate"):
@@ -374,6 +385,8 @@ class _Layer(NamedTuple):
 
     def quantizer(self, point: Point, role: str, bits: int) -> PointRecipe:
         """What acts at a point: one, or one for each call of ``propagate``."""
+        if point.kind == "edge_weight":
+            return EdgeWeights(bits)
         asked = self.config.quantizer(role, bits)
         check_method(asked, point.path(self.name or type(self.module).__name__))
         channel_dim = self.spec.weights.get(point.name, 0) if point.kind == "weight" else 0

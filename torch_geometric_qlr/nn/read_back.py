@@ -20,6 +20,7 @@ from torch_geometric_qlr.nn.packed.kinds import kind_of
 from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing
 from torch_geometric_qlr.nn.recipe import (
     Codes,
+    EdgeWeights,
     LayerRecipe,
     Point,
     Ranges,
@@ -27,7 +28,7 @@ from torch_geometric_qlr.nn.recipe import (
     Route,
     SmoothRecipe,
 )
-from torch_geometric_qlr.quantizers import Quantizer
+from torch_geometric_qlr.quantizers import EdgeWeightQuant, Quantizer
 
 __all__ = ["layer_recipe", "recipe_of", "route_of", "smooth_recipes"]
 
@@ -75,6 +76,8 @@ def _quantizer(found: Any) -> Any:
         return tuple(_quantizer(one) for one in found)
     if isinstance(found, PackedWeight):
         return Codes(found.bits, tuple(found.shape), (len(found.packed), found.num_cols))
+    if isinstance(found, EdgeWeightQuant):
+        return EdgeWeights(found.bits)
     assert isinstance(found, Quantizer)
     return Ranges(found.config, found.num_groups, found.channel_dim)
 

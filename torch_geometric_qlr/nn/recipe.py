@@ -16,7 +16,16 @@ from torch_geometric_qlr.config import POINTS, QuantizerConfig
 from torch_geometric_qlr.layers.state import parameter_of, weight_key
 from torch_geometric_qlr.nn.propagation.smooth import SmoothOptions
 
-__all__ = ["Codes", "LayerRecipe", "Point", "Ranges", "Recipe", "Route", "SmoothRecipe"]
+__all__ = [
+    "Codes",
+    "EdgeWeights",
+    "LayerRecipe",
+    "Point",
+    "Ranges",
+    "Recipe",
+    "Route",
+    "SmoothRecipe",
+]
 
 
 class Point(NamedTuple):
@@ -108,8 +117,19 @@ class Codes:
     matrix: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class EdgeWeights:
+    r"""The rounding of weights of edges, which has no ranges.
+
+    Args:
+        bits (int): Width of a code.
+    """
+
+    bits: int
+
+
 #: What acts at a point: one for all hops, or one for each.
-PointRecipe = Ranges | Codes | tuple[Ranges, ...]
+PointRecipe = Ranges | Codes | EdgeWeights | tuple[Ranges, ...]
 
 
 class Route(NamedTuple):
@@ -179,6 +199,8 @@ class LayerRecipe:
 def _plain(found: PointRecipe) -> Any:
     if isinstance(found, tuple):
         return [_plain(one) for one in found]
+    if isinstance(found, EdgeWeights):
+        return {"bits": found.bits}
     if isinstance(found, Codes):
         return {"bits": found.bits, "shape": list(found.shape), "matrix": list(found.matrix)}
     return {**dataclasses.asdict(found), "config": found.config.to_dict()}
@@ -189,6 +211,8 @@ def _quantizer(value: Any) -> Any:
         return tuple(_quantizer(one) for one in value)
     if "matrix" in value:
         return Codes(value["bits"], tuple(value["shape"]), tuple(value["matrix"]))
+    if "config" not in value:
+        return EdgeWeights(value["bits"])
     return Ranges(**{**value, "config": QuantizerConfig(**value["config"])})
 
 

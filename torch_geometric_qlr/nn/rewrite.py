@@ -15,15 +15,23 @@ from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.layers.layer_spec import LayerSpec
 from torch_geometric_qlr.layers.pyg import drop_bound_propagate, forget_cached
 from torch_geometric_qlr.layers.state import STATE, LayerState, MadeClass, state_of
+from torch_geometric_qlr.nn.edge_weights import edge_weight_argument
 from torch_geometric_qlr.nn.layer import QuantLayer, quant_class
 from torch_geometric_qlr.nn.packed import pack_layers
 from torch_geometric_qlr.nn.packed.kinds import KINDS
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing, smooth_layer
-from torch_geometric_qlr.nn.recipe import Codes, LayerRecipe, Point, PointRecipe, Recipe
+from torch_geometric_qlr.nn.recipe import (
+    Codes,
+    EdgeWeights,
+    LayerRecipe,
+    Point,
+    PointRecipe,
+    Recipe,
+)
 from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
-from torch_geometric_qlr.quantizers import build_quantizer
+from torch_geometric_qlr.quantizers import EdgeWeightQuant, build_quantizer
 
 __all__ = ["apply_recipe", "class_for", "construct"]
 
@@ -98,6 +106,9 @@ def _build(recipe: LayerRecipe, layer: nn.Module, model: nn.Module) -> LayerStat
     for point, found in recipe.quantizers.items():
         if is_new or isinstance(found, Codes):  # of a layer by name its codes are left to make
             state[point.key] = _quantizer(found, point, where)
+    unrounded = Point("edge_weight")
+    if unrounded.key in state and unrounded not in recipe.quantizers:
+        del state[unrounded.key]  # of a layer by name, whose file is older than this point
     state.path = where
     state.train(layer.training)
     # A layer that only propagates has no parameters to tell its device by.
@@ -112,6 +123,8 @@ def _quantizer(found: PointRecipe, point: Point, where: str, hop: int | None = N
         return nn.ModuleList(
             _quantizer(one, point, where, hop) for one, hop in zip(found, hops, strict=True)
         )
+    if isinstance(found, EdgeWeights):
+        return EdgeWeightQuant(found.bits)
     path = point.path(where, hop)
     if isinstance(found, Codes):
         return PackedWeight.empty(found.bits, found.matrix, torch.Size(found.shape), path=path)
@@ -139,8 +152,10 @@ def _reclass(layer: Any, state: LayerState, recipe: LayerRecipe) -> None:
     if isinstance(layer, QuantLayer):
         return
     if isinstance(layer, MessagePassing):
-        points = map(Point.of_key, state)
+        points = [Point.of_key(key) for key in state]
         state.source_keys = {p.name: p.key for p in points if p.kind == "source"}
+        if Point("edge_weight") in points:
+            state.edge_weight = edge_weight_argument(layer, tuple(state.source_keys))
         # Messages that are quantized per edge must exist per edge.
         if "message" in state:
             layer.fuse = False

@@ -39,6 +39,7 @@ __all__ = [
     "pack",
     "quantize",
     "quantize_pack",
+    "row_codes",
     "spmm",
     "truncation_step",
     "unpack",
@@ -327,8 +328,25 @@ def edge_codes(graph: Graph, weights: Weights, bits: int) -> tuple[Tensor, Tenso
     target = torch.arange(graph.num_rows, device=w.device).repeat_interleave(
         degree, output_size=w.numel()
     )
-    largest = w.new_zeros(graph.num_rows).scatter_reduce_(0, target, w.abs(), "amax")
-    nothing = w.new_zeros(graph.num_rows).index_add_(0, target, 0 * w)  # NaN where there is more
+    return row_codes(w, target, graph.num_rows, bits)
+
+
+def row_codes(w: Tensor, target: Tensor, num_rows: int, bits: int) -> tuple[Tensor, Tensor]:
+    r"""What :func:`edge_codes` gives, for edges in any order.
+
+    Args:
+        w (torch.Tensor): Weights, float32 :math:`[E]`.
+        target (torch.Tensor): The row that each belongs to, :math:`[E]`.
+        num_rows (int): :math:`M`.
+        bits (int): From 2 to 8.
+
+    Example:
+        >>> row_codes(torch.tensor([1.0, 3.0, -0.5]), torch.tensor([1, 0, 1]), 2, bits=8)
+        (tensor([127, 127, -64], dtype=torch.int8), tensor([0.0236, 0.0079]))
+    """
+    zeros = w.new_zeros(num_rows)
+    largest = zeros.scatter_reduce(0, target, w.abs(), "amax")
+    nothing = zeros.index_add(0, target, 0 * w)  # NaN where there is more
     has_any = largest > _NO_WEIGHT
     scale = torch.where(has_any, largest / (2 ** (bits - 1) - 1), 1.0) + nothing
     codes = torch.where(has_any[target], w / scale[target], 0.0)

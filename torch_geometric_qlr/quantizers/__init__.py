@@ -1,6 +1,7 @@
 """From values to codes: what a quantizer is, the methods, and both as Brevitas quantizers."""
 
 from torch_geometric_qlr.quantizers.base import Quantizer
+from torch_geometric_qlr.quantizers.edge_weight import EdgeWeightQuant
 from torch_geometric_qlr.quantizers.frozen import FrozenGrid, freeze_ranges
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.injectors import (
@@ -21,6 +22,7 @@ from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.ranges import FrozenRange, RangeQuantizer
 
 __all__ = [
+    "EdgeWeightQuant",
     "FrozenGrid",
     "FrozenRange",
     "LearnedRangeQuant",

@@ -8,6 +8,7 @@ from torch_geometric_qlr.sparse.adjacency import (
     infer_num_nodes,
     is_matrix,
     to_edge_index,
+    with_values,
 )
 from torch_geometric_qlr.sparse.cache import AdjacencyCache, limit_memory
 from torch_geometric_qlr.sparse.csr import CSRGraph, csr_graph, sparse_csr
@@ -41,4 +42,5 @@ __all__ = [
     "sparse_csr",
     "symmetric_edges",
     "to_edge_index",
+    "with_values",
 ]

@@ -13,6 +13,7 @@ from torch_geometric.utils import is_sparse
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.quantizers.sparse_values import with_values as with_stored_values
 
 __all__ = [
     "Adjacency",
@@ -22,6 +23,7 @@ __all__ = [
     "is_compressed",
     "is_matrix",
     "to_edge_index",
+    "with_values",
 ]
 
 # ``SparseTensor`` is PyG's stand-in class when torch-sparse is not installed, so nothing is
@@ -91,6 +93,25 @@ def to_edge_index(
             "Pass one weight per column of edge_index."
         )
     return edge_index.long(), edge_weight
+
+
+def with_values(adj: Adjacency, values: Tensor) -> Adjacency:
+    r"""A matrix with other values at the same places.
+
+    Args:
+        adj (torch.Tensor or SparseTensor): The matrix.
+        values (torch.Tensor): One for each entry, in the order of :func:`to_edge_index`.
+
+    Example:
+        >>> with_values(torch.eye(2).to_sparse_csr(), torch.tensor([2.0, 3.0])).to_dense()
+        tensor([[2., 0.],
+                [0., 3.]])
+    """
+    if isinstance(adj, SparseTensor):
+        return adj.set_value(values, layout="coo")
+    if adj.layout == torch.sparse_coo and not adj.is_coalesced():  # its duplicates stay
+        return torch.sparse_coo_tensor(adj._indices(), values, adj.shape, check_invariants=False)
+    return with_stored_values(adj, values)
 
 
 def adjacency_size(adj: Adjacency) -> tuple[int | None, int | None]:

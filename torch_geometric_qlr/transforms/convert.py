@@ -78,11 +78,11 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
         >>> torch.equal(packed(x, edge_index), out)
         True
         >>> print(qlr.report(packed))
-        module       layer          runs as         weight bits  weight bytes  note
-        convs.0      PackedGCNConv  packed sum      -            -
-        convs.0.lin  PackedLinear   packed product  4            512 -> 384
-        convs.1      PackedGCNConv  packed sum      -            -
-        convs.1.lin  PackedLinear   packed product  4            256 -> 96
+        module       layer          runs as         weight bits  weight bytes  edge bits  note
+        convs.0      PackedGCNConv  packed sum      -            -             8
+        convs.0.lin  PackedLinear   packed product  4            512 -> 384    -
+        convs.1      PackedGCNConv  packed sum      -            -             8
+        convs.1.lin  PackedLinear   packed product  4            256 -> 96     -
         packed: 4 of 4 layers
     """
     _check(model, backend)

@@ -55,11 +55,11 @@ def plan(model: nn.Module, config: QLRConfig | int | str | None = None, **kwargs
         >>> import torch_geometric_qlr as qlr
         >>> from torch_geometric.nn import GCN
         >>> print(qlr.plan(GCN(8, 16, num_layers=2, out_channels=4), bits=2))
-        module       layer    family  quantized at   bits (w/a/m)  note
-        convs.0      GCNConv  copy    source         -/-/2         bias kept float
-        convs.0.lin  Linear   linear  input, weight  2/2/-
-        convs.1      GCNConv  copy    source         -/-/2         bias kept float
-        convs.1.lin  Linear   linear  input, weight  2/2/-
+        module       layer    family  quantized at             bits (w/a/m)  note
+        convs.0      GCNConv  copy    source, edge_weight (8)  -/-/2         bias kept float
+        convs.0.lin  Linear   linear  input, weight            2/2/-
+        convs.1      GCNConv  copy    source, edge_weight (8)  -/-/2         bias kept float
+        convs.1.lin  Linear   linear  input, weight            2/2/-
         quantized: 90.6 % of 212 parameters; messages of 2 of 2 layers
     """
     return make_plan(model, _config(config, kwargs))

@@ -15,7 +15,7 @@ from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.nn.linear import QuantLinearLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
-from torch_geometric_qlr.quantizers import Quantizer
+from torch_geometric_qlr.quantizers import EdgeWeightQuant, Quantizer
 
 __all__ = ["Conversion", "ConversionEntry", "how_it_runs"]
 
@@ -33,6 +33,7 @@ class ConversionEntry:
         float_bytes (int): Size of those weights in float32.
         packed_bytes (int): Their size now, with scales and padding.
         note (str): Why it is not packed, and other remarks.
+        edge_weight_bits (int, optional): Width of the weights of edges, if they are quantized.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ConversionEntry:
     float_bytes: int
     packed_bytes: int
     note: str
+    edge_weight_bits: int | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -81,7 +83,7 @@ class Conversion:
         }
 
     def __str__(self) -> str:
-        head = ("module", "layer", "runs as", "weight bits", "weight bytes", "note")
+        head = ("module", "layer", "runs as", "weight bits", "weight bytes", "edge bits", "note")
         rows = [
             (
                 e.name or "(model)",
@@ -89,6 +91,7 @@ class Conversion:
                 e.runs_as,
                 "/".join(map(str, e.bits)) or "-",
                 f"{e.float_bytes:,} -> {e.packed_bytes:,}" if e.bits else "-",
+                str(e.edge_weight_bits or "-"),
                 e.note,
             )
             for e in self.entries
@@ -105,6 +108,7 @@ class Conversion:
 def _entry(name: str, layer: Any) -> ConversionEntry:
     state = state_of(layer)
     weights = [q for q in state.values() if isinstance(q, PackedWeight)]
+    edge_weights = [q for q in state.values() if isinstance(q, EdgeWeightQuant)]
     ranges = [q for q in state.modules() if isinstance(q, Quantizer)]
     unused = [q.path for q in ranges if not q.has_range]
     runs_as, reason = how_it_runs(layer)
@@ -119,6 +123,7 @@ def _entry(name: str, layer: Any) -> ConversionEntry:
         float_bytes=sum(4 * w.shape.numel() for w in weights),
         packed_bytes=sum(w.packed.nbytes for w in weights),
         note="; ".join(notes),
+        edge_weight_bits=next((q.bits for q in edge_weights), None),
     )
 
 
