@@ -450,6 +450,23 @@ def _check_place(
             assert str(error).split(":")[0].split(".")[0] in dict(layer.named_children()), error
 
 
+def test_edges_that_stay_are_not_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, edges = torch.randn(20, 8), torch.randint(0, 20, (2, 90))
+    q = qlr.quantize(pyg_nn.GCN(8, 4, 2), bits=8).eval()
+    with torch.no_grad():
+        q(x, edges)  # the float layers make edges of their own, with the same values
+        packed = qlr.convert(q)
+        first = [packed(x, edges) for _ in range(3)][-1]
+        compared: list[int] = []
+        equal = torch.equal
+        monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(1) or equal(a, b))
+        again = packed(x, edges)
+        monkeypatch.undo()
+        assert torch.equal(again, first) and not compared
+        edges[0, 0] = (edges[0, 0] + 1) % 20  # but a change in place is seen
+        torch.testing.assert_close(packed(x, edges), qlr.convert(q)(x, edges), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("make", [pyg_nn.GCNConv, pyg_nn.GraphConv], ids=["made", "given"])
 def test_weights_are_brought_into_order_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

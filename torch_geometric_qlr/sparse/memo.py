@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -60,6 +61,8 @@ class EdgeMemo(AdjacencyCache):
         for variant in variants:
             if variant.has_values_of(edges):
                 equal: T = variant.entry.result
+                if variant.was_met_as(edges) and can_remember([edges]):
+                    self.keep(edges, key, Entry(equal, Fingerprint([edges])))
                 return equal
         with torch.inference_mode(False), torch.no_grad():
             result = build()
@@ -93,6 +96,7 @@ class _Variant:
             with torch.inference_mode(False):
                 self.edges = self.edges.clone()
         self.version = self.edges._version
+        self._met: Callable[[], Any] = lambda: None
         self.entry = Entry(result, Fingerprint([]))
 
     def is_unchanged(self) -> bool:
@@ -101,6 +105,14 @@ class _Variant:
     def has_values_of(self, edges: Tensor) -> bool:
         same_place = edges.device == self.edges.device
         return same_place and self.is_unchanged() and torch.equal(edges, self.edges)
+
+
+    def was_met_as(self, edges: Tensor) -> bool:
+        """Whether it was the same object that had these values the last time, which then is no
+        stranger of one call."""
+        again = self._met() is edges
+        self._met = weakref.ref(edges)
+        return again
 
 
 class _Listed(Entry):

@@ -42,8 +42,8 @@ struct FloatSums {
   }
 };
 
-// What a row of sums becomes, as floats. SIMPLE: without a branch, for simple sums to which nothing is
-// added and which no mean divides; zeros and ones stand for what else is missing.
+// What a row of sums becomes, as floats. SIMPLE: nearly without branches, for simple sums that no mean
+// divides; zeros and ones stand for what is missing.
 template <typename Sums, bool SIMPLE>
 struct FinishedRow {
   Sums sums;
@@ -59,14 +59,17 @@ struct FinishedRow {
     if constexpr (SIMPLE) {
       const F::vf y =
           F::mul(sums.simple_at(f, block), sums.scale_of(Columns::load(block, Columns::kScale)));
-      return F::mul(y, F::set1(row_scale));
+      const F::vf scaled = F::mul(y, F::set1(row_scale));
+      return addend == nullptr ? scaled : plus_addend(scaled, f);
     }
     F::vf y = sums.at(f);
     if (has_residual) y = F::fnma(Columns::load(block, Columns::kResidual), F::set1(sums.rest), y);
     y = F::mul(y, sums.scale_of(Columns::load(block, Columns::kScale)));
     if (divides) y = F::div(y, F::set1(divisor));
     if (has_row_scale) y = F::mul(y, F::set1(row_scale));
-    if (addend == nullptr) return y;
+    return addend == nullptr ? y : plus_addend(y, f);
+  }
+  QLR_ALWAYS_INLINE F::vf plus_addend(F::vf y, int64_t f) const {
     return F::add(y, F::mul(F::set1(addend_scale), load_columns(addend, f, cols)));
   }
   QLR_ALWAYS_INLINE F::vf at(int64_t f) const {
@@ -91,7 +94,7 @@ class Emitter {
                  reinterpret_cast<uintptr_t>(epilogue.out) % (F::W * sizeof(float)) == 0) {
     if (epilogue.quantizer != nullptr) set_quantizer(*epilogue.quantizer);
     else set_bias();
-    simple_ = epilogue.addend == nullptr && !epilogue.mean;
+    simple_ = !epilogue.mean;
     far_ = rows * cols > kNear;
   }
   // To be called when a thread has written its last row.
