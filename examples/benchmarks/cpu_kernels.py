@@ -5,7 +5,8 @@ of peer time over our time. Packed candidates read packed features; the time to 
 those is a candidate of its own. "own fp32" is this package's float kernel, with the same schedule,
 prefetch and memory: what it gains over the peers is a better kernel, the rest is fewer bits.
 
-Each graph has a table of plain sums and one with a weight on every edge. Besides what graph
+Each graph has a table of plain sums and one with a weight on every edge, which is an integer of 8
+bits as in the default configuration; rows named "float edges" keep floats. Besides what graph
 libraries call there are torch's embedding bags, in float32, in bfloat16, and of packed rows
 ("torch INT8" and so on), which are the strongest peers of their width.
 
@@ -31,7 +32,7 @@ from _bags import BAG, bag_of, packed_bag_of
 from _graphs import CSR, SHAPES, generate
 from _timing import environment, interleave, markdown, paired_ratio
 from torch_geometric_qlr.ops import backend_info
-from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor, linear, spmm
+from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor, edge_codes, linear, spmm
 
 try:
     import torch_sparse
@@ -90,12 +91,17 @@ def packed(graph: CSR, x: Tensor, bits: int, weight: Tensor | None) -> Candidate
     zero = torch.tensor(float(2 ** (bits - 1)))
     x_packed = PackedTensor.from_float(x, scale, zero, bits)
     out = OutputQuantizer(scale * 4, zero, bits)
-    name = f"INT{bits}"
-
-    def sums(out: OutputQuantizer | None = None) -> Tensor | PackedTensor:
-        return spmm(graph.rowptr, graph.col, x_packed, edge_weight=weight, out=out)
-
-    found: Candidates = {name: sums, f"{name} -> packed": lambda: sums(out)}
+    name, edges = f"INT{bits}", (graph.rowptr, graph.col)
+    terms: dict[str, Any] = {}
+    if weight is not None:
+        codes, row_scale = edge_codes(*edges, weight)
+        terms = {"edge_weight": codes, "row_scale": row_scale}
+    found: Candidates = {
+        name: lambda: spmm(*edges, x_packed, **terms),
+        f"{name} -> packed": lambda: spmm(*edges, x_packed, out=out, **terms),
+    }
+    if weight is not None:
+        found[f"{name}, float edges"] = lambda: spmm(*edges, x_packed, edge_weight=weight)
     if bits in (2, 4, 8):
         found[f"torch {name}"] = packed_bag_of(graph.rowptr, graph.col, weight, x, bits)
     found[f"{name} quantize and pack"] = lambda: PackedTensor.from_float(

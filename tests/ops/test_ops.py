@@ -68,6 +68,24 @@ def test_backend_by_environment(monkeypatch):
         qlr.pack(codes, 2)
 
 
+CAPPED = """
+from torch_geometric_qlr.ops import backend_info
+print(backend_info()["available"])
+"""
+
+
+@pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
+def test_instruction_set_by_environment():
+    def run(name):
+        environment = {**os.environ, "QLR_CPU": name, "QLR_BACKEND": ""}
+        command = [sys.executable, "-c", CAPPED]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert run("portable").stdout.strip() == "['reference', 'portable']"
+    refused = run("sse9")
+    assert "QLR_CPU='sse9' is unknown, choose from portable, avx2, avx512, amx" in refused.stderr
+
+
 def test_unknown_backend():
     with pytest.raises(BackendError, match="choose from"), use_backend("neon"):
         pass

@@ -1,4 +1,6 @@
 // The exported functions: which instruction set answers, and nothing else.
+#include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "isa/compiled.h"
@@ -44,8 +46,18 @@ int32_t detect() {
   return QLR_PORTABLE;
 }
 
+// What the environment variable QLR_CPU allows at most; Python refuses a name that is none of these.
+int32_t allowed() {
+  const char* const name = std::getenv("QLR_CPU");
+  if (name == nullptr) return QLR_AMX;
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
+  for (int32_t isa = QLR_PORTABLE; isa < QLR_AMX; ++isa)
+    if (std::strcmp(name, kNames[isa]) == 0) return isa;
+  return QLR_AMX;
+}
+
 int32_t best_isa() {
-  static const int32_t best = detect();
+  static const int32_t best = std::min(detect(), allowed());
   return best;
 }
 

@@ -83,7 +83,8 @@ def use_backend(name: str) -> Iterator[None]:
     r"""Chooses who computes packed operations, inside a :obj:`with` block.
 
     The choice holds in this thread, or asynchronous task, alone; the environment variable
-    :obj:`QLR_BACKEND` chooses for a whole process.
+    :obj:`QLR_BACKEND` chooses for a whole process, and :obj:`QLR_CPU` names the best instruction
+    set that its kernels may use, at no cost to their calls.
 
     Args:
         name (str): :obj:`"auto"` (on each device its fastest back end, if it is available, else the

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from torch_geometric_qlr.errors import BackendError
 from torch_geometric_qlr.ops.arguments import Arguments
 from torch_geometric_qlr.ops.backend import Backend, Kernel
 from torch_geometric_qlr.ops.cpu.calls import Packet
@@ -27,6 +29,8 @@ __all__ = ["BACKEND"]
 # The numbers of `QlrIsa` in csrc/qlr.h.
 _ISA = {"portable": 0, "avx2": 1, "avx512": 2, "amx": 3}
 _BEST = max(_ISA.values())  # what the processor lacks is left out
+#: Names the best instruction set that kernels may use; the library reads it when it is loaded.
+_CAP = "QLR_CPU"
 _REMEDY = "Reinstall with a C++17 compiler at hand, or choose backend 'reference'."
 
 
@@ -61,6 +65,9 @@ class _Cpu(Backend):
         return {name: _run for name in NAMES if library.qlr_has_kernel(name.encode())}
 
     def register(self, ops: Sequence[Signature]) -> None:
+        cap = os.environ.get(_CAP, "amx")
+        if cap not in _ISA:
+            raise BackendError(f"{_CAP}={cap!r} is unknown, choose from {', '.join(_ISA)}")
         library, _ = load_library()
         if library is None:
             return
