@@ -186,7 +186,8 @@ def test_carry_over_keeps_ranges_in_one_column(run_benchmark: Any, tmp_path: Pat
 
 def test_speed_tables_name_the_configuration(run_benchmark: Any, tmp_path: Path) -> None:
     def timed(rows: dict[str, float]) -> Any:
-        ratios = {name: {"adj_t": 6.0 / ms} for name, ms in rows.items()}
+        peers = {name: ms for name, ms in rows.items() if not name.startswith("INT")}
+        ratios = {n: {p: peer / ms for p, peer in peers.items()} for n, ms in rows.items()}
         seconds = {name: [ms / 1e3] for name, ms in rows.items()}
         title = "GCN 8-4-2"
         return {"title": title, "fastest_peer": "adj_t", "seconds": seconds, "ratios": ratios}
@@ -209,8 +210,8 @@ def test_speed_tables_name_the_configuration(run_benchmark: Any, tmp_path: Path)
     long, (head, _, row) = shown({"adj_t": 6.0, **new})
     assert all(f"| {name} | " in long for name in new)
     assert [title.split(":")[0] for title in head[1:]] == [
-        "default, float x",
-        "per tensor, float x",
+        "float x, over PyG",
+        "per tensor, float x, over PyG",
     ]
     # Where the converted model is the slower one, it stands out.
     assert row == ["GCN 8-4-2, cora shape", "**0.67** / 1.02 / 2.0", "1.3 / 2.0 / 4.0"]
@@ -218,7 +219,34 @@ def test_speed_tables_name_the_configuration(run_benchmark: Any, tmp_path: Path)
     old = {f"{width}, packed x": ms for width, ms in widths.items()}
     long, (head, *_) = shown({"adj_t": 6.0, **old})
     assert "| INT8, per tensor, packed x | " in long
-    assert head[1:] == ["per tensor, packed x: INT8 / INT4 / INT2"]
+    assert head[1:] == ["per tensor, packed x, over PyG: INT8 / INT4 / INT2"]
+    # A sum that is called by hand may be stronger than any path of PyG.
+    long, (head, _, row) = shown({"adj_t": 6.0, "embedding_bag by hand": 3.0, **old})
+    assert head[1:] == [
+        "packed x, over the strongest FP32 peer: INT8 / INT4 / INT2",
+        "packed x, over PyG: INT8 / INT4 / INT2",
+    ]
+    assert row[1:] == ["**0.33** / **0.51** / 1.00", "**0.67** / 1.02 / 2.0"]
+
+
+def test_whole_models_stand_beside_the_strongest_peer(run_benchmark: Any, tmp_path: Path) -> None:
+    out, short = tmp_path / "cora.json", tmp_path / "short.md"
+    sizes = ("--graph", "cora", "--bits", "8", "4", "2", "--rounds", "1", "--threads", "1")
+    models = ("--models", "gcn", "sage")
+    printed = run_benchmark("cpu_models.py", *sizes, *models, "--json", str(out))
+    names = {row[0] for row in cells(printed)}
+    assert {"embedding_bag by hand", "INT8, packed x", "INT2, float edges, float x"} <= names
+    run_benchmark("plot_speed.py", str(out), "--summary", str(short))
+    head, _, *rows = cells(short.read_text())
+    assert [title.split(":")[0] for title in head[1:]] == [
+        "float x, over the strongest FP32 peer",
+        "packed x, over the strongest FP32 peer",
+        "float x, over PyG",
+        "packed x, over PyG",
+    ]
+    assert [row[0] for row in rows] == [
+        f"{model} 1433-128-40, cora shape" for model in ("GCN", "GraphSAGE")
+    ]
 
 
 def test_batches_of_small_graphs(run_benchmark: Any, tmp_path: Path) -> None:
@@ -226,7 +254,7 @@ def test_batches_of_small_graphs(run_benchmark: Any, tmp_path: Path) -> None:
     sizes = ("--graphs", "3", "--bits", "8", "4", "2", "--rounds", "1", "--threads", "1")
     printed = run_benchmark("cpu_batches.py", *sizes, "--json", str(out))
     names = {row[0] for row in cells(printed)}
-    assert {"edge_index", "INT8, float x", "INT2, per tensor, float x"} <= names
+    assert {"edge_index", "INT8, float x", "INT2, float edges, float x"} <= names
     run_benchmark("plot_speed.py", str(out), "--summary", str(short))
     models = [row[0] for row in cells(short.read_text())[2:]]
     graphs = "new batches of 3 small graphs"

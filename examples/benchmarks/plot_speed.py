@@ -6,10 +6,12 @@
 
 A panel per table: how many times faster than the fastest FP32 path of PyG each candidate is. Peers
 are grey, this package's float kernel is hatched: the part of a bar that reaches beyond it is owed
-to fewer bits. Bars with dots have one range per tensor, the others the default configuration.
+to fewer bits. Bars with dots have another configuration than the default one, which they name.
 
-The summary has a line per model: the default configuration with float features, the same with
-packed ones, and one range per tensor. `--into` writes it between two marks of another file.
+The summary has a line per model: the default configuration with float features and with packed
+ones, over the strongest FP32 peer there is, which nobody's library calls, and over the fastest path
+of PyG; and one range per tensor, where that was measured. `--into` writes it between two marks of
+another file.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
+from _bags import BAG
 from _runs import pyplot
 from _timing import Times, markdown
 
@@ -29,13 +33,16 @@ COLORS = {"INT8": "#9ecae1", "INT4": "#4292c6", "INT2": "#084594"}
 OWN = ("own fp32", "own float kernel")
 
 WIDTHS = ("INT8", "INT4", "INT2")
-#: The groups of columns of the summary, and the rows of a table that they show.
-GROUPS = {
-    "default, float x": ", float x",
-    "default, packed x": ", packed x",
+#: Rows of a table that the summary shows, by the end of their names.
+ROWS = {
+    "float x": ", float x",
+    "packed x": ", packed x",
     "per tensor, float x": ", per tensor, float x",
     "per tensor, packed x": ", per tensor, packed x",
 }
+STRONGEST, PYG = "over the strongest FP32 peer", "over PyG"
+#: What belongs to no float peer's name, and marks another configuration than the default one.
+OPTIONS = ("per tensor", "float edges")
 MARKS = ("<!-- speed:begin -->", "<!-- speed:end -->")
 
 T = TypeVar("T")
@@ -68,7 +75,7 @@ def tables(path: Path) -> list[Table]:
             for t in data["tables"]
         ]
     graph = data["graph"].get("title") or f"{data['graph']['name']} shape"
-    parts = [data[key] for key in ("gcn", "gin", "appnp", "smp") if key in data]
+    parts = [data[key] for key in ("gcn", "gin", "sage", "appnp", "smp") if key in data]
     return [
         Table(
             *(f"{p['title']}, {graph}", p["fastest_peer"]),
@@ -83,7 +90,7 @@ def named(rows: dict[str, T]) -> dict[str, T]:
 
     Files of release 0.1 have one configuration, a range per tensor, and do not name it.
     """
-    if any("per tensor" in name for name in rows):
+    if any(mark in name for name in rows for mark in (*OPTIONS, BAG)):
         return rows
     return {re.sub("^(INT\\d+), ", r"\1, per tensor, ", name): row for name, row in rows.items()}
 
@@ -92,26 +99,36 @@ def named(rows: dict[str, T]) -> dict[str, T]:
 
 
 def summary(found: list[Table]) -> str:
-    """A line per model: how many times faster than its fastest float path."""
+    """A line per model: how many times faster than its strongest peer, and than PyG."""
     models = [table for table in found if any(name.endswith(" x") for name in table.ratios)]
-    groups = {
-        group: suffix
-        for group, suffix in GROUPS.items()
-        if any(f"{WIDTHS[0]}{suffix}" in table.ratios for table in models)
-    }
-    header = ["model", *(f"{group}: {' / '.join(WIDTHS)}" for group in groups)]
+    columns = [
+        (peer, suffix, f"{title}, {peer}")
+        for peer in (STRONGEST, PYG)
+        for title, suffix in ROWS.items()
+        if any(peer_of(table, peer) and WIDTHS[0] + suffix in table.ratios for table in models)
+    ]
+    header = ["model", *(f"{title}: {' / '.join(WIDTHS)}" for *_, title in columns)]
     lines = [header, ["---"] * len(header)]
     for table in models:
-        lines.append([table.title, *(cell(table, suffix) for suffix in groups.values())])
+        lines.append([table.title, *(cell(table, *column) for *column, _ in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cell(table: Table, suffix: str) -> str:
+def peer_of(table: Table, kind: str) -> str | None:
+    """The peer of a column; the strongest is known where one was called by hand."""
+    if kind == PYG:
+        return table.fastest
+    by_hand = [name for name in table.times if name.endswith("by hand")]
+    peers = [name for name in (table.fastest, *by_hand) if name is not None]
+    return min(peers, key=lambda name: median(table.times[name])) if by_hand else None
+
+
+def cell(table: Table, kind: str, suffix: str) -> str:
     """The three widths; bold where the converted model is the slower one."""
-    rows = [table.ratios.get(width + suffix) for width in WIDTHS]
-    if None in rows:
+    rows, peer = [table.ratios.get(width + suffix) for width in WIDTHS], peer_of(table, kind)
+    if None in rows or peer is None:
         return "\N{EN DASH}"
-    ratios = [row[str(table.fastest)] for row in rows if row is not None]
+    ratios = [row[peer] for row in rows if row is not None]
     return " / ".join(shown(r) if r >= 1 else f"**{shown(r)}**" for r in ratios)
 
 
@@ -133,7 +150,8 @@ def style(name: str) -> dict[str, Any]:
     if name in OWN:
         return {"color": "white", "edgecolor": "black", "hatch": "///"}
     # The default configuration stands out.
-    option = {"hatch": "...", "edgecolor": "white"} if "per tensor" in name else {}
+    other = any(option in name for option in OPTIONS)
+    option = {"hatch": "...", "edgecolor": "white"} if other else {}
     return {"color": COLORS.get(name[:4], "#bdbdbd"), **option}
 
 

@@ -106,7 +106,6 @@ class _Variant:
         same_place = edges.device == self.edges.device
         return same_place and self.is_unchanged() and torch.equal(edges, self.edges)
 
-
     def was_met_as(self, edges: Tensor) -> bool:
         """Whether it was the same object that had these values the last time, which then is no
         stranger of one call."""
