@@ -112,6 +112,24 @@ def test_the_search_looks_at_validation_only(run_benchmark: Any, tmp_path: Path)
     assert "chosen for" in only and "data set" not in only
 
 
+def test_edge_weight_study(run_benchmark: Any, tmp_path: Path) -> None:
+    out, found = tmp_path / "runs.jsonl", tmp_path / "found.json"
+    args = ("--datasets", "Cora", "regression", "--models", "GCN", "--widths", "INT4")
+    small = ("--nodes", "300", "--hub", "100", "--out", str(out), "--json", str(found))
+    printed = cells(run_benchmark("edge_weight_study.py", *SMALLEST, *args, *small))
+    assert [row[:3] for row in printed[1:3]] == [
+        ["Cora", "GCN", "INT4"],
+        ["regression", "GCN", "INT4"],
+    ]
+    jobs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["job"]["edge_weight_bits"] for line in jobs] == [8, 32, 8, 32]
+    assert all(set(line["result"]) == {"val"} for line in jobs)  # never the test nodes
+    made = json.loads(found.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert {b["bits"] for b in made["noise"]} == {8, 4} and len(made["scores"]) == 2
+    hub = max(made["noise"], key=lambda bucket: bucket["high"])
+    assert hub["low"] <= 101 <= 2 * hub["high"]
+
+
 def test_depth_and_density(run_benchmark: Any) -> None:
     depth = cells(run_benchmark("depth.py", *SMALLEST, "--models", "SMP", "--depths", "1", "3"))
     assert [row[:2] for row in depth] == [["model", "depth"], ["SMP", "1"], ["SMP", "3"]]

@@ -185,6 +185,7 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="JSON lines of the runs")
     parser.add_argument("--recorded", action="store_true", help="only what --out holds")
     parser.add_argument("--json", type=Path, help="what is printed, as plain values")
+    parser.add_argument("--markdown", type=Path, help="the first table, as a file")
 
 
 def main() -> None:
@@ -201,6 +202,7 @@ def main() -> None:
             + [_pair(s["difference"])]
             for s in scores
         ],
+        args.markdown,
     )
     buckets = [b for e in (1.2, 2.0) for w in (8, 4) for b in noise(args.nodes, args.hub, e, w)]
     print()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -384,6 +386,26 @@ def test_rounded_weights_are_made_once_for_a_graph() -> None:
         weight.mul_(2)
         model(X, edges, weight)
         assert len(calls) == 2
+
+
+@pytest.mark.parametrize("form", [*FORMS, "SparseTensor without values"])
+def test_nothing_remembered_keeps_a_graph_alive(form: str) -> None:
+    model = qlr.quantize(convs.GraphConv(F, 6), bits=4).train()
+    matrix: Any = all_forms(EDGES, W, N).get(form)
+    if matrix is None:
+        matrix = pytest.importorskip("torch_sparse").SparseTensor.from_edge_index(
+            EDGES.flip(0), sparse_sizes=(N, N)
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model(X, matrix)
+        model.eval()
+        with torch.no_grad():
+            model(X, matrix)
+    alive = weakref.ref(matrix)
+    del matrix
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_number_that_is_none_stays_none() -> None:

@@ -120,7 +120,7 @@ def test_what_a_report_says() -> None:
 
 def test_what_a_layer_shows() -> None:
     assert repr(qlr.quantize(GCNConv(8, 4), bits=2)) == (
-        "QuantGCNConv(8, 4, source_x_bits=2, edge_weight_bits=8)"
+        "QuantGCNConv(8, 4, bits=2, edge_weight_bits=8)"
     )
     assert repr(qlr.quantize(GCNConv(8, 4), bits=8)) == "QuantGCNConv(8, 4, bits=8)"
 

@@ -156,7 +156,7 @@ def test_register_conv_moves_the_quantizer_to_the_source() -> None:
     layer = Mine()
     assert find_spec(layer).family == "copy"
     quantized = assert_quantized(layer, X, EDGES)
-    assert list(quantized.quantizers) == ["source_x"]
+    assert list(quantized.quantizers) == ["source_x", "edge_weight"]
 
     class Same(Mine):
         pass

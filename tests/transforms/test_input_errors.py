@@ -300,7 +300,7 @@ def test_unusual_input_that_works(case: str) -> None:
 
 
 def test_models_print_their_bits() -> None:
-    assert repr(QUANTIZED.convs[0]) == "QuantGCNConv(8, 16, bits=4)"
+    assert repr(QUANTIZED.convs[0]) == "QuantGCNConv(8, 16, bits=4, edge_weight_bits=8)"
     assert repr(CONVERTED.convs[0].lin) == "PackedLinear(8, 16, bias=False, bits=4)"
     for model in (nn.Sequential(LINEAR), nn.Sequential(PACKED_LINEAR), QUANTIZED.convs):
         assert "bits=4" in repr(model)

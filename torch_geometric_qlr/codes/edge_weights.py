@@ -155,11 +155,16 @@ class _Call(NamedTuple):
 
     def rounded(self, weight: Tensor) -> Tensor:
         """Weights in the order of the edges, rounded."""
-        return self._remembered("weights", lambda: self._rounded(self._edges(), weight), weight)
+
+        def build() -> Tensor:
+            return self._rounded(to_edge_index(self.adj)[0], weight)
+
+        return self._remembered("weights", build, weight)
 
     def rounded_matrix(self) -> Any:
-        """The matrix with rounded values."""
-        return self._remembered("values", self._rounded_matrix)
+        """The matrix with rounded values, if it has any."""
+        found = self._remembered("values", self._rounded_matrix)
+        return self.adj if found is None else found
 
     def _remembered(self, what: str, build: Callable[[], Any], *depends: Tensor) -> Any:
         # Numbers that a transform follows are those of one call.
@@ -171,15 +176,12 @@ class _Call(NamedTuple):
     def _num_targets(self) -> int:
         return node_counts(self.layer, self.adj, self.size, self.kwargs)[1]
 
-    def _edges(self) -> Tensor:
-        return to_edge_index(self.adj)[0]
-
     def _rounded(self, edges: Tensor, weight: Tensor) -> Tensor:
         quantizer = _quantizer(self.layer)
         assert quantizer is not None
-        turned = self.layer.flow == "target_to_source" and not is_matrix(self.adj)
         if weight.numel() != edges.size(1):
             return weight  # PyG says what is wrong
+        turned = self.layer.flow == "target_to_source" and not is_matrix(self.adj)
         origin, target = edges.flip(0) if turned else edges
         scale = None if self.source_scale is None else self.source_scale[origin]
         rounded: Tensor = quantizer(weight, target, self._num_targets(), scale)
@@ -191,7 +193,7 @@ class _Call(NamedTuple):
             adj = adj.coalesce()  # or no gradient would reach its values
         edges, values = to_edge_index(adj)
         if values is None or values.dim() != 1:
-            return adj
+            return None  # what is remembered must not keep the matrix alive
         return with_values(adj, self._rounded(edges, values))
 
 

@@ -203,13 +203,18 @@ class LayerState(nn.ModuleDict):
         return self.quantizer_at(point)(value)[0] if is_quantizable(value) else value
 
     def shown_bits(self) -> str:
-        """The widths for people: one number, or one per place."""
+        """The widths for people: one number, or one per place; what has a width of its own is said
+        if it differs."""
         widths = {
             name: next((m.bits for m in found.modules() if hasattr(m, "bits")), None)
             for name, found in self.items()
         }
+        own = {"edge_weight": widths.pop("edge_weight")} if "edge_weight" in widths else {}
         if len(set(widths.values())) == 1:
-            return f"bits={next(iter(widths.values()))}"
+            bits = next(iter(widths.values()))
+            rest = (f"{name}_bits={width}" for name, width in own.items() if width != bits)
+            return ", ".join([f"bits={bits}", *rest])
+        widths |= own
         return ", ".join(f"{name}_bits={bits}" for name, bits in widths.items())
 
     def remembered(self, key: str, versions: tuple[Any, ...], make: Callable[[], Any]) -> Any:

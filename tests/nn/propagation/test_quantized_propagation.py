@@ -160,7 +160,7 @@ def test_plan() -> None:
     entries = {e.name: e for e in qlr.plan(LAYERS["SMPGNN"](), bits=2).entries}
     assert entries["propagation"].layer == "SMP"
     assert entries["propagation"].family == "copy"
-    assert entries["propagation"].points == {"source:x": 2}
+    assert entries["propagation"].points == {"source:x": 2, "edge_weight": 8}
     assert entries["lins.1"].points == {"input": 2, "weight:weight": 2}
     kept = qlr.plan(LAYERS["SMPGNN"](), bits=2, overrides={"propagation": None}).entries
     assert next(e for e in kept if e.name == "propagation").note.startswith("kept float")
