@@ -169,6 +169,16 @@ def test_replaced_messages_are_left_alone() -> None:
     assert widths(layer)[""] is None
 
 
+def test_layers_that_were_explained_or_are_decomposed() -> None:
+    """For both PyG binds a method of its own to the object."""
+    layer: Any = GCNConv(8, 4)
+    layer.explain = True
+    layer.explain = False
+    for one in (layer, GCNConv(8, 4, decomposed_layers=2)):
+        assert widths(one)[""] == 8
+        assert "edge_weight" in qlr.quantize(one, bits=2).quantizers
+
+
 def test_attention_and_dropped_sources() -> None:
     assert widths(GATConv(8, 4))[""] is None
     assert widths(SGConv(8, 4), message_bits=16)[""] is None

@@ -124,7 +124,7 @@ class OtherForward(GCNConv):
         (TupleMessages, "edge", {"message"}),
         (RawParameters, "edge", {"message", "weight:kernel", "weight:att"}),
         (lambda: OtherMessage(F, H), "edge", {"message"}),
-        (lambda: OtherForward(F, H), "copy", {"source:x"}),
+        (lambda: OtherForward(F, H), "copy", {"source:x", "edge_weight"}),
     ],
 )
 def test_user_layers(make: Any, family: str, points: set[str]) -> None:

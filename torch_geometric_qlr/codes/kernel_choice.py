@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing, aggr
 
 from torch_geometric_qlr.layers.layer_spec import MessageFacts, facts_of
-from torch_geometric_qlr.layers.pyg import has_own_propagate
+from torch_geometric_qlr.layers.pyg import has_bound_propagate, has_own_propagate
 from torch_geometric_qlr.layers.state import float_class, state_of
 
 __all__ = ["KernelChoice", "choose_kernel", "copies_source", "is_pure", "summed_weight"]
@@ -124,7 +124,7 @@ def _replaced(name: str) -> str:
 
 def _obstacle(layer: Any, cls: Any) -> str:
     for name in ("propagate", "message", "aggregate", "update", "message_and_aggregate"):
-        if name in layer.__dict__:
+        if name in layer.__dict__ and not (name == "propagate" and has_bound_propagate(layer)):
             return _replaced(name)
     if has_own_propagate(cls):
         return "it has a propagate() of its own"

@@ -14,6 +14,7 @@ __all__ = [
     "drop_bound_propagate",
     "forget_cached",
     "fuses",
+    "has_bound_propagate",
     "has_hooks",
     "has_own_product",
     "has_own_propagate",
@@ -68,14 +69,19 @@ def has_own_product(cls: Any) -> bool:
     return not module.startswith(("torch_geometric.", "torch_geometric_qlr."))
 
 
-def drop_bound_propagate(layer: nn.Module) -> None:
-    """PyG binds :meth:`propagate` to an object for explanations; a quantized layer decides at each
-    call instead."""
+def has_bound_propagate(layer: nn.Module) -> bool:
+    """Whether PyG has bound one of its own :meth:`propagate` to an object, as it does for
+    explanations and decomposition."""
     bound = layer.__dict__.get("propagate")
     function = getattr(bound, "__func__", None)
     cls = type(layer)
     known = [getattr(cls, n, None) for n in PROPAGATE_NAMES[1:]]
-    if function is not None and (function in known or function is uncompiled_propagate()):
+    return function is not None and (function in known or function is uncompiled_propagate())
+
+
+def drop_bound_propagate(layer: nn.Module) -> None:
+    """A quantized layer decides at each call instead of by what :func:`has_bound_propagate`."""
+    if has_bound_propagate(layer):
         del layer.__dict__["propagate"]
 
 
