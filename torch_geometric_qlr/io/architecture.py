@@ -127,7 +127,7 @@ def _check_layer(recipe: LayerRecipe, layer: nn.Module) -> None:
         if point.kind == "edge_weight":
             is_place &= kind == "messages" and bool(edge_weight_argument(layer, sources))
         if not is_place or not (point.name or point.kind).isidentifier():
-            wrong = f"{point.key!r} is no place to quantize"
+            wrong = wrong or f"{point.key!r} is no place to quantize"
     if wrong:
         raise CheckpointError(
             f"{recipe.path or 'the model itself'}: the file's description of this {recipe.layer} "
