@@ -1,5 +1,6 @@
 """Shared by all tests: one thread and no deadlines, for the same results on a shared machine."""
 
+import gc
 import os
 
 import hypothesis
@@ -38,6 +39,12 @@ SMOKE = (
 def results_of_any_size_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs of tests are small; what happens between layers on large ones is tested on them."""
     monkeypatch.setattr("torch_geometric_qlr.codes.chains.Chains.smallest", 0)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay for good: a collection of garbage need not look at them each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -178,7 +178,7 @@ def graphs(draw: Any) -> tuple[Tensor, int]:
     return torch.tensor(edges, dtype=torch.long).view(-1, 2).t().contiguous(), nodes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     graph=graphs(),
     name=st.sampled_from(sorted(SMALL)),

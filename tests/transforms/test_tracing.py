@@ -55,8 +55,12 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 KINDS = ("quantized", "converted")
 #: Always run; the others are marked heavy.
-TWINS = {("GCN", kind) for kind in KINDS} | {("own layer", kind) for kind in KINDS}
-TWINS.add(("SMPGNN", "converted"))
+TWINS = {
+    ("GCN", "converted"),
+    ("SMPGNN", "converted"),
+    ("own layer", "quantized"),
+    ("own layer", "converted"),
+}
 
 
 def models_of_kinds(twins: Collection[tuple[str, str]]) -> pytest.MarkDecorator:
