@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.resources
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -73,33 +74,16 @@ with contextlib.redirect_stderr(io.StringIO()):
 def probe(code: str, before: str = IMPORT_PEERS) -> dict[str, Any]:
     """Runs code in a fresh interpreter; what it leaves in ``out`` comes back."""
     done = run_python("-c", f"import json, sys\n{before}out = {{}}\n{code}\nprint(json.dumps(out))")
-    assert done.stderr == ""
+    assert done.stderr == "" and done.stdout.count("\n") == 1, done
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def test_import_is_quiet() -> None:
-    done = run_python("-c", "import torch_geometric_qlr")
-    assert (done.stdout, done.stderr) == ("", "")
-
-
-def test_import_is_lean() -> None:
-    loaded = probe(
+def test_import_is_lean_and_leaves_the_process_as_it_was() -> None:
+    found = probe(
         f"""
-import torch, torch_geometric
-names = {NOT_ON_IMPORT!r}
-before = {{name for name in names if name in sys.modules}}
-import torch_geometric_qlr
-out["new"] = [name for name in names if name in sys.modules and name not in before]
-"""
-    )
-    assert loaded["new"] == []
-
-
-def test_import_leaves_the_process_as_it_was() -> None:
-    state = probe(
-        """
 import logging, warnings, torch, torch_geometric
+names = {NOT_ON_IMPORT!r}
 
 def state():
     # What a dependency says of warnings of its own class is its own affair.
@@ -110,15 +94,18 @@ def state():
         len(logging.getLogger().handlers), logging.getLogger().level,
     ]
 
-before = state()
+before, loaded = state(), set(sys.modules)
 import torch_geometric_qlr
 out["before"], out["after"] = before, state()
+out["new"] = [name for name in names if name in sys.modules and name not in loaded]
 """
     )
-    assert state["after"] == state["before"]
+    assert found["after"] == found["before"]
+    assert found["new"] == []
 
 
-def test_import_keeps_the_filters_of_dependencies() -> None:
+def test_import_is_quiet_and_keeps_the_filters_of_dependencies() -> None:
+    # Nothing is imported before, and `probe` lets nothing be said but its own answer.
     code = "import warnings, brevitas\nout['filters'] = sorted(map(repr, warnings.filters))"
     theirs = probe(code.replace("brevitas", "torch_geometric_qlr"), before="")
     assert theirs == probe(code, before=f"{IMPORT_PEERS}    import brevitas\n")
@@ -158,8 +145,9 @@ def test_public_names_exist_and_are_documented() -> None:
             assert public.__doc__, f"qlr.{name} has no docstring"
 
 
-def test_main_prints_versions() -> None:
-    printed = run_python("-m", "torch_geometric_qlr").stdout
+def test_main_prints_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("torch_geometric_qlr", run_name="__main__")
+    printed = capsys.readouterr().out
     for package in ("torch", "torch_geometric", "brevitas"):
         assert f"{importlib.import_module(package).__version__}\n" in printed
     assert qlr.__version__ in printed

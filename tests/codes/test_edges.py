@@ -19,6 +19,7 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
 import torch_geometric_qlr as qlr
 from tests.helpers.conv_zoo import EDGES, ZOO, build, flat
+from tests.helpers.crossed import crossed
 from tests.helpers.optional import skip_for
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.sparse import CSRGraph, limit_memory
@@ -317,8 +318,10 @@ def _sorts(model: nn.Module, *args: Any) -> int:
     return sorts.count
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", sorted(n for n in ZOO if any(a is EDGES for a in ZOO[n][1])))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    crossed(sorted(n for n in ZOO if any(a is EDGES for a in ZOO[n][1])), KINDS),
+)
 def test_a_warm_call_sorts_no_more_than_the_layer_itself(name: str, kind: str) -> None:
     layer, args = build(name)
     layer.eval()
@@ -326,8 +329,7 @@ def test_a_warm_call_sorts_no_more_than_the_layer_itself(name: str, kind: str) -
     assert _sorts(made(kind, layer, *args), *args) <= _sorts(layer, *args)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", sorted(CHANGING))
+@pytest.mark.parametrize(("name", "kind"), crossed(sorted(CHANGING), KINDS, whole=("gcn", "gat")))
 def test_what_is_remembered_goes_with_the_graph(name: str, kind: str) -> None:
     torch.manual_seed(0)
     graph = GRAPH.clone()
@@ -406,8 +408,10 @@ def _poisoned(model: nn.Module, inputs: dict[str, Tensor], place: str, value: fl
     return model, inputs
 
 
-@pytest.mark.parametrize("granularity", [{}, "tensor", "feature"], ids=str)
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    crossed(sorted(MODELS), [{}, "tensor", "feature"]),
+)
 def test_no_number_comes_from_what_is_none(name: str, granularity: Any) -> None:
     if granularity == "feature" and name in UNKNOWN_WIDTH:
         pytest.skip("its layers do not tell how many features they are given")

@@ -17,6 +17,7 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
 import torch_geometric_qlr as qlr
 from tests.helpers.conv_zoo import flat
+from tests.helpers.crossed import crossed
 from tests.helpers.optional import skip_for
 from torch_geometric_qlr.errors import ConfigError, InputError
 
@@ -281,8 +282,7 @@ def _quantized_with(layer: nn.Module, bits: int, granularity: Any) -> nn.Module:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("granularity", ROLES, ids=str)
-@pytest.mark.parametrize("name", sorted(STATIC))
+@pytest.mark.parametrize(("name", "granularity"), crossed(sorted(STATIC), ROLES, whole=("GCN",)))
 def test_static_graphs(name: str, granularity: Any) -> None:
     for bits in (8, 2):
         torch.manual_seed(0)
@@ -305,8 +305,7 @@ HEADS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("granularity", ROLES, ids=str)
-@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize(("name", "granularity"), crossed(sorted(HEADS), ROLES, whole=("gat",)))
 def test_heads(name: str, granularity: Any) -> None:
     for config in ({"bits": 8}, {"bits": 2, "truncation": "bt*"}):
         torch.manual_seed(0)

@@ -27,6 +27,7 @@ from torch_geometric.nn import (
 
 import torch_geometric_qlr as qlr
 from tests.helpers.conv_zoo import ZOO, build, flat
+from tests.helpers.crossed import crossed
 from tests.helpers.model_zoo import ZOO as MODELS
 from tests.helpers.model_zoo import complete_graphs, params  # noqa: F401
 from torch_geometric_qlr.codes.chains import Chains
@@ -80,10 +81,16 @@ def assert_same(model: nn.Module, call: Any) -> None:
                 assert torch.equal(a.isnan(), b.isnan())
 
 
-@pytest.mark.parametrize("is_trained", [False, True], ids=["calibrated", "trained"])
-@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
-@pytest.mark.parametrize("name", sorted(ZOO))
-def test_convs(name: str, config: dict[str, Any], is_trained: bool) -> None:
+WAYS = [(config, is_trained) for config in CONFIGS for is_trained in (False, True)]
+WAY_IDS = [f"{name}-{how}" for name in IDS for how in ("calibrated", "trained")]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    crossed(sorted(ZOO), WAYS, whole=("GCNConv", "SAGEConv", "GATConv", "EdgeConv"), ids=WAY_IDS),
+)
+def test_convs(name: str, way: tuple[dict[str, Any], bool]) -> None:
+    config, is_trained = way
     layer, args = build(name)
     model = qlr.quantize(layer, **config).eval()
 
@@ -96,8 +103,10 @@ def test_convs(name: str, config: dict[str, Any], is_trained: bool) -> None:
 
 
 @pytest.mark.usefixtures("complete_graphs")
-@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
-@pytest.mark.parametrize("name", params(sorted(MODELS)))
+@pytest.mark.parametrize(
+    ("name", "config"),
+    crossed(params(sorted(MODELS)), CONFIGS, whole=("GCN", "GIN", "GAT"), ids=IDS),
+)
 def test_models(name: str, config: dict[str, Any]) -> None:
     make, call = MODELS[name]
     torch.manual_seed(1)
@@ -169,7 +178,7 @@ def graphs(draw: Any) -> tuple[Tensor, int]:
     return torch.tensor(edges, dtype=torch.long).view(-1, 2).t().contiguous(), nodes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     graph=graphs(),
     name=st.sampled_from(sorted(SMALL)),

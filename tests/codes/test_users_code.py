@@ -19,6 +19,7 @@ from torch_geometric.nn import APPNP, GCN, GCNConv, GINConv, SAGEConv
 from torch_geometric.utils import scatter, segment, softmax
 
 import torch_geometric_qlr as qlr
+from tests.helpers.crossed import crossed
 from torch_geometric_qlr.codes.chains import Chains
 from torch_geometric_qlr.codes.promise import Promise
 from torch_geometric_qlr.codes.recorder import Watched
@@ -131,8 +132,10 @@ def tensors(out: Any) -> list[Tensor]:
     return [t for o in out for t in tensors(o)]
 
 
-@pytest.mark.parametrize("layer", [GCNConv, SAGEConv], ids=["gcn", "sage"])
-@pytest.mark.parametrize("name", sorted(BETWEEN))
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    crossed(sorted(BETWEEN), [GCNConv, SAGEConv], whole=("relu", "residual"), ids=["gcn", "sage"]),
+)
 def test_between_two_layers(name: str, layer: Any) -> None:
     q, p = both(Around(BETWEEN[name], layer), X, EDGES)
     with torch.no_grad():

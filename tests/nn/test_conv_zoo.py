@@ -15,12 +15,15 @@ from torch_geometric.typing import WITH_TORCH_SPARSE, SparseTensor
 
 import torch_geometric_qlr as qlr
 from tests.helpers.conv_zoo import EDGES, NODES, ZOO, build, flat
+from tests.helpers.crossed import crossed
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
 BITS = (8, 4, 2)
 CONVS = sorted(ZOO)
 WITH_GRAPH = [n for n in CONVS if any(a is EDGES for a in ZOO[n][1])]
+#: One of each kind of message, which always runs at every width.
+FAMILIES = ("GCNConv", "GATConv", "EdgeConv")
 #: Layers of which PyG itself takes no second form, or gives another result for it.
 ONE_FORM_ONLY = {"EGConv", "HypergraphConv", "PANConv"}
 
@@ -36,8 +39,7 @@ def assert_same(left: list[Tensor], right: list[Tensor], **tolerance: float) -> 
         torch.testing.assert_close(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize(("name", "bits"), crossed(CONVS, BITS, whole=FAMILIES))
 class TestEveryConv:
     def test_forward_changes_and_approaches_float(self, name: str, bits: int) -> None:
         layer, args = build(name)
@@ -106,8 +108,7 @@ def graph_forms() -> dict[str, Any]:
     return forms
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", WITH_GRAPH)
+@pytest.mark.parametrize(("name", "bits"), crossed(WITH_GRAPH, BITS, whole=FAMILIES))
 def test_every_form_of_the_graph_gives_the_same(name: str, bits: int) -> None:
     layer, args = build(name)
     layer.eval()

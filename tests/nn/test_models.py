@@ -14,6 +14,7 @@ from torch_geometric.nn import GCN, PMLP, GPSConv, JumpingKnowledge, LightGCN, N
 
 import torch_geometric_qlr as qlr
 from tests.helpers.conv_zoo import flat
+from tests.helpers.crossed import crossed
 from tests.helpers.model_zoo import (
     ATOMS,
     EDGES,
@@ -53,8 +54,7 @@ def ranges(model: nn.Module) -> list[LearnedRangeQuant]:
 
 
 @pytest.mark.usefixtures("complete_graphs")
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "bits"), crossed(MODELS, BITS, whole=("GCN", "GAT", "EdgeCNN")))
 def test_model(name: str, bits: int) -> None:
     model = build(name)
     plan = qlr.plan(model, bits=bits)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, MessagePassing
 
 import torch_geometric_qlr as qlr
+from tests.helpers.crossed import crossed
 from torch_geometric_qlr.errors import UnsupportedLayerError
 
 torch.manual_seed(0)
@@ -102,9 +103,8 @@ def _everywhere(layer: nn.Module, fresh: nn.Module, folder: Path, *, pickles: bo
 
 
 @pytest.mark.filterwarnings("ignore::torch_geometric_qlr.errors.QLRWarning")
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_own_names_survive(kind: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "kind"), crossed(NAMES, list(KINDS), whole=("quantizers",)))
+def test_own_names_survive(name: str, kind: str, tmp_path: Path) -> None:
     layer = KINDS[kind](name)
     on_class = kind in ("method", "property", "class attribute")  # made here: cannot be pickled
     with torch.no_grad():

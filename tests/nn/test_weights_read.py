@@ -135,7 +135,9 @@ def test_quantized_and_converted_read_the_same(cls: type[nn.Module], bits: int) 
             assert off < 0.1 * expected.abs().max()
 
 
-@pytest.mark.parametrize("cls", [Decoder, Table, Inside])
+@pytest.mark.parametrize(
+    "cls", [Decoder, *(pytest.param(c, marks=pytest.mark.heavy) for c in (Table, Inside))]
+)
 def test_compiled_models_read_the_same(cls: type[nn.Module]) -> None:
     torch._dynamo.reset()
     quantized = qlr.quantize(cls(), bits=2)

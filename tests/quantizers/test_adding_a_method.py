@@ -48,13 +48,14 @@ class Toy(RangeQuantizer):
 STEP = (PACKAGE / "quantizers" / "lsq.py").read_text().replace("LearnedStepQuant", "Toy")
 
 SCRIPT = """
+import itertools
 import sys
 import warnings
 import torch
 import torch_geometric_qlr as qlr
 from torch_geometric.nn import GAT, GCN
 
-options, folder = eval(sys.argv[1]), sys.argv[2]
+settings, folder = eval(sys.argv[1]), sys.argv[2]
 assert qlr.__file__.startswith(folder)
 from torch_geometric_qlr.quantizers import Quantizer
 
@@ -68,7 +69,7 @@ def evaluated(model):
         return model.eval()(x, edge_index)
 
 
-for cls in (GCN, GAT):
+for cls, options in itertools.product((GCN, GAT), settings):
     model = cls(16, 8, num_layers=2, out_channels=4)
     plan = str(qlr.plan(model, method="toy", **options))
     assert plan.count("method 'toy'") == 4, plan
@@ -127,15 +128,14 @@ for cls in (GCN, GAT):
 
 
 @pytest.mark.parametrize(
-    ("source", "options"),
+    ("source", "settings"),
     [
-        pytest.param(MIN_MAX, {"bits": 4}, id="min-max"),
-        pytest.param(MIN_MAX, {"bits": 2, "truncation": "bt"}, id="min-max-bt"),
-        pytest.param(STEP, {"bits": 4, "granularity": {"input": "tensor"}}, id="step"),
+        pytest.param(MIN_MAX, [{"bits": 4}, {"bits": 2, "truncation": "bt"}], id="min-max"),
+        pytest.param(STEP, [{"bits": 4, "granularity": {"input": "tensor"}}], id="step"),
     ],
 )
 def test_a_method_is_one_file_and_one_row(
-    source: str, options: dict[str, object], tmp_path: Path
+    source: str, settings: list[dict[str, object]], tmp_path: Path
 ) -> None:
     copy = PackageCopy(tmp_path / "package", library=True)
     copy.add("quantizers/toy.py", source)
@@ -143,7 +143,7 @@ def test_a_method_is_one_file_and_one_row(
     copy.add_line("quantizers/methods.py", row, after='"learned_range": ')
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    copy.run("-W", "ignore", str(script), repr(options), str(tmp_path))
+    copy.run("-W", "ignore", str(script), repr(settings), str(tmp_path))
     copy.assert_nothing_else_differs()
 
     # What has no such method says so.

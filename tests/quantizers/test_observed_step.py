@@ -91,7 +91,9 @@ def assert_same(place: tuple[str, str, int], kind: str, **fields: Any) -> None:
 
 
 @by_place
-@pytest.mark.parametrize("bits", (8, 4, 2, 1))
+@pytest.mark.parametrize(
+    "bits", (8, 2, *(pytest.param(b, marks=pytest.mark.heavy) for b in (4, 1)))
+)
 @pytest.mark.parametrize("fields", TRUNCATIONS, ids=str)
 def test_the_same_bits(place: tuple[str, str, int], bits: int, fields: dict[str, Any]) -> None:
     for kind in ("drawn", "constant", "positive", "transposed", "huge"):

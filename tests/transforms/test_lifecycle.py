@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -361,9 +361,9 @@ def _edge_conv() -> nn.Module:
 COMPILED: dict[str, Any] = {
     "GCN": lambda: GCN(F, H, 2, C),
     "GAT": lambda: GAT(F, H, 2, C),
+    "EdgeConv": _edge_conv,
     "GraphSAGE": lambda: GraphSAGE(F, H, 2, C),
     "GIN": lambda: GIN(F, H, 2, C),
-    "EdgeConv": _edge_conv,
 }
 #: Small, because the search for the first range is unrolled into the graph.
 UNCALIBRATED: dict[str, Any] = {
@@ -389,7 +389,15 @@ def assert_compiles(model: nn.Module, backend: str) -> None:
     torch.testing.assert_close(compiled(X, EDGES), model(X, EDGES))
 
 
-@pytest.mark.parametrize("name", COMPILED)
+def first_of(names: Iterable[str], count: int) -> list[Any]:
+    """So many always run; the others are heavy."""
+    return [
+        pytest.param(name, marks=() if number < count else pytest.mark.heavy)
+        for number, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("name", first_of(COMPILED, 3))
 def test_compiles_without_a_break(name: str) -> None:
     torch.manual_seed(0)
     model = qlr.quantize(COMPILED[name](), bits=2)
@@ -397,7 +405,7 @@ def test_compiles_without_a_break(name: str) -> None:
     assert_compiles(model, backend="aot_eager" if name == "GCN" else "eager")
 
 
-@pytest.mark.parametrize("name", UNCALIBRATED)
+@pytest.mark.parametrize("name", first_of(UNCALIBRATED, 1))
 def test_compiles_before_the_first_batch(name: str) -> None:
     torch.manual_seed(0)
     assert_compiles(qlr.quantize(UNCALIBRATED[name](), bits=2), backend="eager")

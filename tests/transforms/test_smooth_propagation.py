@@ -33,6 +33,7 @@ from torch_geometric.nn import (
 )
 
 import torch_geometric_qlr as qlr
+from tests.helpers.crossed import crossed
 from tests.helpers.graphs import all_forms, edge_index_object, edge_lists, undirected
 from torch_geometric_qlr.errors import ConfigError, InputError, UnsupportedLayerError
 from torch_geometric_qlr.nn.propagation.smooth import SmoothMessagePassing
@@ -184,17 +185,15 @@ def test_gradients(name: str) -> None:
 # Together with quantization #######################################################################
 
 
-@EVERY_MODEL
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"bits": 8},
-        {"bits": 2, "truncation": "bt*"},
-        {"preset": "paper", "bits": 4},
-        {"bits": 4, "hop_quantizers": "shared"},
-    ],
-    ids=str,
-)
+CONFIGS: list[dict[str, Any]] = [
+    {"bits": 8},
+    {"bits": 2, "truncation": "bt*"},
+    {"preset": "paper", "bits": 4},
+    {"bits": 4, "hop_quantizers": "shared"},
+]
+
+
+@pytest.mark.parametrize(("name", "config"), crossed(MODELS, CONFIGS, whole=("GCN", "APPNP")))
 def test_the_order_of_smoothing_and_quantizing_does_not_matter(
     name: str, config: dict[str, Any]
 ) -> None:

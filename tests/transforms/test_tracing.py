@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -52,12 +53,22 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "batch norm, jumping knowledge": lambda: GAT(F, H, 3, C, norm="batch_norm", jk="cat"),
     "own layer": OwnConv,
 }
+KINDS = ("quantized", "converted")
 #: Always run; the others are marked heavy.
-TWINS = ("GCN", "SMPGNN", "own layer")
-models = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in TWINS else pytest.mark.heavy) for n in MODELS]
-)
-kinds = pytest.mark.parametrize("kind", ["quantized", "converted"])
+TWINS = {
+    ("GCN", "converted"),
+    ("SMPGNN", "converted"),
+    ("own layer", "quantized"),
+    ("own layer", "converted"),
+}
+
+
+def models_of_kinds(twins: Collection[tuple[str, str]]) -> pytest.MarkDecorator:
+    pairs = itertools.product(MODELS, KINDS)
+    return pytest.mark.parametrize(
+        ("name", "kind"),
+        [pytest.param(*pair, marks=() if pair in twins else pytest.mark.heavy) for pair in pairs],
+    )
 
 
 def graph(nodes: int, edges: int) -> tuple[Tensor, Tensor]:
@@ -93,8 +104,7 @@ def assert_same_answers(traced: Any, model: nn.Module, kind: str, exactly: bool 
                 torch.testing.assert_close(out, model(*one).detach())
 
 
-@models
-@kinds
+@models_of_kinds(TWINS)
 def test_compiles_whole_for_any_size(name: str, kind: str) -> None:
     torch._dynamo.reset()
     model = build(name, kind)
@@ -103,16 +113,23 @@ def test_compiles_whole_for_any_size(name: str, kind: str) -> None:
         assert_same_answers(compiled, model, kind)
 
 
-@models
-@kinds
-@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
-def test_exports_for_any_size(name: str, kind: str, strict: bool) -> None:
+def check_export(name: str, kind: str, strict: bool) -> None:
     torch._dynamo.reset()
     model = build(name, kind)
     sizes = {0: torch.export.Dim("nodes", min=2)}, {1: torch.export.Dim("edges", min=2)}
     with torch.no_grad():
         program = torch.export.export(model, GRAPHS[0], dynamic_shapes=sizes, strict=strict)
         assert_same_answers(program.module(), model, kind)
+
+
+@models_of_kinds(TWINS)
+def test_exports_for_any_size(name: str, kind: str) -> None:
+    check_export(name, kind, strict=False)
+
+
+@models_of_kinds([("own layer", kind) for kind in KINDS])
+def test_exports_for_any_size_as_it_compiles(name: str, kind: str) -> None:
+    check_export(name, kind, strict=True)
 
 
 def found_by_draft(model: nn.Module) -> set[str]:
@@ -123,9 +140,7 @@ def found_by_draft(model: nn.Module) -> set[str]:
     return {str(failure.failure_type) for failure in report.failures}
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", MODELS)
-@kinds
+@models_of_kinds([])
 def test_a_draft_of_an_export_finds_no_more_than_in_the_float_model(name: str, kind: str) -> None:
     torch._dynamo.reset()
     model = build(name, kind)

@@ -12,6 +12,7 @@ from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv
 
 import torch_geometric_qlr as qlr
 from tests.helpers.conv_zoo import EDGES, ZOO, X, build
+from tests.helpers.crossed import crossed
 from tests.helpers.packed_cases import (
     ALL_CONFIGS,
     CONFIGS,
@@ -47,8 +48,15 @@ PACKED_ATTENTION = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=config_name)
-@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    crossed(
+        CONVS,
+        CONFIGS,
+        whole=("GCNConv", "SAGEConv", "GATConv", "EdgeConv"),
+        ids=[config_name(config) for config in CONFIGS],
+    ),
+)
 def test_fake_equals_packed(name: str, config: dict[str, Any], monkeypatch: Any) -> None:
     layer, args = build(name)
     model = quantized(layer, args, **config)

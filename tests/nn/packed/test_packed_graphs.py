@@ -23,6 +23,7 @@ from torch_geometric.nn import (
 )
 
 from tests.helpers.conv_zoo import EDGES, NODES, ZOO, build
+from tests.helpers.crossed import crossed
 from tests.helpers.graphs import all_forms, edge_index_object, edge_lists
 from tests.helpers.packed_cases import TOLERANCE, assert_agrees, deviation, packed, quantized, run
 from torch_geometric_qlr.errors import InputError
@@ -31,8 +32,10 @@ from torch_geometric_qlr.sparse import csr_graph
 WITH_GRAPH = [n for n in sorted(ZOO) if any(a is EDGES for a in ZOO[n][1])]
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["ones", "weights"])
-@pytest.mark.parametrize("name", WITH_GRAPH)
+@pytest.mark.parametrize(
+    ("name", "weighted"),
+    crossed(WITH_GRAPH, [False, True], whole=("GCNConv", "GATConv"), ids=["ones", "weights"]),
+)
 def test_every_form(name: str, weighted: bool) -> None:
     layer, args = build(name)
     model = quantized(layer, args, bits=4)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn import APPNP, GAT, GCN, GIN, MLP, GraphSAGE, MessagePassing, to_hetero
 
 import torch_geometric_qlr as qlr
+from tests.helpers.crossed import crossed
 from tests.helpers.packed_cases import (
     ALL_CONFIGS,
     assert_agrees,
@@ -88,8 +89,15 @@ def counted() -> Iterator[Counter[str]]:
         yield counts
 
 
-@pytest.mark.parametrize("config", ALL_CONFIGS, ids=config_name)
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(
+    ("name", "config"),
+    crossed(
+        sorted(MODELS),
+        ALL_CONFIGS,
+        whole=("gcn-norm", "gat", "smp"),
+        ids=[config_name(config) for config in ALL_CONFIGS],
+    ),
+)
 def test_models_agree(name: str, config: dict[str, Any]) -> None:
     model = quantized(build(name), (X, EDGES), **config)
     converted = packed(model)

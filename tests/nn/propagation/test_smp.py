@@ -111,7 +111,7 @@ def test_without_correction_it_is_appnp(
 
 
 @given(edge_lists(loops=False))
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_every_form_of_a_graph(graph: tuple[Tensor, int]) -> None:
     edge_index, num_nodes = graph
     weight = torch.rand(edge_index.size(1)) + 0.1
