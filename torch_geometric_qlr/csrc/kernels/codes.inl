@@ -165,6 +165,22 @@ QLR_ALWAYS_INLINE inline void put_codes(const CodeAt& code_at, int64_t first, in
   if (f < count) F::store_u8(to + f, F::keep(code_at(first + f), count - f));
 }
 
+// The same for all codes of a unit, zeros past the last, in stores as wide as the loads that follow: one
+// that spans several stores would wait for them.
+template <typename CodeAt>
+QLR_ALWAYS_INLINE inline void put_unit(const CodeAt& code_at, int64_t first, int64_t count,
+                                       int64_t width, uint8_t* to) {
+  for (int64_t f = 0; f < width; f += 4 * F::W) {
+    F::vi four[4];
+    for (int k = 0; k < 4; ++k) {
+      const int64_t at = f + k * F::W;
+      if (at + F::W <= count) four[k] = code_at(first + at);
+      else four[k] = at < count ? F::keep(code_at(first + at), count - at) : F::set1_int(0);
+    }
+    F::store_four(to + f, four);
+  }
+}
+
 // Packs a row of codes that are computed F::W at a time: code_at(f) gives those of the columns from f
 // on, and may give anything past the last. Codes of 8 bits lie in the order of the columns; a copy of
 // them would have to wait for the stores.
@@ -182,9 +198,7 @@ QLR_ALWAYS_INLINE inline void pack_row_of(const CodeAt& code_at, const Layout& l
   const int64_t width = layout.unit * layout.fields;
   uint8_t* const end = packed + layout.stride;
   for (int64_t begin = 0; packed < end; begin += width, packed += layout.unit) {
-    const int64_t count = std::min(width, cols - begin);
-    if (count + F::W <= width) std::memset(codes, 0, sizeof(codes));
-    put_codes(code_at, begin, count, codes);
+    put_unit(code_at, begin, std::min(width, cols - begin), width, codes);
     pack_unit(codes, layout, packed);
   }
 }
