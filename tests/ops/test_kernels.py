@@ -149,6 +149,23 @@ def test_edges_in_few_bits_through_every_epilogue(isa, seed, bits, cols, axis, b
     assert_float32_close(ours, reference.spmm(case.graph, case.matrix, *steps_of(given)))
 
 
+@every_isa
+@examples
+@given(seed_strategy, bits_strategy, width_strategy, st.sampled_from((0, 1, 40)))
+def test_integer_weights_of_sources_with_zero_points_of_their_own(isa, seed, bits, cols, hub):
+    case = problem(seed, cols=cols, bits=bits, hub=hub, axis="row")
+    rng = torch.Generator().manual_seed(seed)
+    case.scale = torch.tensor(1.0)  # what a scale per source is once the weights have it
+    case.zero_point = torch.randint(2**bits, (12, 1), generator=rng).float()
+    weight = torch.randint(-127, 128, case.col.shape, generator=rng)
+    truth = reference.spmm(case.graph, case.matrix, Weights(weight))
+    with use_backend(isa):
+        ours = qlr.packed_spmm(
+            case.rowptr, case.col, *case.packed, edge_weight=weight.to(torch.int8)
+        )
+    assert torch.equal(ours, truth)
+
+
 def test_weights_that_are_no_numbers_or_nothing():
     rowptr, col = torch.tensor([0, 2, 4, 6, 6]), torch.zeros(6, dtype=torch.int32)
     weight = torch.tensor([1.0, torch.nan, 0.0, 1e-38, torch.inf, -1.0])

@@ -18,10 +18,10 @@ class PackedSpmm {
     const bool weighted = weights_.any();
     const int32_t status =
         parallel_edges(graph_, source_.rows, bytes, threads, [&](int64_t first, int64_t last) {
-      if (weighted) weighted_rows(first, last);
-      else if (graph_.edge_codes == nullptr) plain_rows(first, last);
-      else if (fits_cache()) coded_rows<false>(first, last);
-      else coded_rows<true>(first, last);
+      if (graph_.edge_codes != nullptr && fits_cache()) coded_rows<false>(first, last);
+      else if (graph_.edge_codes != nullptr) coded_rows<true>(first, last);
+      else if (weighted) weighted_rows(first, last);
+      else plain_rows(first, last);
       emitter_.finish();
     });
     return emitter_.status(status);
@@ -55,8 +55,16 @@ class PackedSpmm {
       const int32_t weight = wants_sum ? sum_of_codes(e, end) : 0;
       if (e < end) coded_row<B, AHEAD>(rows_, graph_.edge_codes, e, end, sums.data());
       else std::memset(sums.data(), 0, rows_.layout.padded_cols() * sizeof(int32_t));
-      emitter_.row(i, IntegerSums{sums.data(), emitter_.center() * weight, float(weight)}, end - e);
+      const float rest = weights_.zero == nullptr ? float(weight) : float(rest_of(e, end));
+      emitter_.row(i, IntegerSums{sums.data(), emitter_.center() * weight, rest}, end - e);
     }
+  }
+  // What zero points of the sources leave, which the sums are to lose besides the center.
+  double rest_of(int64_t e, int64_t end) const {
+    double total = 0;
+    for (; e < end; ++e)
+      total += graph_.edge_codes[e] * (double(weights_.zero[graph_.col[e]]) - emitter_.center());
+    return total;
   }
   int32_t sum_of_codes(int64_t e, int64_t end) const {
     int32_t total = 0;
@@ -83,7 +91,7 @@ class PackedSpmm {
       else sum_row<B>(rows_, e, stop, part.data());
       for (int64_t f = 0; f < source_.cols; ++f)
         total[f] += double(part[f]) - double(emitter_.center()) * weight;
-      rest += weight;
+      rest += coded && weights_.zero != nullptr ? rest_of(e, stop) : weight;
     }
     for (int64_t f = 0; f < source_.cols; ++f) sums[f] = static_cast<float>(total[f]);
     emitter_.row(i, FloatSums{sums.data(), float(rest)}, end - begin);

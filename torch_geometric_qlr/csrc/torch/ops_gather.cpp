@@ -59,11 +59,12 @@ void packed_spmm(Call& call) {
   check_epilogue(after, edges.rows(), packed.cols);
 
   const QlrPacked source = call.prepared.packed(packed);
-  // Integer sums need one scale for all sources.
-  const bool alike = source.axis != QLR_PER_ROW && !edges.source_weight;
-  QlrGraph graph = alike ? call.prepared.coded_graph(edges, packed.rows())
-                         : call.prepared.graph(edges, packed.rows());
-  if (source.axis == QLR_PER_ROW)
+  // Integer sums take no weights of sources, such as scales of their own; a scale of 1 is none.
+  const bool scaled = source.axis == QLR_PER_ROW &&
+                      (packed.scale.numel != 1 || *call.prepared.floats(packed.scale) != 1.f);
+  QlrGraph graph = scaled || edges.source_weight ? call.prepared.graph(edges, packed.rows())
+                                                 : call.prepared.coded_graph(edges, packed.rows());
+  if (source.axis == QLR_PER_ROW && graph.edge_codes == nullptr)
     graph.source_weight = joined_weight(call, source, edges.source_weight);
   Output to;
   call.results[0] = call.prepared.output(after, edges.rows(), packed.cols, to);
