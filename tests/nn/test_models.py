@@ -26,6 +26,7 @@ from tests.helpers.model_zoo import (
     complete_graphs,
     params,
 )
+from tests.helpers.optional import needs_torch_sparse
 from torch_geometric_qlr.errors import NothingToQuantizeError
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -103,7 +104,11 @@ def assert_all_ran(name: str, model: nn.Module, in_evaluation: bool = False) -> 
 
 
 @pytest.mark.parametrize(
-    "name", params(["Transformer", "GPS multihead", "PMLP", "RENet", "DimeNet"])
+    "name",
+    [
+        *params(["Transformer", "GPS multihead", "PMLP", "RENet", "DimeNet++"]),
+        pytest.param("DimeNet", marks=(needs_torch_sparse, pytest.mark.heavy)),
+    ],
 )
 @pytest.mark.usefixtures("complete_graphs")
 def test_every_quantized_weight_counts(name: str) -> None:

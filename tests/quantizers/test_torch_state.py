@@ -418,7 +418,8 @@ def test_fake_tensors() -> None:
     assert q.range_state == RangeState.MISSING
 
 
-@pytest.mark.parametrize("first", ["train", pytest.param("eval", marks=pytest.mark.heavy)])
+@pytest.mark.heavy  # transforms/test_lifecycle.py always compiles a layer before its first batch
+@pytest.mark.parametrize("first", ["train", "eval"])
 def test_compiled_whole_before_any_data(first: str) -> None:
     q, x = make("tensor", "running", 1).train(first == "train"), data(8, 6)
     twin = copy.deepcopy(q)
