@@ -18,6 +18,7 @@
 
 namespace {
 
+#if QLR_HAS_AVX512
 // Whether there are tiles for bytes. The system gives their memory to processes that ask for it.
 bool has_amx() {
 #if QLR_HAS_AMX
@@ -30,6 +31,7 @@ bool has_amx() {
   return false;
 #endif
 }
+#endif
 
 int32_t detect() {
 #if QLR_HAS_AVX2
@@ -63,7 +65,7 @@ int32_t best_isa() {
 
 // The wanted instruction set, or the best below it that this processor has.
 const qlr::KernelTable& kernels(int32_t wanted) {
-  const int32_t isa = std::min(wanted, best_isa());
+  [[maybe_unused]] const int32_t isa = std::min(wanted, best_isa());
 #if QLR_HAS_AMX
   if (isa >= QLR_AMX) return qlr::amx_kernels();
 #endif
