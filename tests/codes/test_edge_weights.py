@@ -238,7 +238,9 @@ def test_random_graphs(
     assert_one_arithmetic(model, x, edges, weight)
 
 
-@pytest.mark.parametrize("first", [lambda: APPNP(3, 0.1), lambda: convs.SGConv(F, 6, K=2)])
+@pytest.mark.parametrize(
+    "first", [lambda: APPNP(3, 0.1), lambda: APPNP(1, 0.1), lambda: convs.SGConv(F, 6, K=2)]
+)
 def test_sources_with_a_scale_per_node(first: Callable[[], nn.Module]) -> None:
     """As features have them that enter the model: their scales go into the integers."""
 

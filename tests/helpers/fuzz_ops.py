@@ -117,7 +117,7 @@ class Fuzzer:
     def edge_weights(self, edges: int) -> Tensor:
         if self.draw.random() < 0.5:
             return self.floats(edges)
-        return torch.randint(-127, 128, (edges,), generator=self.rng, dtype=torch.int8)
+        return torch.randint(-128, 128, (edges,), generator=self.rng, dtype=torch.int8)
 
     def epilogue(self, edges: int, sources: int, rows: int, cols: int) -> Arguments:
         return {

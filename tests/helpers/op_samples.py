@@ -10,7 +10,7 @@ from torch_geometric_qlr.ops import QParams, reference
 
 def integers(count: int) -> torch.Tensor:
     """Weights of edges that are codes."""
-    return torch.randint(-127, 128, (count,), dtype=torch.int8)
+    return torch.randint(-128, 128, (count,), dtype=torch.int8)
 
 
 def samples() -> dict[str, list[tuple]]:

@@ -83,7 +83,7 @@ void sums(int bits, int64_t cols) {
   for (int64_t e = 0; e < edges; ++e) {
     col.push_back(whole(0, sources - 1));
     weight.push_back(real(-1.f, 1.f));
-    digit.push_back(static_cast<int8_t>(whole(-127, 127)));
+    digit.push_back(static_cast<int8_t>(whole(-128, 127)));
   }
   for (int kind = 0; kind < 3; ++kind) {  // plain, float weights, integer weights
     QlrGraph graph{rowptr.data(), col.data(), targets, edges,  nullptr,

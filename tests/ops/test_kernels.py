@@ -157,7 +157,7 @@ def test_integer_weights_of_sources_with_zero_points_of_their_own(isa, seed, bit
     rng = torch.Generator().manual_seed(seed)
     case.scale = torch.tensor(1.0)  # what a scale per source is once the weights have it
     case.zero_point = torch.randint(2**bits, (12, 1), generator=rng).float()
-    weight = torch.randint(-127, 128, case.col.shape, generator=rng)
+    weight = torch.randint(-128, 128, case.col.shape, generator=rng)
     truth = reference.spmm(case.graph, case.matrix, Weights(weight))
     with use_backend(isa):
         ours = qlr.packed_spmm(
@@ -188,13 +188,14 @@ def test_hub_of_largest_integer_weights_does_not_overflow(isa, bits, sign):
     rowptr = torch.tensor([0, degree])
     col = torch.zeros(degree, dtype=torch.int32)
     packed = reference.pack(torch.full((1, cols), 2**bits - 1, dtype=torch.uint8), bits)
-    weight = torch.full((degree,), 127 * sign, dtype=torch.int8)
+    largest = 127 if sign > 0 else -128
+    weight = torch.full((degree,), largest, dtype=torch.int8)
     with use_backend(isa):
         y = qlr.packed_spmm(
             *(rowptr, col, packed, cols, bits, torch.tensor(1.0), torch.tensor(0.0)),
             edge_weight=weight,
         )
-    assert torch.equal(y, torch.full((1, cols), float(127 * sign * degree * (2**bits - 1))))
+    assert torch.equal(y, torch.full((1, cols), float(largest * degree * (2**bits - 1))))
 
 
 @every_isa
@@ -321,7 +322,7 @@ def test_hops_in_one_call_are_hops(isa, seed, bits, cols, steps, step_bits, trun
     weight = torch.rand(case.col.numel(), generator=rng) if seed % 3 else None
     rows = torch.rand(12, generator=rng) / 100 if seed % 3 == 2 else None
     if rows is not None:
-        weight = torch.randint(-127, 128, weight.shape, generator=rng, dtype=torch.int8)
+        weight = torch.randint(-128, 128, weight.shape, generator=rng, dtype=torch.int8)
     term = torch.randn(12, cols, generator=rng) if teleports else None
     with use_backend(isa):
         ours = qlr.packed_propagate(
@@ -371,7 +372,7 @@ def test_smoothness_aware_steps(isa, seed, bits, cols, steps, truncate, primal, 
     options |= {"primal": primal, "projection": projection}
     if seed % 3 == 2:  # weights that are integers
         options["row_scale"] = torch.rand(12, generator=rng) / 400
-        weight = torch.randint(-127, 128, weight.shape, generator=rng, dtype=torch.int8)
+        weight = torch.randint(-128, 128, weight.shape, generator=rng, dtype=torch.int8)
     # A tie would be decided by the last digit of a sum, so ranges are drawn until none is near.
     for _ in range(50):
         scales = (torch.rand(2 * steps, generator=rng) + 0.5) * 4 / 2**code_bits

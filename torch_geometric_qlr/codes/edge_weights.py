@@ -21,7 +21,7 @@ from torch_geometric_qlr.sparse import (
 )
 from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["Terms", "coded_weights", "round_weights", "terms_of"]
+__all__ = ["Terms", "coded_weights", "is_by_row", "round_weights", "terms_of"]
 
 _CACHE = AdjacencyCache()
 
@@ -46,8 +46,12 @@ def _quantizer(layer: Any) -> EdgeWeightQuant | None:
     return found
 
 
-def _is_by_row(param: Tensor) -> bool:
-    """Whether a scale or zero point has a number for each source."""
+def is_by_row(param: Tensor) -> bool:
+    r"""Whether a scale or zero point has a number for each source.
+
+    Args:
+        param (torch.Tensor): The scale or zero point.
+    """
     return param.dim() == 2 and param.size(1) == 1 and param.size(0) != 1
 
 
@@ -87,7 +91,7 @@ def terms_of(
         is_part (bool): Whether other sources, with scales of their own, share the weights.
     """
     quantizer = _quantizer(layer)
-    if quantizer is None or weight is None or not _is_by_row(sources.scale):
+    if quantizer is None or weight is None or not is_by_row(sources.scale):
         return Terms(sources, *coded_weights(layer, graph, weight))
     if is_part:
         codes, scale = coded_weights(layer, graph, weight)
@@ -124,7 +128,7 @@ def round_weights(
     """
     value = kwargs[source]
     x = value[0] if isinstance(value, (tuple, list)) else value
-    by_row = x.dim() == 2 and _is_by_row(scale)
+    by_row = x.dim() == 2 and is_by_row(scale)
     call = _Call(layer, adj, size, kwargs, scale.detach().reshape(-1) if by_row else None)
     name = state_of(layer).edge_weight
     weight = kwargs.get(name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.codes.chains import codes_of, handed_out, plain
-from torch_geometric_qlr.codes.edge_weights import coded_weights
+from torch_geometric_qlr.codes.edge_weights import coded_weights, is_by_row
 from torch_geometric_qlr.codes.edges import ready_edges
 from torch_geometric_qlr.codes.gather import (
     kernel_of,
@@ -105,6 +105,8 @@ def _chain(
     if steps is None:
         return None
     codes = codes_of(x, quantizers[0])
+    if is_by_row(codes.scale):
+        return None  # scales of the first sources go into its weights alone, hop by hop
     nodes = codes.size(0)
     graph, weight = weighted_graph(layer, adj, nodes, nodes, {"edge_weight": edge_weight})
     weight, row_scale = coded_weights(layer, graph, weight)

@@ -255,12 +255,17 @@ def check_values(arguments: Mapping[str, Any]) -> None:
         last = int(rowptr[-1])
         if int(rowptr[0]) != 0 or last != arguments["col"].numel() or (rowptr.diff() < 0).any():
             raise Refused(BAD_ROWPTR)
-    sources = (arguments.get(name) for name in ("packed", "x", "source_weight"))
-    source = next((s for s in sources if s is not None), None)
-    if index is not None and index.numel() and source is not None:
-        rows = source.size(0)
-        if int(index.min()) < 0 or int(index.max()) >= rows:
-            raise Refused(BAD_INDEX)
+    if index is None or not index.numel():
+        return
+    matrix, weight = arguments.get("packed", arguments.get("x")), arguments.get("source_weight")
+    if matrix is not None:
+        rows = matrix.size(0)
+    elif weight is not None:
+        rows = weight.numel()
+    else:
+        return  # sources that are not read
+    if int(index.min()) < 0 or int(index.max()) >= rows:
+        raise Refused(BAD_INDEX)
 
 
 def finite(x: Tensor) -> Tensor:

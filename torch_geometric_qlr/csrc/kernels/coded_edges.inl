@@ -37,8 +37,8 @@ struct CodedPass {
   typedef PairOfRows<NARROW, VECTORS> Pair;
   static constexpr int kFields = 8 / B;
   static constexpr int kUnit = NARROW ? 16 : 32;
-  // Edges whose products fit into 16 bits, an even number.
-  static constexpr int64_t kRun = 2 * (32767 / (2 * 127 * ((1 << B) - 1) + (B == 8)));
+  // Edges whose products fit into 16 bits, an even number; a weight may be as low as -128.
+  static constexpr int64_t kRun = 2 * (32767 / (2 * 128 * ((1 << B) - 1)));
 
   const PackedRows& rows;
   const int8_t* codes;  // of edge 0

@@ -41,7 +41,7 @@ constexpr int64_t kPrefetch = 24;
 constexpr int kBlockEdges = 256;
 // Edges summed before 32-bit sums of 8-bit codes could overflow (255 * 2^22 < 2^31).
 constexpr int64_t kSafeEdges = int64_t{1} << 22;
-// The same with weights that are integers of 8 bits (255 * 127 * 2^16 < 2^31).
+// The same with weights that are integers of 8 bits (255 * 128 * 2^16 < 2^31).
 constexpr int64_t kSafeCodedEdges = int64_t{1} << 16;
 
 struct PackedRows {

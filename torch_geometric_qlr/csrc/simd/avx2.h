@@ -74,7 +74,6 @@ struct F {
   }
   // W codes as bytes, side by side.
   typedef __m128i vb;
-  static vb load_bytes(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const vb*>(p)); }
   static vb bytes(vi a) {
     const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     return _mm_packus_epi16(h, h);

@@ -63,7 +63,6 @@ struct F {
   static vi keep(vi a, int64_t n) { return _mm512_maskz_mov_epi32((1u << n) - 1, a); }
   // W codes as bytes, side by side.
   typedef __m128i vb;
-  static vb load_bytes(const uint8_t* p) { return _mm_load_si128(reinterpret_cast<const vb*>(p)); }
   // Codes of b join those of a, k bits further up.
   static vb either(vb a, vb b, int k) { return _mm_or_si128(a, _mm_slli_epi16(b, k)); }
   static void store_bytes(uint8_t* p, vb a) { _mm_storeu_si128(reinterpret_cast<vb*>(p), a); }

@@ -59,7 +59,6 @@ struct F {
   static vi keep(vi a, int64_t n) { return n > 0 ? a : 0; }
   // W codes as bytes, side by side.
   typedef uint8_t vb;
-  static vb load_bytes(const uint8_t* p) { return *p; }
   // Codes of b join those of a, k bits further up.
   static vb either(vb a, vb b, int k) { return static_cast<vb>(a | b << k); }
   static void store_bytes(uint8_t* p, vb a) { *p = a; }

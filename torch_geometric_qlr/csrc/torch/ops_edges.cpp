@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../schedule.h"
 #include "ops.h"
 
 namespace qlr {
@@ -36,40 +37,35 @@ void encode_row(const float* w, int64_t count, float levels, int8_t* codes, floa
 }
 
 void quantize_edges(Call& call) {
-  const GraphArgument edges = read_graph(call.in);
-  const View weight = call.in.tensor();
+  GraphArgument edges = read_graph(call.in);
+  edges.edge_weight = call.in.tensor();
   const int64_t bits = call.in.integer();
-  const View of_source = call.in.optional();
+  edges.source_weight = call.in.optional();
   require(2 <= bits && bits <= 8);
-  const int64_t sources = of_source ? of_source.numel : (int64_t{1} << 31) - 1;
+  const int64_t sources = edges.source_weight.numel;
   check_graph(edges, sources);
-  check_numbers(weight, edges.edges());
-  check_numbers(of_source, sources);
 
-  const int64_t rows = edges.rows(), count = edges.edges();
-  const auto* const rowptr =
-      static_cast<const int64_t*>(call.prepared.as(edges.rowptr, torch().int64));
-  bool ascends = rowptr[0] == 0 && rowptr[rows] == count;
-  for (int64_t i = 0; i < rows; ++i) ascends &= rowptr[i] <= rowptr[i + 1];
-  if (!ascends) throw Refusal{QLR_BAD_ROWPTR, ""};
-  const float* w = call.prepared.floats(weight);
-  if (of_source) {
-    const auto* const col = static_cast<const int64_t*>(call.prepared.as(edges.col, torch().int64));
-    const float* const u = call.prepared.floats(of_source);
-    float* const product = call.prepared.room<float>(count);
-    for (int64_t e = 0; e < count; ++e) {
-      if (col[e] < 0 || col[e] >= sources) throw Refusal{QLR_BAD_INDEX, ""};
-      product[e] = w[e] * u[col[e]];
-    }
+  const int64_t count = edges.edges();
+  if (!edges.source_weight) edges.col = View();  // where edges come from makes no difference
+  QlrGraph graph = call.prepared.graph(edges, sources);
+  graph.edges = count;
+  if (!valid_rowptr(graph)) throw Refusal{QLR_BAD_ROWPTR, ""};
+  const float* w = graph.edge_weight;
+  if (edges.source_weight) {
+    if (!valid_columns(graph.col, graph.edges, sources)) throw Refusal{QLR_BAD_INDEX, ""};
+    float* const product = call.prepared.room<float>(graph.edges);
+    for (int64_t e = 0; e < graph.edges; ++e) product[e] = w[e] * graph.source_weight[graph.col[e]];
     w = product;
   }
-  call.results[0] = empty(1, &count, torch().int8);
-  call.results[1] = empty(1, &rows, torch().float32);
+  call.results[0] = empty(1, &graph.edges, torch().int8);
+  call.results[1] = empty(1, &graph.rows, torch().float32);
   int8_t* const codes = static_cast<int8_t*>(address(call.results[0].get()));
   float* const scale = static_cast<float*>(address(call.results[1].get()));
   const float levels = static_cast<float>((1 << (bits - 1)) - 1);
-  for (int64_t i = 0; i < rows; ++i)
-    encode_row(w + rowptr[i], rowptr[i + 1] - rowptr[i], levels, codes + rowptr[i], scale + i);
+  for (int64_t i = 0; i < graph.rows; ++i) {
+    const int64_t first = graph.rowptr[i];
+    encode_row(w + first, graph.rowptr[i + 1] - first, levels, codes + first, scale + i);
+  }
 }
 
 const Kernel<quantize_edges> kQuantizeEdges("quantize_edges", Gradient::kRefused);
