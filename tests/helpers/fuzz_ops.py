@@ -157,6 +157,14 @@ class Fuzzer:
             "factor": self.draw.choice((1.0, 0.01)),
         }
 
+    def weight(self, rows: int, cols: int) -> Arguments:
+        """The second matrix of a product."""
+        bits = self.draw.choice((1, 2, 4, 8))
+        weight = {f"weight_{k}": v for k, v in self.packed(rows, cols, bits).items()}
+        weight = {"weight": weight.pop("weight_packed"), **weight}
+        del weight["weight_num_cols"]
+        return weight
+
     def arguments(self, op: str) -> Arguments:
         """What the op takes."""
         rows, cols, sources = self.size(), self.size(), self.size()
@@ -173,6 +181,14 @@ class Fuzzer:
             own = {name: quantizer[name] for name in ("bits", "truncate", "skew")}
             more = {"multiplier": torch.rand(1, generator=self.rng), "aligned": bits > 2}
             return {"x": self.floats(rows, cols), **own, **more}
+        if op == "quantize_linear":
+            quantizer = self.quantizer(rows, cols)
+            if bits > 2:  # a range of its own for each row
+                one = torch.rand(1, generator=self.rng)
+                quantizer |= {"scale": one, "zero_point": None}
+            bias = self.maybe(lambda: self.floats(sources))
+            more = {"aligned": bits > 4, "bias": bias, "relu": bits > 1}
+            return {"x": self.floats(rows, cols), **quantizer, **self.weight(sources, cols), **more}
         if op == "csr":
             count = (cols if sources and rows else 0,)
             source = torch.randint(max(sources, 1), count, generator=self.rng)
@@ -202,11 +218,9 @@ class Fuzzer:
             index = torch.randint(max(sources, 1), (rows if sources else 0,), generator=self.rng)
             return {"packed": packed["packed"], "index": index}
         if op == "packed_linear":
-            weight = {f"weight_{k}": v for k, v in self.packed(rows, cols, bits).items()}
-            weight = {"weight": weight.pop("weight_packed"), **weight}
-            del weight["weight_num_cols"]
-            bias = self.maybe(lambda: self.floats(rows))
-            return {**packed, **weight, "bias": bias, "relu": True, **self.output(sources, rows)}
+            more = {"bias": self.maybe(lambda: self.floats(rows)), "relu": True}
+            output = self.output(sources, rows)
+            return {**packed, **self.weight(rows, cols), **more, **output}
         graph = self.graph(rows, rows if square else sources)
         edges = graph["col"].numel()
         if op == "packed_extremum":

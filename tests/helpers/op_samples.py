@@ -25,7 +25,8 @@ def samples() -> dict[str, list[tuple]]:
     square = problem(2, targets=12, cols=40, bits=4)
     hops = (square.rowptr, square.col, *square.packed, torch.rand(2) + 0.1, torch.rand(2), 4)
     weight = torch.rand(square.col.numel())
-    linear = (*packed, reference.pack(case.codes[:5], 4), 4, case.scale, case.zero_point)
+    factor = (reference.pack(case.codes[:5], 4), 4, case.scale, case.zero_point)
+    linear, grid = (*packed, *factor), (torch.tensor(0.5), torch.tensor(7.0), 3)
     return {
         "quantize_pack": [(x, case.scale, case.zero_point, 3)],
         "quantize_rows": [(x, torch.tensor(0.9), 3), (x, torch.rand(1), 4, True, True, output[4])],
@@ -59,6 +60,11 @@ def samples() -> dict[str, list[tuple]]:
             (*gather, torch.rand(edges, 4), None, True, *output),
         ],
         "packed_linear": [linear, (*linear, torch.rand(5), True, *output)],
+        "quantize_linear": [
+            (x, *grid, False, False, None, *factor),
+            (x, torch.tensor(0.9), None, 4, True, True, None, *factor),
+            (x, *grid, True, False, output[4], *factor, torch.rand(5), True),
+        ],
         "spmm": [(case.rowptr, case.col, x)],
         "fake_quantize": [
             (x.clone().requires_grad_(), torch.tensor(0.3, requires_grad=True), output[1], 4)

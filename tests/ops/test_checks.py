@@ -112,6 +112,8 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "integer scale": ("quantize_pack", {"scale": torch.ones(()).int()}, "floating point"),
     "out zero point": ("packed_spmm", {"out_zero_point": torch.ones(5)}, "out_zero_point has"),
     "no out zero point": ("packed_spmm", {"out_zero_point": None}, "needs an out_zero_point"),
+    "narrow weight": ("quantize_linear", {"x": torch.ones(12, 400)}, "weight must be uint8 of"),
+    "many ranges": ("quantize_linear", {"scale": torch.ones(3), "zero_point": None}, "3 elements"),
     "many skews": ("quantize_pack", {"skew": torch.ones(2)}, "skew has 2 elements"),
     "integers": ("quantize_pack", {"x": torch.ones(12, 40).int()}, "x is torch.int32"),
     "vector": ("quantize_pack", {"x": torch.ones(40)}, "x must be a matrix"),

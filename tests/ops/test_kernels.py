@@ -21,7 +21,7 @@ from tests.helpers.kernel_cases import (
     seed_strategy,
     width_strategy,
 )
-from torch_geometric_qlr.ops import QParams, reference, use_backend
+from torch_geometric_qlr.ops import QParams, affine_params, reference, storage_bits, use_backend
 from torch_geometric_qlr.ops.groups import CodeMatrix, Epilogue, Weights
 
 qlr = torch.ops.qlr
@@ -449,6 +449,41 @@ def test_linear(isa, seed, bits, weight_bits, inputs, rows, outputs, axis):
             *(bias, True),
         )
     assert_float32_close(ours, truth, size)
+
+
+@every_isa
+@examples
+@given(
+    *(seed_strategy, st.integers(1, 8), bits_strategy, width_strategy, st.integers(0, 120)),
+    *(st.integers(1, 100), st.booleans(), st.sampled_from(("grid", "rows"))),
+)
+def test_linear_of_floats_is_that_of_their_codes(
+    isa, seed, bits, weight_bits, inputs, rows, outputs, truncate, ranges
+):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=rng)
+    x *= torch.rand(rows, inputs, generator=rng) < (0.02 if seed % 3 == 0 else 1.0)
+    codes = torch.randint(2**weight_bits, (outputs, inputs), generator=rng, dtype=torch.uint8)
+    axis = "row" if outputs > 1 else "tensor"
+    weight_params = parameters(outputs, inputs, axis, weight_bits, rng)
+    weight = reference.pack(codes, weight_bits), weight_bits, *weight_params
+    bias, relu = torch.randn(outputs, generator=rng) if seed % 2 else None, seed % 5 == 0
+    skew = torch.tensor(2.0) if truncate and seed % 4 else None
+    scale, zero = parameters(rows, inputs, "tensor", 8 if truncate else bits, rng)
+    with use_backend(isa):
+        if ranges == "grid":
+            packed = qlr.quantize_pack(x, scale, zero, bits, truncate, skew)
+            params = affine_params(scale, zero, bits, truncate)
+        else:
+            scale, zero = torch.tensor(0.9), None
+            packed, *params = qlr.quantize_rows(x, scale, bits, truncate, True, skew)
+        of_codes = qlr.packed_linear(
+            *(packed, inputs, storage_bits(bits), *params), *weight, bias, relu
+        )
+        at_once = qlr.quantize_linear(
+            x, scale, zero, bits, truncate, True, skew, *weight, bias, relu
+        )
+    assert torch.equal(at_once, of_codes)
 
 
 @every_isa

@@ -25,7 +25,7 @@ from torch_geometric_qlr.layers.running import is_own_hook, running_model
 from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["Chains", "codes_of", "handed_out", "plain", "with_promise"]
+__all__ = ["Chains", "codes_of", "handed_out", "may_wait", "plain", "with_promise"]
 
 #: Which result: the layer, and the how manieth of this call of the model.
 Key = tuple[Any, int]
@@ -159,13 +159,22 @@ def _scope() -> _Scope | None:
     return None if running is None else running.scope
 
 
+def may_wait(rows: int, cols: int) -> bool:
+    r"""Whether a result of this size may be computed later than it is handed out.
+
+    Args:
+        rows, cols (int): Its shape.
+    """
+    return not torch.compiler.is_compiling() and rows * cols >= Chains.smallest
+
+
 def handed_out(stage: Stage) -> Tensor:
     r"""The result of a layer as the code around it sees it.
 
     Args:
         stage (Stage): The kernel that computes it.
     """
-    if torch.compiler.is_compiling() or stage.shape[0] * stage.shape[1] < Chains.smallest:
+    if not may_wait(*stage.shape):
         return stage.value()
     scope = _scope()
     if scope is None or not scope.fuses:

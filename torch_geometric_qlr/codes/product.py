@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.index import index2ptr
 
-from torch_geometric_qlr.codes.chains import codes_of, handed_out
+from torch_geometric_qlr.codes.chains import codes_of, handed_out, may_wait
 from torch_geometric_qlr.codes.stage import NO_EPILOGUE, Epilogue, Stage
 from torch_geometric_qlr.codes.weight_access import weight_codes
 from torch_geometric_qlr.errors import InputError
@@ -53,6 +53,10 @@ def product(layer: Any, x: Any) -> Tensor:
         layer (torch.nn.Module): The layer.
         x (torch.Tensor or PackedTensor): The features.
     """
+    if type(x) is Tensor and x.layout == torch.strided:
+        out = _at_once(layer, x)
+        if out is not None:
+            return out
     if isinstance(x, Tensor) and x.layout != torch.strided:
         return handed_out(_of_sparse(layer, x))
     if isinstance(x, PackedTensor) or x.dim() == 2:
@@ -60,6 +64,27 @@ def product(layer: Any, x: Any) -> Tensor:
     rows = x.reshape(-1, x.size(-1))
     stage = _of_codes(layer, codes_of(rows, state_of(layer)["input"]))
     return stage.value().view(*x.shape[:-1], stage.shape[1])
+
+
+def _at_once(layer: Any, x: Tensor) -> Tensor | None:
+    """The product of floats in one op; :obj:`None` if codes have to be made first, as for a result
+    that may wait for what follows it."""
+    state = state_of(layer)
+    quantizer: Any = state._modules["input"]
+    if not quantizer.is_frozen or state.backend != "auto":
+        return None
+    weight = weight_codes(layer, "weight").packed
+    if x.size(-1) != weight.num_cols or may_wait(x.size(0), weight.data.size(0)):
+        return None
+    grid = quantizer.row_grid(x)
+    if grid is None:
+        return None
+    factor = (weight.data, weight.bits, weight.scale, weight.zero_point)
+    try:
+        out: Tensor = torch.ops.qlr.quantize_linear(x, *grid, *factor, layer.bias)
+    except InputError as error:
+        raise InputError(f"{where_is(layer)}: {error}") from None
+    return out
 
 
 def _of_codes(layer: Any, codes: PackedTensor) -> Stage:

@@ -16,8 +16,12 @@ struct Dot : avx512::Dot {
 
 // clang-format off
 #include "kernels/epilogue.inl"
+#include "kernels/quantize.inl"
+#include "kernels/range_grid.inl"
+#include "kernels/row_ranges.inl"
 #include "kernels/products_amx.inl"
 #include "kernels/sparse_rows.inl"
+#include "kernels/linear_inputs.inl"
 #include "kernels/linear.inl"
 // clang-format on
 
@@ -28,6 +32,7 @@ const KernelTable& amx_kernels() {
   static const KernelTable table = [] {
     KernelTable all = avx512_kernels();
     all.packed_linear = amx::packed_linear;
+    all.quantize_linear = amx::quantize_linear;
     return all;
   }();
   return table;

@@ -160,6 +160,13 @@ int32_t qlr_packed_linear(const QlrPacked* input, const QlrPacked* weight,
                           const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
   return guarded([&] { return kernels(isa).packed_linear(*input, *weight, *epilogue, threads); });
 }
+int32_t qlr_quantize_linear(const float* x, int64_t rows, int64_t cols, const QlrQuantizer* grid,
+                            const QlrRowQuantizer* own, const QlrPacked* weight,
+                            const QlrEpilogue* epilogue, int32_t threads, int32_t isa) {
+  return guarded([&] {
+    return kernels(isa).quantize_linear(x, rows, cols, grid, own, *weight, *epilogue, threads);
+  });
+}
 int32_t qlr_packed_smp(const QlrGraph* graph, const float* x, int64_t cols,
                        const QlrQuantizer* quantizers, const QlrPacked* sources, const QlrSmp* smp,
                        float* work, float* out, int32_t threads, int32_t isa) {

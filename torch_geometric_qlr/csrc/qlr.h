@@ -13,7 +13,7 @@
 extern "C" {
 
 // Bumped with every change of a structure or signature; the binding refuses any other.
-#define QLR_ABI_VERSION 9
+#define QLR_ABI_VERSION 10
 
 enum QlrStatus : int32_t {
   QLR_OK = 0,
@@ -154,6 +154,11 @@ QLR_EXPORT int32_t qlr_packed_attention(const QlrGraph* graph, const QlrPacked* 
                                         const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
 QLR_EXPORT int32_t qlr_packed_linear(const QlrPacked* input, const QlrPacked* weight,
                                      const QlrEpilogue* epilogue, int32_t threads, int32_t isa);
+// The product of what qlr_quantize_pack, or without a quantizer qlr_quantize_rows, makes of x.
+QLR_EXPORT int32_t qlr_quantize_linear(const float* x, int64_t rows, int64_t cols,
+                                       const QlrQuantizer* quantizer, const QlrRowQuantizer* own,
+                                       const QlrPacked* weight, const QlrEpilogue* epilogue,
+                                       int32_t threads, int32_t isa);
 // All steps in one call. `quantizers` has two per step, one number each: of the representation and of
 // its change. `sources` are, in the same order, how the gather reads their codes; their `data` is
 // room for packed rows. `work` is room for three matrices like x.

@@ -18,7 +18,7 @@ from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.torch_state import is_abstract, is_transformed
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
-__all__ = ["Frozen", "FrozenGrid", "Made", "freeze_ranges"]
+__all__ = ["Frozen", "FrozenGrid", "Made", "RowGrid", "freeze_ranges"]
 
 F = TypeVar("F", bound="Frozen")
 
@@ -26,13 +26,30 @@ F = TypeVar("F", bound="Frozen")
 Made = tuple[Tensor, int, Sequence[Tensor]]
 
 
-class _Known(NamedTuple):
-    """What a grid that is known before the data needs to make codes."""
+class RowGrid(NamedTuple):
+    r"""How the rows of a matrix become codes, as ``torch.ops.qlr.quantize_linear`` takes it.
+
+    Args:
+        scale (torch.Tensor): Of all rows; of rows with a range of their own what multiplies theirs.
+        zero_point (torch.Tensor, optional): Of all rows; :obj:`None` for ranges of their own.
+        bits (int): Width of a code.
+        truncate (bool): Whether codes are cut from 8 bits.
+        aligned (bool): Whether zero points of their own are levels of truncated codes.
+        skew (torch.Tensor, optional): Shift of the thresholds.
+    """
 
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
+    bits: int
+    truncate: bool
+    aligned: bool
     skew: Tensor | None
-    #: How the codes are read back.
+
+
+class _Known(NamedTuple):
+    """What a grid that is known before the data needs to make codes, and how they are read back."""
+
+    grid: RowGrid
     read_back: tuple[Tensor, Tensor]
 
 
@@ -135,6 +152,40 @@ class Frozen(Quantizer):
 
     # Codes ########################################################################################
 
+    def row_grid(self, x: Tensor) -> RowGrid | None:
+        r"""How rows become codes, for an op that makes them on the way.
+
+        Args:
+            x (torch.Tensor): The rows.
+
+        Returns:
+            RowGrid: Or :obj:`None` if :meth:`pack` has to be asked.
+        """
+        if not self._usable or not self._takes(x) or is_transformed() or not x.numel() > 0:
+            return None
+        return self._row_grid(x)
+
+    def _row_grid(self, x: Tensor) -> RowGrid | None:
+        if not self.is_static:
+            return None
+        if torch.compiler.is_compiling():
+            return self._grid_of(self.code_params(x))
+        return self._known_grid(x).grid
+
+    def _grid_of(self, params: CodeParams) -> RowGrid:
+        scale, zero_point, skew = params
+        return RowGrid(scale, zero_point, self.config.bits, self.config.truncates, False, skew)
+
+    def _known_grid(self, x: Tensor) -> _Known:
+        self._check_made()
+        known = self._known
+        if known is None:
+            grid = self._grid_of(self.code_params(x))
+            assert grid.zero_point is not None
+            back = affine_params(grid.scale, grid.zero_point, grid.bits, grid.truncate)
+            known = self._known = _Known(grid, back)
+        return known
+
     def _packed(self, x: Tensor) -> PackedTensor:
         if not self._usable or is_transformed() or not x.numel() > 0:
             return super()._packed(x)
@@ -156,14 +207,9 @@ class Frozen(Quantizer):
         are made as ever."""
         if not self.is_static or torch.compiler.is_compiling() or x.dim() != 2:
             return None
-        self._check_made()
-        known, config = self._known, self.config
-        if known is None:
-            scale, zero_point, skew = self.code_params(x)
-            back = affine_params(scale, zero_point, config.bits, config.truncates)
-            known = self._known = _Known(scale, zero_point, skew, back)
-        how = (known.scale, known.zero_point, config.bits, config.truncates, known.skew)
-        return torch.ops.qlr.quantize_pack(x, *how), x.size(1), known.read_back
+        (scale, zero_point, bits, truncate, _, skew), back = self._known_grid(x)
+        packed = torch.ops.qlr.quantize_pack(x, scale, zero_point, bits, truncate, skew)
+        return packed, x.size(1), back
 
     # What a module goes through ###################################################################
 

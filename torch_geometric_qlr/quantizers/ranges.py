@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_geometric_qlr.ops.reference import truncation_step
 from torch_geometric_qlr.quantizers.base import CodeParams, Quantizer
-from torch_geometric_qlr.quantizers.frozen import Frozen, Made
+from torch_geometric_qlr.quantizers.frozen import Frozen, Made, RowGrid
 from torch_geometric_qlr.quantizers.functional import floored_multiplier
 from torch_geometric_qlr.quantizers.statistics import (
     Batch,
@@ -161,11 +161,18 @@ class FrozenRange(Frozen, RangeQuantizer):
 
     def _codes_by_row(self, x: Tensor) -> Made:
         """Codes with the range of each row, and how they are read back."""
+        multiplier, _, *how = self._grid_by_row(x)
+        packed, *params = torch.ops.qlr.quantize_rows(x, multiplier, *how)
+        return packed, x.size(1), params
+
+    def _row_grid(self, x: Tensor) -> RowGrid | None:
+        by_row = self.config.granularity == "node"
+        return self._grid_by_row(x) if by_row else super()._row_grid(x)
+
+    def _grid_by_row(self, x: Tensor) -> RowGrid:
         skew = self._shift(skewness(x)) if self._follows_skewness else None
         config, multiplier = self.config, self._multiplier_for(x.numel())
-        how = (multiplier, self.bits, config.truncates, config.zero_aligned, skew)
-        packed, *params = torch.ops.qlr.quantize_rows(x, *how)
-        return packed, x.size(1), params
+        return RowGrid(multiplier, None, config.bits, config.truncates, config.zero_aligned, skew)
 
     def _multiplier_for(self, numel: int) -> Tensor:
         """What the scale of a row is multiplied by, in a tensor of this size."""

@@ -28,6 +28,7 @@
 #include "gather_ops.inl"
 #include "products.inl"
 #include "sparse_rows.inl"
+#include "linear_inputs.inl"
 #include "linear.inl"
 // clang-format on
 
@@ -47,4 +48,5 @@ const KernelTable table{
     float_spmm,
     packed_smp,
     packed_linear,
+    quantize_linear,
 };

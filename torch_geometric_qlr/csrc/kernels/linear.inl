@@ -52,32 +52,6 @@ struct LinearWeight {
   bool has_center = false, has_residual = false;
 };
 
-struct LinearInput {
-  const QlrPacked& x;
-  Layout layout;
-  int32_t center;
-
-  LinearInput(const QlrPacked& packed) : x(packed), layout(packed.cols, packed.bits) {
-    const float middle = static_cast<float>(1 << (x.bits - 1));
-    center = near_zero_point(x.axis == QLR_PER_TENSOR ? x.zero[0] : middle, (1 << x.bits) - 1);
-  }
-  float scale(int64_t row) const { return x.scale[x.axis == QLR_PER_ROW ? row : 0]; }
-  float residual(int64_t row) const {
-    return x.zero[x.axis == QLR_PER_ROW ? row : 0] - static_cast<float>(center);
-  }
-  // What stands for zero in a row.
-  int32_t zero_code(int64_t row) const {
-    return near_zero_point(x.zero[x.axis == QLR_PER_ROW ? row : 0], (1 << x.bits) - 1);
-  }
-  // Codes of a row. What is past the last meets weights of zero.
-  template <typename Code>
-  void load(int64_t row, Code* codes) const {
-    const uint8_t* const packed = x.data + row * layout.stride;
-    if constexpr (sizeof(Code) > 1) std::copy_n(packed, layout.padded_cols(), codes);  // of 8 bits
-    else unpack_row(packed, layout, codes);
-  }
-};
-
 // The integer products of a row as the epilogue reads them.
 struct ProductSums {
   const int32_t* products;
@@ -108,63 +82,100 @@ struct ProductSums {
   }
 };
 
-template <int B>
-inline int32_t linear_rows(const QlrPacked& x, const QlrPacked& weight, const QlrEpilogue& epilogue,
+// Rows come from an Input, see linear_inputs.inl.
+template <int B, typename Input>
+inline int32_t linear_rows(const Input& input, const QlrPacked& weight, const QlrEpilogue& epilogue,
                            int threads) {
   using Code = Dot::Code<B>;
   using Weight = Dot::Weight<B>;
-  const LinearInput input(x);
-  const LinearWeight<Weight> w(weight, input.center, (1 << x.bits) - 1);
+  const LinearWeight<Weight> w(weight, input.center, (1 << input.bits) - 1);
   // To the epilogue the outputs are columns, with the scale of the weights.
   Scratch<float> zeros(w.outputs);
   const int32_t axis = weight.axis == QLR_PER_ROW ? QLR_PER_COLUMN : QLR_PER_TENSOR;
   const QlrPacked columns{nullptr, 0, w.outputs, 1, axis, weight.scale, zeros.data()};
-  const Emitter emitter(w.outputs, x.rows, &columns, epilogue);
+  const Emitter emitter(w.outputs, input.rows, &columns, epilogue);
   constexpr int64_t kBlockRows = Products::kBlockRows;
   const int64_t stride = std::max(input.layout.padded_cols(), w.panels.inputs());
-  const int64_t padded = w.panels.padded, blocks = (x.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t padded = w.panels.padded, blocks = (input.rows + kBlockRows - 1) / kBlockRows;
   const bool wants_sum = w.has_center || w.has_residual;
+  std::atomic<bool> finite{true};
   parallel_rows(blocks, kBlockRows * w.inputs * w.outputs / 16, threads,
                 [&](int64_t first, int64_t last) {
     const Products multiply;
+    typename Input::Reader reader(input, std::min(last * kBlockRows, input.rows));
     SparseRows<B> sparse(w.panels, w.values.data());
     Scratch<Code> codes(kBlockRows * stride + 64);
     Scratch<int32_t> products(kBlockRows * padded);
     for (int64_t block = first; block < last; ++block) {
-      const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, x.rows);
-      for (int64_t i = begin; i < end; ++i) input.load(i, codes.data() + (i - begin) * stride);
+      const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, input.rows);
       const int count = static_cast<int>(end - begin);
+      reader.begin(begin, count);
+      for (int r = 0; r < count; ++r) reader.load(r, codes.data() + r * stride);
       const auto zero_code = [&](int r) {
-        return input.zero_code(begin + r);
+        return near_zero_point(reader.zero(r), (1 << input.bits) - 1);
       };
       if (sparse.suit(codes.data(), stride, count, zero_code))
         sparse.run(codes.data(), stride, count, products.data());
       else multiply.template run<B>(codes.data(), stride, w.panels, products.data());
-      for (int64_t i = begin; i < end; ++i) {
+      for (int r = 0; r < count; ++r) {
         int32_t code_sum = 0;
         if (wants_sum) {
-          const Code* row = codes.data() + (i - begin) * stride;
+          const Code* row = codes.data() + r * stride;
           for (int64_t k = 0; k < w.inputs; ++k) code_sum += row[k];
         }
         const int32_t x_sum = code_sum - static_cast<int32_t>(w.inputs) * input.center;
-        const float residual = input.residual(i);
-        emitter.row(i,
-                    ProductSums{products.data() + (i - begin) * padded,
+        const float residual = reader.zero(r) - static_cast<float>(input.center);
+        emitter.row(begin + r,
+                    ProductSums{products.data() + r * padded,
                                 w.has_center ? w.center.data() : nullptr, code_sum,
                                 w.has_residual ? w.residual.data() : nullptr,
                                 static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual,
-                                w.sum.data(), residual, input.scale(i)});
+                                w.sum.data(), residual, reader.scale(r)});
       }
     }
+    if (!reader.finite()) finite.store(false, std::memory_order_relaxed);
     emitter.finish();
   });
-  return emitter.status(QLR_OK);
+  return emitter.status(finite.load() ? QLR_OK : QLR_NOT_FINITE);
+}
+
+template <typename Input>
+inline int32_t linear_rows(const Input& input, const QlrPacked& weight, const QlrEpilogue& epilogue,
+                           int threads) {
+  if (input.bits == 8 && weight.bits == 8) return linear_rows<8>(input, weight, epilogue, threads);
+  return linear_rows<4>(input, weight, epilogue, threads);
 }
 
 inline int32_t packed_linear(const QlrPacked& x, const QlrPacked& weight,
                              const QlrEpilogue& epilogue, int threads) {
   if (x.axis == QLR_PER_COLUMN || weight.axis == QLR_PER_COLUMN || x.cols > kMaxInputs)
     return QLR_UNSUPPORTED;
-  if (x.bits == 8 && weight.bits == 8) return linear_rows<8>(x, weight, epilogue, threads);
-  return linear_rows<4>(x, weight, epilogue, threads);
+  return linear_rows(PackedInput(x), weight, epilogue, threads);
+}
+
+// Of floats, which become codes on the way: by `grid`, which is one for all, or by `own`, each row by
+// its range.
+inline int32_t quantize_linear(const float* x, int64_t rows, int64_t cols, const QlrQuantizer* grid,
+                               const QlrRowQuantizer* own, const QlrPacked& weight,
+                               const QlrEpilogue& epilogue, int threads) {
+  const bool single = grid == nullptr || grid->axis == QLR_PER_TENSOR;
+  if (!single || weight.axis == QLR_PER_COLUMN || cols > kMaxInputs) return QLR_UNSUPPORTED;
+  float scale, zero;
+  QlrQuantizer of_row;
+  if (grid == nullptr && rows == 1) {  // one range is one grid, to packed_linear as well
+    RowRange(*own).of(x, cols, scale, zero);
+    of_row = {&scale, &zero, QLR_PER_TENSOR, own->bits, own->truncate, own->skew};
+    grid = &of_row;
+  }
+  if (grid != nullptr) {
+    const GridPacker packer(*grid, rows, cols);
+    const int32_t bits = storage_bits(grid->bits);
+    const int32_t center = near_zero_point(packer.zero(), (1 << bits) - 1);
+    return linear_rows(FloatInput<GridPacker>(x, rows, cols, bits, center, packer), weight,
+                       epilogue, threads);
+  }
+  const OwnRowPacker packer(*own, cols);
+  const int32_t bits = storage_bits(own->bits);
+  return linear_rows(FloatInput<OwnRowPacker>(x, rows, cols, bits, middle_code(bits), packer),
+                     weight, epilogue, threads);
 }

@@ -85,17 +85,32 @@ class QuantizerThresholds {
   Scratch<float> values_;
 };
 
+// Rows to codes by one quantizer, in the fastest way that gives the codes of the definition.
+class RowPacker {
+ public:
+  RowPacker(const QlrQuantizer& q, int64_t rows, int64_t cols)
+      : q_(q), cols_(cols), affines_(q, rows, cols), thresholds_(q, affines_, cols) {}
+
+  // Whether all values of rows [first, last) were finite.
+  bool pack(const float* x, uint8_t* packed, int64_t first, int64_t last) const {
+    if (!thresholds_.any()) return quantize_rows(x, cols_, q_, affines_, packed, first, last);
+    if (q_.bits == 1) return thresholds_.pack_rows<1>(x, cols_, packed, first, last);
+    return thresholds_.pack_rows<2>(x, cols_, packed, first, last);
+  }
+
+ private:
+  const QlrQuantizer& q_;
+  int64_t cols_;
+  Affines affines_;
+  QuantizerThresholds thresholds_;
+};
+
 inline int32_t quantize_pack(const float* x, int64_t rows, int64_t cols, const QlrQuantizer& q,
                              uint8_t* packed, int threads) {
-  const Affines affines(q, rows, cols);
-  const QuantizerThresholds thresholds(q, affines, cols);
+  const RowPacker packer(q, rows, cols);
   std::atomic<bool> finite{true};
   parallel_rows(rows, cols * 4, threads, [&](int64_t first, int64_t last) {
-    const bool all = thresholds.any() && q.bits == 1
-                         ? thresholds.pack_rows<1>(x, cols, packed, first, last)
-                     : thresholds.any() ? thresholds.pack_rows<2>(x, cols, packed, first, last)
-                                        : quantize_rows(x, cols, q, affines, packed, first, last);
-    if (!all) finite.store(false, std::memory_order_relaxed);
+    if (!packer.pack(x, packed, first, last)) finite.store(false, std::memory_order_relaxed);
   });
   return finite.load() ? QLR_OK : QLR_NOT_FINITE;
 }

@@ -42,8 +42,11 @@ class RangeGrid {
     if (aligned_) zero = std::nearbyint(zero / step_) * step_;
     else if (rounded_) zero = std::nearbyint(zero);
   }
-  // Of truncated codes.
-  float step() const { return step_; }
+  // How truncated codes are read back.
+  void read_back(float& scale, float& zero) const {
+    scale *= step_;
+    zero /= step_;
+  }
 
  private:
   float levels_, step_;

@@ -27,6 +27,8 @@ struct KernelTable {
   int32_t (*packed_smp)(const QlrGraph&, const float*, int64_t, const QlrQuantizer*,
                         const QlrPacked*, const QlrSmp&, float*, float*, int);
   int32_t (*packed_linear)(const QlrPacked&, const QlrPacked&, const QlrEpilogue&, int);
+  int32_t (*quantize_linear)(const float*, int64_t, int64_t, const QlrQuantizer*,
+                             const QlrRowQuantizer*, const QlrPacked&, const QlrEpilogue&, int);
 };
 
 const KernelTable& portable_kernels();

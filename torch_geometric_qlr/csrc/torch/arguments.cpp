@@ -103,6 +103,12 @@ void check_quantizer(const QuantizerArgument& quantizer, int64_t rows, int64_t c
   check_numbers(quantizer.skew, 1);
 }
 
+void check_row_quantizer(const QuantizerArgument& quantizer) {
+  check_width(quantizer.bits);
+  require(quantizer.scale.is_of(torch().floats) && quantizer.scale.numel == 1);
+  check_numbers(quantizer.skew, 1);
+}
+
 void check_graph(const GraphArgument& graph, int64_t sources) {
   require(graph.rowptr.is_of(torch().indices) && graph.col.is_of(torch().indices));
   require(graph.rowptr.dim == 1 && graph.rowptr.numel > 0 && graph.col.dim == 1);

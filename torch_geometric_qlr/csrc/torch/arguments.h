@@ -76,6 +76,8 @@ void check_params(const View& scale, const View& zero, int64_t rows, int64_t col
 void check_numbers(const View& x, int64_t count);
 void check_packed(const PackedArgument& packed);
 void check_quantizer(const QuantizerArgument& quantizer, int64_t rows, int64_t cols);
+// Of rows whose ranges are their own: the scale is what multiplies theirs.
+void check_row_quantizer(const QuantizerArgument& quantizer);
 void check_graph(const GraphArgument& graph, int64_t sources);
 void check_epilogue(const EpilogueArgument& epilogue, int64_t rows, int64_t cols);
 // Quantizers per tensor, as vectors of their numbers.

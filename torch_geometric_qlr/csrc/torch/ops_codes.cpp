@@ -22,21 +22,20 @@ void quantize_pack(Call& call) {
 }
 
 void quantize_rows(Call& call) {
-  const View x = call.in.tensor(), multiplier = call.in.tensor();
-  const int64_t bits = call.in.integer();
-  const bool truncate = call.in.flag(), aligned = call.in.flag();
-  const View skew = call.in.optional();
+  const View x = call.in.tensor();
+  QuantizerArgument how;
+  how.scale = call.in.tensor();
+  how.bits = call.in.integer();
+  how.truncate = call.in.flag();
+  const bool aligned = call.in.flag();
+  how.skew = call.in.optional();
   check_matrix(x, torch().floats);
   const int64_t rows = x.sizes[0], cols = x.sizes[1];
   check_columns(cols);
-  check_width(bits);
-  require(multiplier.is_of(torch().floats) && multiplier.numel == 1);
-  check_numbers(skew, 1);
+  check_row_quantizer(how);
 
-  const float* const shift = call.prepared.floats(skew);
-  const QlrRowQuantizer quantizer{*call.prepared.floats(multiplier), static_cast<int32_t>(bits),
-                                  truncate, aligned, shift == nullptr ? 0.f : *shift};
-  call.results[0] = empty_matrix(rows, row_stride(cols, bits), torch().uint8);
+  const QlrRowQuantizer quantizer = call.prepared.row_quantizer(how, aligned);
+  call.results[0] = empty_matrix(rows, row_stride(cols, how.bits), torch().uint8);
   call.results[1] = empty_matrix(rows, 1, torch().float32);
   call.results[2] = empty_matrix(rows, 1, torch().float32);
   uint8_t* const out = static_cast<uint8_t*>(address(call.results[0].get()));

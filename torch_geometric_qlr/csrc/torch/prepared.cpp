@@ -49,6 +49,12 @@ QlrQuantizer Prepared::quantizer(const QuantizerArgument& quantizer, int64_t row
           quantizer.truncate, skew == nullptr ? 0.f : *skew};
 }
 
+QlrRowQuantizer Prepared::row_quantizer(const QuantizerArgument& quantizer, bool aligned) {
+  const float* const skew = floats(quantizer.skew);
+  return {*floats(quantizer.scale), static_cast<int32_t>(quantizer.bits), quantizer.truncate,
+          aligned, skew == nullptr ? 0.f : *skew};
+}
+
 std::vector<QlrQuantizer> Prepared::steps(const QuantizerArgument& steps) {
   const float* const scale = floats(steps.scale);
   const float* const zero = floats(steps.zero);

@@ -29,6 +29,7 @@ class Prepared {
 
   QlrPacked packed(const PackedArgument& packed);
   QlrQuantizer quantizer(const QuantizerArgument& quantizer, int64_t rows);
+  QlrRowQuantizer row_quantizer(const QuantizerArgument& quantizer, bool aligned);
   std::vector<QlrQuantizer> steps(const QuantizerArgument& steps);
   QlrGraph graph(const GraphArgument& graph, int64_t sources);
   // The same for kernels that take weights of int8 as integers.

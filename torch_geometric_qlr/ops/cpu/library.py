@@ -19,7 +19,7 @@ from torch_geometric_qlr.ops.schemas import SIGNATURES
 
 __all__ = ["NO_CHOICE", "Status", "asking_kernels", "library_path", "load_library"]
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 
 class Status:
