@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "torch_geometric_qlr"
 #: For builds of which a few tests are all that is asked; half of the time goes to these kernels.
 WITHOUT_AVX512 = "-DQLR_NO_AVX512"
+#: Kernels for AVX-VNNI that run on any processor with AVX2.
+EMULATED_VNNI = "-DQLR_EMULATED_VNNI"
 FLAGS = ("-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=off")
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.builds import FLAGS, PACKAGE, ROOT, WITHOUT_AVX512, Build, build
+from tests.helpers.builds import (
+    EMULATED_VNNI,
+    FLAGS,
+    PACKAGE,
+    ROOT,
+    WITHOUT_AVX512,
+    Build,
+    build,
+)
 
 CROSS, EMULATOR, FOREIGN = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
 
@@ -28,12 +36,19 @@ def by_clang(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @needs_clang
 def test_small_set(tmp_path: Path) -> None:
     """What .ci/run takes of the rest."""
-    build(tmp_path, "clang++", "-O1", WITHOUT_AVX512).test("not_finite", "fused")
+    small = build(tmp_path, "clang++", "-O1", WITHOUT_AVX512, EMULATED_VNNI)
+    small.test("not_finite", "fused")
 
 
 @needs_clang
 def test_kernels(by_clang: Build) -> None:
     by_clang.test("kernels", "fake_quantize", "observed", "row_ranges")
+
+
+def test_kernels_for_vnni(tmp_path: Path) -> None:
+    """With the instruction itself only where the processor has it."""
+    emulated = build(tmp_path, "g++", "-O2", WITHOUT_AVX512, EMULATED_VNNI)
+    emulated.test("kernels", "row_ranges", "not_finite", "fused")
 
 
 def _plain_calls(home: Path, compiler: str, *runner: str) -> str:
@@ -62,4 +77,5 @@ def test_plain_calls(tmp_path: Path) -> None:
 )
 def test_small_set_on_aarch64(tmp_path: Path) -> None:
     said = _plain_calls(tmp_path, CROSS, EMULATOR, "-L", FOREIGN)
+    assert "instruction set 5\n" in said, said  # NEON, with dot products
     assert said.endswith(" numbers compared, 0 differ\n")

@@ -83,7 +83,8 @@ def test_instruction_set_by_environment():
 
     assert run("portable").stdout.strip() == "['reference', 'portable']"
     refused = run("sse9")
-    assert "QLR_CPU='sse9' is unknown, choose from portable, avx2, avx512, amx" in refused.stderr
+    every = "portable, avx2, avx_vnni, avx512, amx, neon"
+    assert f"QLR_CPU='sse9' is unknown, choose from {every}" in refused.stderr
 
 
 def test_unknown_backend():

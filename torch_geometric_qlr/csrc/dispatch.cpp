@@ -10,72 +10,110 @@
 #include "qlr.h"
 #include "schedule.h"
 
-#if QLR_HAS_AMX
+#if QLR_HAS_AVX_VNNI || QLR_HAS_AMX
 #include <cpuid.h>
+#endif
+#if QLR_HAS_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if QLR_HAS_NEON && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace {
 
+#if QLR_HAS_AVX_VNNI
+// Dot products of bytes in 256 bits, in the encoding that processors without AVX-512 have.
+bool has_avx_vnni() {
+#if defined(QLR_EMULATED_VNNI)
+  return true;
+#else
+  unsigned a = 0, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+#endif
+}
+#endif
+
 #if QLR_HAS_AVX512
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+#if QLR_HAS_AMX
 // Whether there are tiles for bytes. The system gives their memory to processes that ask for it.
 bool has_amx() {
-#if QLR_HAS_AMX
   unsigned a, b, c, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   return (d & kTile) && (d & kInt8) && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#endif
+
+#if QLR_HAS_NEON
+// Dot products of bytes; every processor of Apple's has them.
+bool has_neon() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kDotProducts;
 #else
-  return false;
+  return true;
 #endif
 }
 #endif
 
-int32_t detect() {
-#if QLR_HAS_AVX2
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#if QLR_HAS_AVX512
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512vnni");
-  if (avx512) return has_amx() ? QLR_AMX : QLR_AVX512;
-#endif
-  if (avx2) return QLR_AVX2;
-#endif
-  return QLR_PORTABLE;
-}
+constexpr const char* kNames[] = {"portable", "avx2", "avx_vnni", "avx512", "amx", "neon"};
+constexpr int32_t kCount = sizeof(kNames) / sizeof(kNames[0]);
 
 // What the environment variable QLR_CPU allows at most; Python refuses a name that is none of these.
 int32_t allowed() {
   const char* const name = std::getenv("QLR_CPU");
-  if (name == nullptr) return QLR_AMX;
-  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
-  for (int32_t isa = QLR_PORTABLE; isa < QLR_AMX; ++isa)
+  for (int32_t isa = QLR_PORTABLE; name != nullptr && isa < kCount; ++isa)
     if (std::strcmp(name, kNames[isa]) == 0) return isa;
-  return QLR_AMX;
+  return QLR_BEST;
 }
 
-int32_t best_isa() {
-  static const int32_t best = std::min(detect(), allowed());
-  return best;
-}
+// The kernels of each instruction set; null where there is none, or none that runs here.
+struct Kernels {
+  const qlr::KernelTable* of[kCount] = {};
 
-// The wanted instruction set, or the best below it that this processor has.
-const qlr::KernelTable& kernels(int32_t wanted) {
-  [[maybe_unused]] const int32_t isa = std::min(wanted, best_isa());
-#if QLR_HAS_AMX
-  if (isa >= QLR_AMX) return qlr::amx_kernels();
+  Kernels() {
+    of[QLR_PORTABLE] = &qlr::portable_kernels();
+#if QLR_HAS_AVX2
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2) of[QLR_AVX2] = &qlr::avx2_kernels();
+#endif
+#if QLR_HAS_AVX_VNNI
+    if (avx2 && has_avx_vnni()) of[QLR_AVX_VNNI] = &qlr::avx_vnni_kernels();
 #endif
 #if QLR_HAS_AVX512
-  if (isa >= QLR_AVX512) return qlr::avx512_kernels();
+    if (avx2 && has_avx512()) of[QLR_AVX512] = &qlr::avx512_kernels();
 #endif
-#if QLR_HAS_AVX2
-  if (isa >= QLR_AVX2) return qlr::avx2_kernels();
+#if QLR_HAS_AMX
+    if (of[QLR_AVX512] != nullptr && has_amx()) of[QLR_AMX] = &qlr::amx_kernels();
 #endif
-  return qlr::portable_kernels();
+#if QLR_HAS_NEON
+    if (has_neon()) of[QLR_NEON] = &qlr::neon_kernels();
+#endif
+    for (int32_t isa = allowed() + 1; isa < kCount; ++isa) of[isa] = nullptr;
+  }
+};
+
+const Kernels& kernels() {
+  static const Kernels all;
+  return all;
+}
+
+// Of the wanted instruction set, or of the best below it.
+const qlr::KernelTable& kernels(int32_t wanted) {
+  int32_t isa = std::min(wanted, kCount - 1);
+  while (kernels().of[isa] == nullptr) --isa;
+  return *kernels().of[isa];
 }
 
 template <typename Call>
@@ -90,8 +128,10 @@ int32_t guarded(const Call& call) {
 }  // namespace
 
 int32_t qlr_abi_version() { return QLR_ABI_VERSION; }
-int32_t qlr_best_isa() { return best_isa(); }
-int32_t qlr_has_vnni() { return best_isa() >= QLR_AVX512; }
+int32_t qlr_has_isa(int32_t isa) {
+  return 0 <= isa && isa < kCount && kernels().of[isa] != nullptr;
+}
+int32_t qlr_has_vnni() { return qlr_has_isa(QLR_AVX_VNNI) || qlr_has_isa(QLR_AVX512); }
 int32_t qlr_has_openmp() {
 #if defined(_OPENMP)
   return 1;

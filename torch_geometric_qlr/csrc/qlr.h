@@ -25,7 +25,17 @@ enum QlrStatus : int32_t {
   QLR_BAD_CODE = 6,     // a code that needs more bits than it shall have
 };
 
-enum QlrIsa : int32_t { QLR_PORTABLE = 0, QLR_AVX2 = 1, QLR_AVX512 = 2, QLR_AMX = 3 };
+// Each means those before it as well, as far as a processor has them. NEON is that of aarch64, with
+// dot products of bytes.
+enum QlrIsa : int32_t {
+  QLR_PORTABLE = 0,
+  QLR_AVX2 = 1,
+  QLR_AVX_VNNI = 2,
+  QLR_AVX512 = 3,
+  QLR_AMX = 4,
+  QLR_NEON = 5,
+  QLR_BEST = QLR_NEON,
+};
 
 // Which dimension scale and zero point run along.
 enum QlrAxis : int32_t { QLR_PER_TENSOR = -1, QLR_PER_ROW = 0, QLR_PER_COLUMN = 1 };
@@ -118,7 +128,8 @@ struct QlrObserved {
 };
 
 QLR_EXPORT int32_t qlr_abi_version();
-QLR_EXPORT int32_t qlr_best_isa();
+QLR_EXPORT int32_t
+qlr_has_isa(int32_t isa);  // whether there is code for it, and the processor runs it
 QLR_EXPORT int32_t qlr_has_vnni();
 QLR_EXPORT int32_t qlr_has_openmp();
 

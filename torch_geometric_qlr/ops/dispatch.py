@@ -89,8 +89,9 @@ def use_backend(name: str) -> Iterator[None]:
     Args:
         name (str): :obj:`"auto"` (on each device its fastest back end, if it is available, else the
             reference), :obj:`"reference"`, a back end (:obj:`"cpu"`: the C++ kernels), or one of
-            its variants: the instruction sets :obj:`"portable"`, :obj:`"avx2"`, :obj:`"avx512"`,
-            :obj:`"amx"`. What is asked for by name computes, or there is an error.
+            its variants: the instruction sets :obj:`"portable"`, :obj:`"avx2"`, :obj:`"avx_vnni"`,
+            :obj:`"avx512"`, :obj:`"amx"`, and :obj:`"neon"` on aarch64. What is asked for by name
+            computes, or there is an error.
 
     Raises:
         BackendError: If the name is unknown, or the back end is not available.

@@ -22,9 +22,22 @@
 #define QLR_KNOWS_TILES 0
 #endif
 
+// The first versions that know the instructions are those of the tiles.
+#if QLR_HAS_AVX2 && QLR_KNOWS_TILES
+#define QLR_HAS_AVX_VNNI 1
+#else
+#define QLR_HAS_AVX_VNNI 0
+#endif
+
 // Linux alone is asked for the tiles' memory, see dispatch.cpp.
 #if QLR_HAS_AVX512 && QLR_KNOWS_TILES && defined(__linux__)
 #define QLR_HAS_AMX 1
 #else
 #define QLR_HAS_AMX 0
+#endif
+
+#if defined(__aarch64__) && defined(__GNUC__) && (defined(__linux__) || defined(__APPLE__))
+#define QLR_HAS_NEON 1
+#else
+#define QLR_HAS_NEON 0
 #endif

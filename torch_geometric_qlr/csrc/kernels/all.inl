@@ -9,9 +9,13 @@
 #include "observed.inl"
 #include "weights.inl"
 #if defined(QLR_PLAIN)
+#if defined(QLR_NEON)
+#include "coded_edges_neon.inl"
+#else
 #include "sum_portable.inl"
-#include "weighted_portable.inl"
 #include "coded_edges_portable.inl"
+#endif
+#include "weighted_portable.inl"
 #include "extremum_portable.inl"
 #else
 #include "sum.inl"

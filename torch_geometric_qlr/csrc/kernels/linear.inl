@@ -22,8 +22,11 @@ struct LinearWeight {
       unpack_row(w.data + o * layout.stride, layout, codes.data());
       const float zero = w.zero[w.axis == QLR_PER_ROW ? o : 0];
       const int32_t near = near_zero_point(zero, (1 << w.bits) - 1);
-      // Of 8 bits only 128 leaves bytes for sure; what is missing to the integer comes later.
-      const int32_t shift = sizeof(Weight) == 1 && w.bits == 8 ? 128 : near;
+      // Of 8 bits only 128 leaves signed bytes for sure, and nothing is taken from unsigned ones; what
+      // is missing to the integer comes later.
+      const int32_t shift = std::is_unsigned<Weight>::value      ? 0
+                            : sizeof(Weight) == 1 && w.bits == 8 ? 128
+                                                                 : near;
       int32_t total = 0;
       for (int64_t k = 0; k < inputs; ++k) {
         const int32_t value = codes[k] - shift;
@@ -125,12 +128,12 @@ inline int32_t linear_rows(const Input& input, const QlrPacked& weight, const Ql
         }
         const int32_t x_sum = code_sum - static_cast<int32_t>(w.inputs) * input.center;
         const float residual = reader.zero(r) - static_cast<float>(input.center);
-        emitter.row(begin + r,
-                    ProductSums{products.data() + r * padded,
-                                w.has_center ? w.center.data() : nullptr, code_sum,
-                                w.has_residual ? w.residual.data() : nullptr,
-                                static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual,
-                                w.sum.data(), residual, reader.scale(r)});
+        emitter.row(
+            begin + r,
+            ProductSums{products.data() + r * padded, w.has_center ? w.center.data() : nullptr,
+                        code_sum, w.has_residual ? w.residual.data() : nullptr,
+                        static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual,
+                        w.sum.data(), residual, reader.scale(r)});
       }
     }
     if (!reader.finite()) finite.store(false, std::memory_order_relaxed);

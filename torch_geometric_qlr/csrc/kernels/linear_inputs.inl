@@ -89,8 +89,8 @@ struct FloatInput {
       if (row >= stop_) {
         first_ = row;
         stop_ = std::min(row + kRows, end_);
-        finite_ &= in_.packer.pack(in_.x + row * in_.cols, stop_ - row, packed_.data(), scale_,
-                                   zero_);
+        finite_ &=
+            in_.packer.pack(in_.x + row * in_.cols, stop_ - row, packed_.data(), scale_, zero_);
       }
       at_ = row - first_;
     }

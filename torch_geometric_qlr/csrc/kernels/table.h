@@ -34,7 +34,9 @@ struct KernelTable {
 const KernelTable& portable_kernels();
 // Where isa/compiled.h says that there is code for them.
 const KernelTable& avx2_kernels();
+const KernelTable& avx_vnni_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& amx_kernels();
+const KernelTable& neon_kernels();
 
 }  // namespace qlr

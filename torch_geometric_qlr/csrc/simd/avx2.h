@@ -9,6 +9,7 @@
 
 namespace qlr {
 namespace avx2 {
+namespace {  // avx_vnni.cpp has one of its own
 
 struct F {
   static constexpr int W = 8;
@@ -170,8 +171,24 @@ struct Bytes {
   }
 };
 
-// Four unsigned bytes times four signed bytes, summed into each int32. Without VNNI the products
-// of two are summed in 16 bits first, which holds for codes of at most 4 bits; wider codes are
+// Four unsigned bytes times four signed bytes, summed into each int32.
+#if defined(QLR_BYTE_DOTS)
+template <int>
+inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
+#if defined(QLR_EMULATED_VNNI)
+  const __m256i low = _mm256_set1_epi16(0xff);
+  const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(digits, 8), 8);
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_and_si256(codes, low), even));
+  const __m256i odd = _mm256_srai_epi16(digits, 8);
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), odd));
+#else
+  // An intrinsic makes GCC 12 copy every accumulator to and fro.
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(codes), "x"(digits));
+  return acc;
+#endif
+}
+#else
+// Products of two are summed in 16 bits first, which holds for codes of at most 4 bits; wider codes are
 // taken in two halves, the upper one weighted by 16.
 template <int B>
 inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
@@ -185,14 +202,21 @@ inline __m256i dot4(__m256i acc, __m256i codes, __m256i digits) {
   return _mm256_add_epi32(
       acc, _mm256_madd_epi16(_mm256_maddubs_epi16(high, digits), _mm256_set1_epi16(16)));
 }
+#endif
 
 // Products of rows with panels: four unsigned bytes times four signed ones. Where both need all of 8
-// bits they are words, two times two, which takes half as long as the halves of a byte.
+// bits, and the processor has no dot product of bytes, they are words, two times two, which takes half
+// as long as the halves of a byte.
 struct Dot {
   static constexpr int W = 8;
   static constexpr int64_t kInputs = 4;  // are padded to a multiple of this
+#if defined(QLR_BYTE_DOTS)
+  template <int B> using Code = uint8_t;
+  template <int B> using Weight = int8_t;
+#else
   template <int B> using Code = std::conditional_t<B == 8, int16_t, uint8_t>;
   template <int B> using Weight = std::conditional_t<B == 8, int16_t, int8_t>;
+#endif
   typedef __m256i v;
   static v load_sums(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
   static v repeat4(const void* p) {
@@ -202,12 +226,16 @@ struct Dot {
   }
   static v load(const void* p) { return _mm256_loadu_si256(reinterpret_cast<const v*>(p)); }
   template <int B> static v dot(v acc, v a, v b) {
-    if (B == 8) return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
-    return dot4<B>(acc, a, b);
+    if constexpr (sizeof(Weight<B>) == 2) return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+    else return dot4<B>(acc, a, b);
   }
   static void store(int32_t* p, v a) { _mm256_storeu_si256(reinterpret_cast<v*>(p), a); }
+#if defined(QLR_BYTE_DOTS)
+  static constexpr bool kWords = false;
+#else
   // Small products are summed in 16 bits, and widened before these overflow.
   static constexpr bool kWords = true;
+#endif
   static v zero() { return _mm256_setzero_si256(); }
   static v add_pairs(v acc, v codes, v weights) {
     return _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, weights));
@@ -217,5 +245,6 @@ struct Dot {
   }
 };
 
+}  // namespace
 }  // namespace avx2
 }  // namespace qlr

@@ -12,7 +12,7 @@ std::atomic<bool> have_companions{false};
 // How many use_backend are active, in any thread.
 std::atomic<int64_t> choices{0};
 
-constexpr int32_t kBest = QLR_AMX;  // what the processor lacks is left out when it is asked for
+constexpr int32_t kBest = QLR_BEST;  // what the processor lacks is left out when it is asked for
 constexpr int32_t kNobody = -1;
 
 // What this thread tells its companions, and what they told it.

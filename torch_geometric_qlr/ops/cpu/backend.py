@@ -27,7 +27,7 @@ from torch_geometric_qlr.ops.schemas import LIBRARY, NAMES, Signature
 __all__ = ["BACKEND"]
 
 # The numbers of `QlrIsa` in csrc/qlr.h.
-_ISA = {"portable": 0, "avx2": 1, "avx512": 2, "amx": 3}
+_ISA = {"portable": 0, "avx2": 1, "avx_vnni": 2, "avx512": 3, "amx": 4, "neon": 5}
 _BEST = max(_ISA.values())  # what the processor lacks is left out
 #: Names the best instruction set that kernels may use; the library reads it when it is loaded.
 _CAP = "QLR_CPU"
@@ -39,7 +39,7 @@ def _missing(name: str) -> str:
     library, reason = load_library()
     if library is None:
         return f"{reason}. {_REMEDY}"
-    if _ISA.get(name, 0) > library.qlr_best_isa():
+    if not library.qlr_has_isa(_ISA.get(name, 0)):
         return "this processor or build has no such code"
     return ""
 
@@ -65,7 +65,7 @@ class _Cpu(Backend):
         return {name: _run for name in NAMES if library.qlr_has_kernel(name.encode())}
 
     def register(self, ops: Sequence[Signature]) -> None:
-        cap = os.environ.get(_CAP, "amx")
+        cap = os.environ.get(_CAP, "portable")
         if cap not in _ISA:
             raise BackendError(f"{_CAP}={cap!r} is unknown, choose from {', '.join(_ISA)}")
         library, _ = load_library()

@@ -43,7 +43,7 @@ NO_CHOICE = -1
 # What is called from Python, with its arguments and its result. The kernels themselves are ops.
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "qlr_abi_version": ([], c_int32),
-    "qlr_best_isa": ([], c_int32),
+    "qlr_has_isa": ([c_int32], c_int32),
     "qlr_has_vnni": ([], c_int32),
     "qlr_has_openmp": ([], c_int32),
     "qlr_bind_torch": ([c_char_p], c_int32),
