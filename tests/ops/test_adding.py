@@ -329,6 +329,7 @@ def test_a_back_end_is_one_folder(copy: PackageCopy) -> None:
     copy.assert_nothing_else_differs()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 def test_a_back_end_beside_the_kernels(copy: PackageCopy) -> None:
     shutil.copy(ROOT / PACKAGE / LIBRARY, copy.package)
@@ -343,6 +344,7 @@ def test_what_a_back_end_says_decides(copy: PackageCopy, cases: tuple[str, ...])
     assert "as expected" in copy.run("-c", CHOOSE, *cases)
 
 
+@pytest.mark.heavy
 def test_the_command_lists_a_back_end_that_is_missing(copy: PackageCopy) -> None:
     add_backend(copy)
     command = f"runpy.run_module({PACKAGE!r}, run_name='__main__')"
@@ -357,7 +359,7 @@ def add_op(copy: PackageCopy) -> None:
     copy.add("ops/definitions/row_sums.py", DEFINITION)
 
 
-@pytest.mark.parametrize("built", (False, True))
+@pytest.mark.parametrize("built", (pytest.param(False, marks=pytest.mark.heavy), True))
 def test_an_op_is_a_line_and_a_definition(copy: PackageCopy, built: bool) -> None:
     if built and not ISAS:
         pytest.skip("the C++ kernels are not built here")
@@ -368,6 +370,7 @@ def test_an_op_is_a_line_and_a_definition(copy: PackageCopy, built: bool) -> Non
     copy.assert_nothing_else_differs()
 
 
+@pytest.mark.heavy
 def test_an_op_with_a_part_missing_is_named(copy: PackageCopy) -> None:
     copy.add_line("ops/schemas.inc", SCHEMA, after="observed_quantize_backward(")
     program = f"try:\n import {PACKAGE}.ops\nexcept TypeError as error: print(error)"
