@@ -51,6 +51,7 @@ LAYERS = (
     ("layers",),
     ("codes",),
     ("nn", "metrics"),
+    ("calibration",),
     ("transforms",),
     ("io",),
 )

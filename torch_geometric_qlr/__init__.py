@@ -13,6 +13,7 @@ with _quiet():  # Brevitas tells what it lacks and how it escapes, PyG what torc
 
 from torch_geometric_qlr import errors, metrics, nn, quantizers, tensor, transforms
 from torch_geometric_qlr._version import __version__
+from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.io import load, save
 from torch_geometric_qlr.nn import register_conv, register_linear
@@ -32,6 +33,8 @@ from torch_geometric_qlr.transforms import (
 __all__ = [
     "QLRConfig",
     "__version__",
+    "calibrate",
+    "calibrating",
     "conversion",
     "convert",
     "convert_",

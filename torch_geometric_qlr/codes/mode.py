@@ -33,9 +33,12 @@ def computes_on_codes(layer: nn.Module) -> bool:
     Args:
         layer (torch.nn.Module): The layer.
     """
-    if state_of(layer).converted:
+    state = state_of(layer)
+    if state.converted:
         return True
-    if layer.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if state.observes or layer.training:
+        return False
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False

@@ -86,6 +86,7 @@ class LayerState(nn.ModuleDict):
         edge_weight (str): Argument of `propagate` with weights of edges that are quantized.
         replaced (dict): Methods that somebody replaced on the object, by name.
         converted (bool): Whether the layer computes on codes only.
+        observes (bool): Whether its quantizers are shown values and round nothing.
         backend (str): Who computes packed operations.
         choice (Any): The kernel for its messages, found out once.
     """
@@ -97,6 +98,7 @@ class LayerState(nn.ModuleDict):
         self.edge_weight = ""
         self.replaced: dict[str, Callable[..., Any]] = {}
         self.converted = False
+        self.observes = False
         self.backend = "auto"
         self.reason = ""
         self.runs_as = ""

@@ -48,9 +48,12 @@ class Quantizer(Observing, ABC):
     Attributes:
         num_groups (int): How many groups have numbers of their own.
         observer_only (bool): Brevitas sets this to look at statistics without quantizing.
+        watch (callable, optional): Is shown the matrix of what passes, or stored values and the
+            number of zeros beside them; then nothing is rounded.
     """
 
     observer_only = False
+    watch: Callable[..., None] | None = None
 
     def __init__(
         self,
@@ -127,12 +130,15 @@ class Quantizer(Observing, ABC):
         return self.config.bits
 
     @property
-    def _follows_skewness(self) -> bool:
+    def follows_skewness(self) -> bool:
+        """Whether the skewness of its values moves thresholds."""
         return self.config.truncates and self.config.truncation == "bt*"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         r"""Returns values, scale, zero point and bit width, as Brevitas expects."""
         matrix = self._checked(x)
+        if self.watch is not None:
+            return self._watched(x, matrix)
         width = torch.full((), float(self.bits), device=x.device)
         if x.numel() == 0 and not self.is_static:  # nothing to observe and nothing to round
             return x, *self._empty_params(matrix), width
@@ -143,6 +149,13 @@ class Quantizer(Observing, ABC):
             value = value.view_as(x)
         affine = affine_params(scale, zero_point, self.bits, self.config.truncates)
         return value, *affine, width
+
+    def _watched(self, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What passes, as it is."""
+        assert self.watch is not None
+        self.watch(matrix)
+        scale, zero_point = self._empty_params(matrix)
+        return x, scale, zero_point, torch.full((), float(self.bits), device=x.device)
 
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The values that codes stand for, with the scale and zero point that made them."""
@@ -183,6 +196,9 @@ class Quantizer(Observing, ABC):
         values = x.values()
         if values.numel() == 0:
             return values
+        if self.watch is not None:
+            self.watch(values, zeros=x.shape.numel() - values.numel())
+            return values
         batch = self._batch_of_stored(x)
         scale, zero_point, skew = self._params_for(batch, exact_zero=True)
         if batch.row is not None:  # each value is a row of its own
@@ -197,7 +213,7 @@ class Quantizer(Observing, ABC):
     def _batch_of_stored(self, x: Tensor) -> Batch:
         values = x.values().detach()
         # The zeros that are not stored count, so that the form of the matrix makes no difference.
-        skew = skewness(values, numel=x.shape.numel()) if self._follows_skewness else None
+        skew = skewness(values, numel=x.shape.numel()) if self.follows_skewness else None
         if self.config.granularity != "node":
             return Batch(values, skew, values.view(-1, 1))
         row, zero = entries(x)[0], values.new_zeros(x.size(0))

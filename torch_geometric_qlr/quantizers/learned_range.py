@@ -23,7 +23,7 @@ from torch_geometric_qlr.quantizers.learned_step import (
 from torch_geometric_qlr.quantizers.observing import GROWTH, RangeState
 from torch_geometric_qlr.quantizers.ranges import RangeQuantizer
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
-from torch_geometric_qlr.quantizers.statistics import Batch, Range, fingerprint
+from torch_geometric_qlr.quantizers.statistics import Batch, Grid, Range, fingerprint
 from torch_geometric_qlr.quantizers.torch_state import (
     REAL,
     below_autograd,
@@ -153,7 +153,7 @@ class LearnedRangeQuant(RangeQuantizer):
             and x.dtype == torch.float32
             and self._may_read(x)
             and x.numel() > 0
-            and not self._follows_skewness
+            and not self.follows_skewness
             and self.range_state == RangeState.FIXED
             and not may_be_recomputed()
             and not is_recomputing()
@@ -195,7 +195,7 @@ class LearnedRangeQuant(RangeQuantizer):
     def _look(self, batch: Batch, state: int, remembers: bool = False) -> Range:
         """Observes a batch, and returns its own range."""
         seen = self._measured(batch)
-        self._check_finite(seen.lo, seen.hi)
+        self.check_finite(seen.lo, seen.hi)
         if self.training:
             self._train_on(batch, seen, state, remembers)
         elif torch.compiler.is_compiling():
@@ -206,6 +206,38 @@ class LearnedRangeQuant(RangeQuantizer):
             with GROWTH:
                 self._grow(batch, seen)
         return seen
+
+    def grid_of(self, lo: Tensor, hi: Tensor, skew: Tensor | None) -> Grid:
+        r"""The grid of a range at a multiplier of one.
+
+        Args:
+            lo, hi (torch.Tensor): Its ends, one per group.
+            skew (torch.Tensor, optional): The skewness, for BT*.
+        """
+        return self._grid(Range(self.groups.beside(lo), self.groups.beside(hi), skew))
+
+    @torch.no_grad()
+    def take_range(self, lo: Tensor, hi: Tensor, gamma: Tensor, skew: Tensor | None) -> None:
+        r"""Takes a range that was found elsewhere, and fixes it.
+
+        Args:
+            lo, hi (torch.Tensor): Its ends, one per group.
+            gamma (torch.Tensor): What it is multiplied by, likewise.
+            skew (torch.Tensor, optional): The skewness, for BT*.
+
+        Example:
+            >>> from torch_geometric_qlr.config import QuantizerConfig
+            >>> quantizer = LearnedRangeQuant(QuantizerConfig(bits=2)).eval()
+            >>> ends = torch.tensor([0.0]), torch.tensor([6.0])
+            >>> quantizer.take_range(*ends, torch.tensor([0.5]), None)
+            >>> quantizer(torch.tensor([0.9, 5.0]))[0].tolist()
+            [1.0, 3.0]
+        """
+        for kept, new in ((self.lo, lo), (self.hi, hi), (self.gamma, gamma)):
+            kept.copy_(new.view(kept.shape))
+        if skew is not None:
+            self.skew.copy_(skew)
+        self._set_state(RangeState.FIXED)
 
     # In training ##################################################################################
 
@@ -321,7 +353,7 @@ class LearnedRangeQuant(RangeQuantizer):
     def _own_range(self) -> Range:
         if not is_transformed():
             return self._kept_range()
-        skew = self._own(self.skew) if self._follows_skewness else None
+        skew = self._own(self.skew) if self.follows_skewness else None
         lo, hi = (self.groups.beside(self._own(t)) for t in (self.lo, self.hi))
         return Range(lo, hi, skew)
 

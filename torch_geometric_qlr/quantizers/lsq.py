@@ -136,6 +136,6 @@ class LearnedStepQuant(Quantizer):
         sizes = batch.seen.float().abs()
         dims = [] if self.groups.axis == -1 else [1 - self.groups.axis]
         mean = sizes.sum(dims) / sizes.count_nonzero(dims or None).clamp_min(1)
-        self._check_finite(mean)
+        self.check_finite(mean)
         start = 2 * mean.view(self.shape) / self._highest(offset).sqrt()
         return torch.where(start.isfinite() & (start > 0), start, 1.0)

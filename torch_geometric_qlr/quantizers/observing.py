@@ -181,7 +181,7 @@ class Observing(SignedState):
         """Whether looking at values stalls no device and breaks no graph."""
         return x.is_cpu and not torch.compiler.is_compiling()
 
-    def _check_finite(self, *numbers: Tensor) -> None:
+    def check_finite(self, *numbers: Tensor) -> None:
         """Refuses statistics of values that are none, where looking stalls no device."""
         if self._may_read(numbers[0]) and not math.isfinite(sum(map(_total, numbers))):
             raise InputError(

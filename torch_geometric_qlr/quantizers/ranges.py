@@ -49,7 +49,7 @@ class RangeQuantizer(Quantizer):
         if self.is_static:
             self.register_buffer("lo", torch.zeros(self.shape))
             self.register_buffer("hi", torch.zeros(self.shape))
-            if self._follows_skewness:
+            if self.follows_skewness:
                 self.register_buffer("skew", torch.zeros(()))
         # Last in the state, as it has always been.
         self.register_buffer("calibrated", self._buffers.pop("calibrated"))
@@ -74,7 +74,7 @@ class RangeQuantizer(Quantizer):
 
     def _measured(self, batch: Batch) -> Range:
         skew = batch.skew
-        if self._follows_skewness and skew is None:
+        if self.follows_skewness and skew is None:
             skew = skewness(batch.seen)
         return Range(*value_range(batch.seen, self.groups.axis), skew)
 
@@ -82,7 +82,7 @@ class RangeQuantizer(Quantizer):
         """The running range."""
         kept: Any = self._buffers  # `nn.Module` looks for every attribute in three places
         lo, hi = self.groups.beside(kept["lo"]), self.groups.beside(kept["hi"])
-        return Range(lo, hi, self.skew if self._follows_skewness else None)
+        return Range(lo, hi, self.skew if self.follows_skewness else None)
 
     def _code_params(self, found: Range, numel: int, exact_zero: bool = False) -> CodeParams:
         scale0, zero_point, shift = self._grid(found, exact_zero)
@@ -170,7 +170,7 @@ class FrozenRange(Frozen, RangeQuantizer):
         return self._grid_by_row(x) if by_row else super()._row_grid(x)
 
     def _grid_by_row(self, x: Tensor) -> RowGrid:
-        skew = self._shift(skewness(x)) if self._follows_skewness else None
+        skew = self._shift(skewness(x)) if self.follows_skewness else None
         config, multiplier = self.config, self._multiplier_for(x.numel())
         return RowGrid(multiplier, None, config.bits, config.truncates, config.zero_aligned, skew)
 

@@ -1,0 +1,6 @@
+"""Ranges without training: from batches that the model runs on."""
+
+from torch_geometric_qlr.calibration.calibrate import Calibration, calibrate, calibrating
+from torch_geometric_qlr.calibration.histogram import Histogram
+
+__all__ = ["Calibration", "Histogram", "calibrate", "calibrating"]

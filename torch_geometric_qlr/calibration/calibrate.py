@@ -1,0 +1,252 @@
+"""Ranges from data, without training."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data, HeteroData
+from tqdm.auto import tqdm
+
+from torch_geometric_qlr.calibration.watch import ESTIMATORS, Watch
+from torch_geometric_qlr.errors import (
+    AlreadyQuantizedError,
+    ConfigError,
+    NothingToQuantizeError,
+    QLRWarning,
+)
+from torch_geometric_qlr.layers.state import LayerState
+from torch_geometric_qlr.nn.packed import PackedLayer
+from torch_geometric_qlr.quantizers import LearnedRangeQuant, Quantizer
+
+__all__ = ["Calibration", "calibrate", "calibrating"]
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class Calibration:
+    r"""What was seen of each range of a model. More data can be added to it later.
+
+    Attributes:
+        batches (int): How many times the model ran, as far as :func:`calibrate` called it.
+        observed (list): Names of the quantizers that have a range from it.
+        unobserved (list): Names of those that no data has reached. They have no range, and nobody
+            has guessed one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.batches = 0
+        self.watches: dict[str, Watch] = {}
+        self.others: dict[str, Quantizer] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, LearnedRangeQuant) and module.is_static:
+                self.watches[module.path or name] = Watch(module)
+            elif isinstance(module, Quantizer) and not module.is_frozen:
+                self.others[module.path or name] = module
+
+    @property
+    def observed(self) -> list[str]:
+        return [name for name, watch in self.watches.items() if watch.has_seen]
+
+    @property
+    def unobserved(self) -> list[str]:
+        never = [name for name, watch in self.watches.items() if not watch.has_seen]
+        return [*never, *(name for name, other in self.others.items() if not other.has_range)]
+
+    def __repr__(self) -> str:
+        return f"Calibration(observed={len(self.observed)}, unobserved={self.unobserved})"
+
+
+@contextlib.contextmanager
+def calibrating(
+    model: nn.Module,
+    *,
+    method: str = "mse",
+    share: float = 0.9999,
+    resume: Calibration | None = None,
+) -> Iterator[Calibration]:
+    r"""Inside, a quantized model is in evaluation, its activations pass unrounded, and quantizers
+    count what passes. At the end they have ranges that are fixed. If the block ends with an
+    exception they are what they were.
+
+    The same data gives the same ranges in whatever batches and order it comes, to the width of a
+    bin of a :class:`~torch_geometric_qlr.calibration.Histogram`. Ranges that are taken from each
+    node have a multiplier only, which follows from the batches as in evaluation; weights have
+    ranges of their own anyway.
+
+    Args:
+        model (torch.nn.Module): A model from :func:`~torch_geometric_qlr.quantize`.
+        method (str): :obj:`"mse"` (the multiplier of the range with the least squared error),
+            :obj:`"percentile"` or :obj:`"minmax"`. (default: :obj:`"mse"`)
+        share (float): Of the values that a percentile keeps. (default: :obj:`0.9999`)
+        resume (Calibration, optional): What an earlier block has yielded, to go on from.
+
+    Raises:
+        NothingToQuantizeError: If nothing of the model is quantized.
+        AlreadyQuantizedError: If it is converted, and its ranges are what they are.
+        ConfigError: If there is no such method, the share is none, or :obj:`resume` is of another
+            model.
+        InputError: If what passes is NaN or infinite.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> from torch_geometric.nn import GCN
+        >>> x, edge_index = torch.rand(3, 8), torch.tensor([[0, 1], [1, 2]])
+        >>> model = qlr.quantize(GCN(8, 16, num_layers=2, out_channels=4), bits=4)
+        >>> with qlr.calibrating(model) as calibration:
+        ...     _ = model(x, edge_index)
+        >>> calibration
+        Calibration(observed=3, unobserved=[])
+    """
+    _check(model, method, share)
+    calibration = Calibration(model) if resume is None else resume
+    if resume is not None:
+        _check_same(model, resume)
+    states = [module for module in model.modules() if isinstance(module, LayerState)]
+    training = [(module, module.training) for module in model.modules()]
+    before = {q: q.state_dict() for q in calibration.others.values()}
+    model.eval()
+    for state in states:
+        state.observes = True
+    for watch in calibration.watches.values():
+        watch.quantizer.watch = watch
+    try:
+        with torch.no_grad():
+            yield calibration
+    except BaseException:
+        for quantizer, numbers in before.items():
+            quantizer.reset_parameters()
+            quantizer.load_state_dict(numbers)
+        raise
+    else:
+        _conclude(calibration, method, share)
+    finally:
+        for watch in calibration.watches.values():
+            watch.quantizer.watch = None
+        for state in states:
+            state.observes = False
+        for module, was_training in training:
+            module.training = was_training
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Any,
+    forward: Forward | None = None,
+    *,
+    method: str = "mse",
+    share: float = 0.9999,
+    progress: bool = True,
+    resume: Calibration | None = None,
+) -> Calibration:
+    r"""Gives a quantized model its ranges from data, without training, see :func:`calibrating`.
+
+    Args:
+        model (torch.nn.Module): A model from :func:`~torch_geometric_qlr.quantize`; it is changed
+            in place.
+        batches (Any): A loader or a list of batches, one batch, or a callable that is given the
+            model and runs it. A batch is a tensor, a tuple of positional arguments, a dict of
+            keyword arguments, or a :class:`~torch_geometric.data.Data` or
+            :class:`~torch_geometric.data.HeteroData`, of which the arguments are taken that
+            the model's forward names.
+        forward (callable, optional): Called with the model and a batch, to run it.
+        method, share, resume (optional): As in :func:`calibrating`.
+        progress (bool): Whether a bar tells how far it is. (default: :obj:`True`)
+
+    Raises:
+        ConfigError: As :func:`calibrating` does, and if there is no batch.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> from torch_geometric.nn import GCN
+        >>> x, edge_index = torch.rand(3, 8), torch.tensor([[0, 1], [1, 2]])
+        >>> model = qlr.quantize(GCN(8, 16, num_layers=2, out_channels=4), bits=8)
+        >>> qlr.calibrate(model, (x, edge_index), progress=False)
+        Calibration(observed=3, unobserved=[])
+        >>> packed = qlr.convert(model)
+    """
+    run = _run if forward is None else forward
+    with calibrating(model, method=method, share=share, resume=resume) as calibration:
+        if callable(batches) and not isinstance(batches, (Iterable, Tensor)):
+            batches(model)
+            calibration.batches += 1
+            return calibration
+        ran = 0
+        for batch in tqdm(_several(batches), desc="calibrating", disable=not progress):
+            run(model, batch)
+            ran += 1
+        if ran == 0:
+            raise ConfigError("calibrate: there is no batch, so there is nothing to learn from")
+        calibration.batches += ran
+    return calibration
+
+
+def _check(model: nn.Module, method: str, share: float) -> None:
+    if method not in ESTIMATORS:
+        raise ConfigError(f"method {method!r} is unknown, choose from {', '.join(ESTIMATORS)}")
+    if not 0.5 < share <= 1.0:
+        raise ConfigError(f"share is {share}; a range keeps more than half of the values, up to 1")
+    if any(isinstance(module, PackedLayer) for module in model.modules()):
+        raise AlreadyQuantizedError(
+            f"{type(model).__name__} is converted, and its ranges are final. Calibrate the "
+            f"quantized model, and convert it again."
+        )
+    if not any(isinstance(module, Quantizer) for module in model.modules()):
+        raise NothingToQuantizeError(
+            f"{type(model).__name__} is not quantized, so it has no ranges. Call qlr.quantize "
+            f"first."
+        )
+
+
+def _check_same(model: nn.Module, resume: Calibration) -> None:
+    own = {id(module) for module in model.modules()}
+    if any(id(watch.quantizer) not in own for watch in resume.watches.values()):
+        raise ConfigError(
+            "resume is the calibration of another model, or of this one before it was copied"
+        )
+
+
+def _conclude(calibration: Calibration, method: str, share: float) -> None:
+    """Writes the ranges, and says which are missing."""
+    for watch in calibration.watches.values():
+        if watch.has_seen:
+            watch.quantizer.take_range(*ESTIMATORS[method](watch, share), watch.skewness())
+    for other in calibration.others.values():
+        other.fix()
+    if calibration.unobserved:
+        warnings.warn(
+            f"no data has reached {', '.join(calibration.unobserved)}: they have no range. Pass "
+            f"batches that use these layers.",
+            QLRWarning,
+            stacklevel=4,
+        )
+
+
+def _several(batches: Any) -> Iterable[Any]:
+    """The batches, of which one may come alone."""
+    single = (Tensor, tuple, dict, Data, HeteroData)
+    return [batches] if isinstance(batches, single) else batches
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    """A batch as the arguments of a model."""
+    if isinstance(batch, (list, tuple)):
+        return model(*batch)
+    if isinstance(batch, dict):
+        return model(**batch)
+    if isinstance(batch, HeteroData):
+        return model(batch.x_dict, batch.edge_index_dict)
+    if isinstance(batch, Data):
+        return model(**_arguments(model, batch))
+    return model(batch)
+
+
+def _arguments(model: nn.Module, data: Data) -> dict[str, Any]:
+    """What a data object has of the arguments that a forward names."""
+    names = inspect.signature(model.forward).parameters
+    return {name: data[name] for name in names if name in data and data[name] is not None}
