@@ -68,10 +68,9 @@ class PackedLinearLayer(PackedLayer, QuantLinearLayer):
     :obj:`torch.sparse` features, of which it reads the stored values only."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) != 1 or kwargs or not _is_usual(self, args[0]):
-            return super().forward(*args, **kwargs)
-        _check_call(self, args)
-        return product(self, args[0])
+        if len(args) == 1 and not kwargs and _is_usual(self, args[0]):
+            return product(self, args[0])
+        return super().forward(*args, **kwargs)
 
 
 class PackedWeightLayer(PackedLayer, QuantWeightLayer):
@@ -80,15 +79,18 @@ class PackedWeightLayer(PackedLayer, QuantWeightLayer):
 
 
 def _is_usual(layer: Any, x: Any) -> bool:
-    """Whether a Linear multiplies a matrix of floats and does nothing else, as nearly always: then
-    what only other calls need is left out."""
-    state = state_of(layer)
-    if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype != torch.float32:
+    """Whether a Linear multiplies a matrix of floats without gradients and does nothing else, as
+    nearly always: then what only other calls need is left out."""
+    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.layout != torch.strided:
         return False
-    if state.replaced or "parametrizations" in layer._modules or torch.jit.is_tracing():
+    if x.dim() != 2 or layer.training or torch.is_grad_enabled() or torch.jit.is_tracing():
         return False
-    after = "output" in state._modules or "linear_output" in state._modules
-    return x.dim() == 2 and not after and state.backend == "auto" and not why_no_product(layer)
+    state, own = state_of(layer), layer._parameters.get("bias")
+    if state.replaced or state.backend != "auto" or "parametrizations" in layer._modules:
+        return False
+    if "output" in state._modules or "linear_output" in state._modules:
+        return False
+    return (own is None or own.dtype == torch.float32) and not why_no_product(layer)
 
 
 def _check_call(layer: Any, values: tuple[Any, ...]) -> None:
