@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.ops import computes_packed, use_backend
+from torch_geometric_qlr.quantizers.torch_state import REAL
+from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["backend_scope", "computes_on_codes", "has_codes"]
 
@@ -27,11 +29,12 @@ def backend_scope(name: str) -> contextlib.AbstractContextManager[None]:
 _NO_SCOPE = contextlib.nullcontext()
 
 
-def computes_on_codes(layer: nn.Module) -> bool:
+def computes_on_codes(layer: nn.Module, *given: Any) -> bool:
     r"""Whether a quantized layer computes on codes now.
 
     Args:
         layer (torch.nn.Module): The layer.
+        *given (Any): What it computes with. The first tensor in it says on which device.
     """
     state = state_of(layer)
     if state.converted:
@@ -42,7 +45,18 @@ def computes_on_codes(layer: nn.Module) -> bool:
         return False
     if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return computes_packed()
+    return computes_packed(_device_type(given) or "cpu")
+
+
+def _device_type(given: Any) -> str:
+    """Of the first tensor in values of any nesting; empty if there is none."""
+    if isinstance(given, (Tensor, PackedTensor)):
+        return given.device.type
+    if isinstance(given, dict):
+        given = given.values()
+    elif not isinstance(given, (tuple, list)):
+        return ""
+    return next((found for value in given if (found := _device_type(value))), "")
 
 
 def has_codes(layer: nn.Module, x: Any) -> bool:
@@ -57,5 +71,5 @@ def has_codes(layer: nn.Module, x: Any) -> bool:
     if x.dim() < 2:
         return False
     # A quantized layer is not there to be fast: what has no kernel is computed in floats.
-    plain = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu"
-    return plain or state_of(layer).converted
+    plain = type(x) in REAL
+    return state_of(layer).converted or (plain and computes_packed(x.device.type))

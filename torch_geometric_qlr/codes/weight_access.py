@@ -18,6 +18,7 @@ from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.layers.running import running_model, runs_while_traced
 from torch_geometric_qlr.layers.state import STATE, LayerState, weight_key
+from torch_geometric_qlr.quantizers.torch_state import is_abstract
 
 __all__ = ["ReadOnlyWeight", "WeightAccess", "has_no_range", "refuse_write", "weight_codes"]
 
@@ -78,12 +79,14 @@ class WeightAccess:
 
 def has_no_range(weight: Tensor) -> bool:
     r"""Whether a weight holds NaN, Inf, or numbers so large that the width of its range is none,
-    as a parameter does that nobody has initialised.
+    as a parameter does that nobody has initialised. It waits for the device, so it is asked of
+    weights that have no range yet or are about to be packed, never in a training step that follows
+    another.
 
     Args:
         weight (torch.Tensor): The float weight.
     """
-    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+    if is_abstract(weight) or torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
@@ -103,7 +106,7 @@ def _weights_of_call(state: LayerState) -> dict[Any, Tensor] | None:
 
 
 def _quantized(layer: Any, state: LayerState, name: str, raw: Tensor) -> Tensor:
-    packs = computes_on_codes(layer) and raw.dtype == torch.float32
+    packs = computes_on_codes(layer, raw) and raw.dtype == torch.float32
     quantizer: Any = state[weight_key(name)]
     if (packs or not quantizer.has_range) and has_no_range(raw):
         return raw  # it is seen in the result, as in the float model

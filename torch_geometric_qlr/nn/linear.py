@@ -63,7 +63,7 @@ class QuantLinearLayer(QuantLayer):
 
 
 def _multiplies_codes(layer: Any, x: Any) -> bool:
-    if not computes_on_codes(layer) or why_no_product(layer) or not _is_float32(layer):
+    if not computes_on_codes(layer, x) or why_no_product(layer) or not _is_float32(layer):
         return False
     if isinstance(x, PackedTensor):
         return True
@@ -138,7 +138,7 @@ class QuantWeightLayer(QuantLayer):
 def _look_up(layer: Any, input: Tensor) -> Tensor:
     """Rows of a table, quantized after they were looked up."""
     index = input.reshape(-1)
-    if _looks_up_codes(layer):
+    if _looks_up_codes(layer, input):
         packed = weight_codes(layer, "weight").packed.index_select(index)
         return packed.dequantize().view(*input.shape, packed.num_cols)
     weight, quantizer = layer._parameters["weight"], layer._qlr["weight"]
@@ -156,11 +156,11 @@ def _look_up(layer: Any, input: Tensor) -> Tensor:
     return rows.view(*input.shape, rows.size(-1))
 
 
-def _looks_up_codes(layer: Any) -> bool:
+def _looks_up_codes(layer: Any, index: Tensor) -> bool:
     if isinstance(layer._qlr["weight"], PackedWeight):
         return True
     is_float32 = layer._parameters["weight"].dtype == torch.float32
-    return is_float32 and layer.max_norm is None and computes_on_codes(layer)
+    return is_float32 and layer.max_norm is None and computes_on_codes(layer, index)
 
 
 class QuantDictLinearLayer(QuantLayer):

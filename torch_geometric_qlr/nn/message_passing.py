@@ -85,7 +85,7 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
     def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
         if facts_of(self).expects_features:
             _check_features(self, args[0] if args else kwargs.get("x"))
-        if not computes_on_codes(self) or "forward" in self._qlr.replaced:
+        if not computes_on_codes(self, args, kwargs) or "forward" in self._qlr.replaced:
             return super()._qlr_forward(*args, **kwargs)
         args = tuple(with_promise(value) for value in args)
         if is_observing(self):
@@ -111,7 +111,7 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
         state = self._qlr
         if state.is_inside("propagate"):
             return super().propagate(edge_index, *args, **kwargs)
-        if computes_on_codes(self):
+        if computes_on_codes(self, kwargs, edge_index):
             size = args[0] if args else kwargs.pop("size", None)
             out = gather(self, edge_index, size, kwargs)
             if out is None:

@@ -184,19 +184,25 @@ def _available(backend: Backend) -> list[str]:
     return [name for name in names if not backend.missing(name)]
 
 
-def computes_packed() -> bool:
-    r"""Whether packed operations on a CPU are worth asking for: there are kernels, or the reference
-    was chosen by name.
+def computes_packed(device_type: str = "cpu") -> bool:
+    r"""Whether packed operations on a device are worth asking for: there are kernels, or the
+    reference was chosen by name.
+
+    Args:
+        device_type (str): Like :obj:`"cpu"` or :obj:`"cuda"`. (default: :obj:`"cpu"`)
 
     Example:
         >>> with use_backend("reference"):
-        ...     computes_packed()
+        ...     computes_packed("cuda")
         True
     """
     name = wanted()
     if name == "auto":
-        return any(not backend.missing(backend.name) for backend in _candidates("cpu"))
-    return name == REFERENCE or not _named()[name].missing(name)
+        return any(not backend.missing(backend.name) for backend in _candidates(device_type))
+    if name == REFERENCE:
+        return True
+    backend = _named()[name]
+    return not backend.missing(name) and backend.answers_on(device_type)
 
 
 def backend_info() -> dict[str, Any]:

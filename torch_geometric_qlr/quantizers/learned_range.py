@@ -151,7 +151,7 @@ class LearnedRangeQuant(RangeQuantizer):
             self.training
             and type(x) in REAL
             and x.dtype == torch.float32
-            and self._may_read(x)
+            and not x.is_meta
             and x.numel() > 0
             and not self.follows_skewness
             and self.range_state == RangeState.FIXED

@@ -76,7 +76,7 @@ class Observer(NamedTuple):
 
 
 def quantize_observed(x: Tensor, gamma: Tensor, by: Observer) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Looks at values on a CPU, moves the range, and quantizes them with it: values on the grid,
+    r"""Looks at values, moves the range, and quantizes them with it: values on the grid,
     scale and zero point. The same numbers and gradients as one after the other, in one op.
 
     Args:
@@ -85,7 +85,8 @@ def quantize_observed(x: Tensor, gamma: Tensor, by: Observer) -> tuple[Tensor, T
         by (Observer): Whose range it is.
 
     Raises:
-        InputError: If a value is NaN or infinite. Nothing has moved then.
+        InputError: On a CPU, if a value is NaN or infinite. Nothing has moved then. Elsewhere such
+            values leave a range that is kept as it is.
 
     Example:
         >>> x, gamma = torch.tensor([0.4, 9.0]), torch.tensor(0.5, requires_grad=True)
