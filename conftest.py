@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch_geometric  # noqa: F401
 
+from tests.helpers.devices import make_default
+
 pytest_plugins = ("tests.helpers.warning_policy",)
 
 # These are run by Sphinx, which the tests do not need.
@@ -21,6 +23,18 @@ collect_ignore_glob = ["docs/conf.py", "docs/_ext/*", "docs/_build/*", "docs/gen
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peer-root", help="a checkout of PyG, whose tests tests/peer runs")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where tests make their tensors, such as cuda; those marked cpu are skipped then",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any module of tests is imported: tensors in them lie on the device as well."""
+    device = config.getoption("--device")
+    if device != "cpu":
+        make_default(device)
 
 
 @pytest.fixture(autouse=True)

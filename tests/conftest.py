@@ -70,6 +70,12 @@ SHARES = {
 }
 
 
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where tests make their tensors, if they do not say it."""
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def results_of_any_size_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs of tests are small; what happens between layers on large ones is tested on them."""
@@ -82,10 +88,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen = tuple(f"tests/{name}" for name in SMOKE)
     _leave_shares(items)
+    device = config.getoption("--device")
     for item in items:
+        if device != "cpu" and item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(reason=f"is about the CPU, not about {device}"))
         if item.nodeid.startswith(chosen):
             item.add_marker(pytest.mark.smoke)
 

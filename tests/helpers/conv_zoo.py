@@ -149,7 +149,7 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     make, args = ZOO[name]
     torch.manual_seed(1)
     try:
-        layer = make()
+        layer = make().to(X.device)  # some of PyG make their parameters on the CPU
         with torch.no_grad():
             layer.eval()(*args)
     except ImportError as error:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torch_geometric_qlr.errors import QLRError
-from torch_geometric_qlr.ops import QParams, backend_info, reference, use_backend
+from torch_geometric_qlr.ops import QParams, available_on, reference, use_backend
 from torch_geometric_qlr.ops.groups import CodeMatrix, Graph
 
 #: What an overload of an op raises, and compiled code: a kernel's error is one of torch's kind, in
 #: the words of this package; where Python answers it is the error itself.
 REFUSED = (RuntimeError, QLRError)
-ISAS = [name for name in backend_info()["available"] if name != "reference"]
+#: What computes where tests make their tensors: instruction sets of a CPU, or other back ends.
+ISAS = available_on(torch.get_default_device().type)
 WIDTHS = (1, 7, 16, 17, 32, 33, 64, 65, 100, 128, 129, 255, 256, 257, 602)
 
 bits_strategy = st.sampled_from((1, 2, 4, 8))

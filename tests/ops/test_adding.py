@@ -12,6 +12,8 @@ import pytest
 from tests.helpers.kernel_cases import ISAS
 from tests.helpers.package_copy import LIBRARY, PACKAGE, ROOT, PackageCopy
 
+pytestmark = pytest.mark.cpu
+
 BACKEND = '''
 """A back end with kernels of its own for the six ops that carry the others."""
 

@@ -24,7 +24,7 @@ from tests.helpers.builds import (
 
 CROSS, EMULATOR, FOREIGN = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.cpu, pytest.mark.heavy, pytest.mark.timeout(2400)]
 needs_clang = pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++")
 
 

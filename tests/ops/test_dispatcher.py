@@ -22,6 +22,8 @@ from torch_geometric_qlr.ops import reference, row_layout, use_backend
 from torch_geometric_qlr.ops.cpu import companions, library
 from torch_geometric_qlr.ops.schemas import NAMES
 
+pytestmark = pytest.mark.cpu
+
 qlr = torch.ops.qlr
 built = pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")

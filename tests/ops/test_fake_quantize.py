@@ -74,6 +74,7 @@ def test_other_dtypes_keep_their_dtype(dtype):
     assert mask.dtype == torch.bool
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 @pytest.mark.parametrize("axis", (-1, 1))
 def test_reduction_does_not_depend_on_the_number_of_threads(axis):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.helpers import fuzz_ops
+
+pytestmark = pytest.mark.cpu
 
 
 def test_any_arguments_are_answered_or_refused():

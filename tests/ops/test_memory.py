@@ -15,6 +15,7 @@ from torch_geometric_qlr.ops.cpu.memory import idle_memory
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 pytestmark = [
+    pytest.mark.cpu,
     pytest.mark.skipif(
         not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no huge pages to ask for"
     ),

@@ -12,6 +12,8 @@ from tests.helpers.kernel_cases import ISAS, REFUSED, problem
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops import QParams, reference, use_backend
 
+pytestmark = pytest.mark.cpu
+
 qlr = torch.ops.qlr
 every_backend = pytest.mark.parametrize("backend", ["reference", *ISAS])
 every_value = pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -74,6 +74,7 @@ def test_large_ones_are_measured_in_pieces(isa: str, axis: int) -> None:
     same(found, by_definition(qlr.observed_quantize, *arguments))
 
 
+@pytest.mark.cpu
 @every_isa
 @pytest.mark.parametrize("axis", (-1, 0, 1))
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))

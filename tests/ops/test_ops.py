@@ -75,6 +75,7 @@ print(backend_info()["available"])
 """
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 def test_instruction_set_by_environment(monkeypatch):
     environment = {**os.environ, "QLR_CPU": "portable", "QLR_BACKEND": ""}
@@ -92,6 +93,7 @@ def test_unknown_backend():
         pass
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 def test_backends_nest():
     with use_backend("reference"):
@@ -153,6 +155,7 @@ def test_without_a_library_the_reference_answers_and_says_so_once(tmp_path):
         assert words in result.stdout
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(not ISAS, reason="the C++ kernels are not built here")
 def test_a_fall_back_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_TOLD", set())

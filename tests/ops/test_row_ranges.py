@@ -39,6 +39,7 @@ def test_codes_and_ranges_of_rows(isa: str, data: st.DataObject) -> None:
         assert torch.equal(ours.nan_to_num(7.0), truth.nan_to_num(7.0))
 
 
+@pytest.mark.cpu
 @every_isa
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))
 def test_what_has_no_code_is_named(isa: str, bad: float) -> None:

@@ -20,6 +20,7 @@ FLAGS = (
     *("-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
 )
 pytestmark = [
+    pytest.mark.cpu,
     pytest.mark.heavy,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),

@@ -223,6 +223,7 @@ def test_threads_on_one_graph_agree() -> None:
     assert all(torch.equal(v, state(expected)[k]) for k, v in state(q).items())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @every_kind
 def test_a_batch_without_a_range_is_refused_while_it_counts(

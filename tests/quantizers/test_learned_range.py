@@ -273,6 +273,7 @@ def test_empty_constant_and_single_inputs() -> None:
     assert per_node(torch.full((1, 1), 3.0))[0].item() == 3.0
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_refuses_values_without_a_range(bad: float) -> None:
     q = quantizer(bits=4)

@@ -179,6 +179,7 @@ def test_what_has_no_step_says_so() -> None:
         lsq(bits=4).freeze().pack(data(8, 6))
 
 
+@pytest.mark.cpu
 def test_refuses_to_start_on_what_is_no_number() -> None:
     x = data(8, 6)
     x[2, 3] = torch.nan

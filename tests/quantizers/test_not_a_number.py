@@ -66,6 +66,7 @@ def test_a_sparse_row_without_a_range(bad: float) -> None:
     assert not bool(out[4][stored].isfinite().any()) and bool(out[:4].isfinite().all())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_weights_are_refused_by_their_name_while_they_are_observed(granularity: str) -> None:
     for training in (True, False):
@@ -75,6 +76,7 @@ def test_weights_are_refused_by_their_name_while_they_are_observed(granularity: 
             q(torch.tensor([[1.0], [NAN], [2.0], [3.0]]))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("granularity", "groups"), [("tensor", 1), ("feature", 6)])
 def test_in_training_such_a_batch_leaves_the_range_as_it_is(granularity: str, groups: int) -> None:
     q = make(granularity, "running", groups, truncation="bt*")

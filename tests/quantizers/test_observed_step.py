@@ -123,6 +123,7 @@ def test_most_steps_are_one_op(place: tuple[str, str, int]) -> None:
     assert not quantizer.eval()._learns_at_once(x)
 
 
+@pytest.mark.cpu
 @by_place
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))
 def test_what_has_no_range_moves_nothing(place: tuple[str, str, int], bad: float) -> None:

@@ -396,7 +396,7 @@ def test_on_the_meta_device(granularity: str, statistics: str, groups: int, trai
         q = make(granularity, statistics, groups).train(train)
     assert q(torch.empty(8, 6, device="meta"))[0].shape == (8, 6)
     assert q.range_state == RangeState.MISSING and "missing" in repr(q)
-    filled = copy.deepcopy(q).to_empty(device="cpu")
+    filled = copy.deepcopy(q).to_empty(device=x.device)
     filled.load_state_dict(source.state_dict())
     assigned = copy.deepcopy(q)
     assigned.load_state_dict(source.state_dict(), assign=True)
@@ -404,7 +404,7 @@ def test_on_the_meta_device(granularity: str, statistics: str, groups: int, trai
         assert isinstance(twin.gamma, nn.Parameter) and twin.range_state == RangeState.FIXED
         for a, b in zip(twin.eval()(x), source(x), strict=True):
             assert torch.equal(a, b)
-    fresh = copy.deepcopy(q).to_empty(device="cpu")
+    fresh = copy.deepcopy(q).to_empty(device=x.device)
     fresh.reset_parameters()
     expected = make(granularity, statistics, groups).train(train)
     assert torch.equal(fresh(x)[0], expected(x)[0])

@@ -8,6 +8,7 @@ back end a folder beside it.
 from torch_geometric_qlr.ops import reference, registry  # noqa: F401  (registers the ops)
 from torch_geometric_qlr.ops.cpu.memory import release_memory
 from torch_geometric_qlr.ops.dispatch import (
+    available_on,
     backend_info,
     backend_names,
     computes_packed,
@@ -23,6 +24,7 @@ __all__ = [
     "RowLayout",
     "Steps",
     "affine_params",
+    "available_on",
     "backend_info",
     "backend_names",
     "computes_packed",

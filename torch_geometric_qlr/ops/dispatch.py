@@ -21,6 +21,7 @@ from torch_geometric_qlr.ops.no_gradient import refuse_gradient
 __all__ = [
     "answer",
     "answer_by_definition",
+    "available_on",
     "backend_info",
     "backend_names",
     "backends",
@@ -182,6 +183,21 @@ def _default(device_type: str) -> Backend | None:
 def _available(backend: Backend) -> list[str]:
     names = backend.variants or (backend.name,)
     return [name for name in names if not backend.missing(name)]
+
+
+def available_on(device_type: str) -> list[str]:
+    r"""The names, without the reference, that :func:`use_backend` takes here for tensors of a
+    device, from the plainest to the best.
+
+    Args:
+        device_type (str): Like :obj:`"cpu"` or :obj:`"cuda"`.
+
+    Example:
+        >>> available_on("meta")
+        []
+    """
+    every = [backend for backend in backends().values() if backend.answers_on(device_type)]
+    return [name for backend in every for name in _available(backend)]
 
 
 def computes_packed(device_type: str = "cpu") -> bool:

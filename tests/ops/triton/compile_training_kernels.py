@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from torch_geometric_qlr.ops.triton.fake_quantize import tile_of
-from torch_geometric_qlr.ops.triton.kernels import fake_quantize as kernels
+triton = pytest.importorskip("triton", reason="needs triton: pip install triton")
+from torch_geometric_qlr.ops.triton.fake_quantize import tile_of  # noqa: E402
+from torch_geometric_qlr.ops.triton.kernels import fake_quantize as kernels  # noqa: E402
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHAPE = (4096, 256)
@@ -38,9 +37,11 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], arch
     given = {(i,): constants.get(name) for i, name in enumerate(names) if name not in types}
     pointers = [i for i, name in enumerate(names) if types.get(name, "").startswith("*")]
     attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
-    source = ASTSource(kernel, signature, constexprs=given, attrs=attributes)
+    source = triton.compiler.ASTSource(kernel, signature, constexprs=given, attrs=attributes)
     options = {"enable_fp_fusion": False}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(
+        source, target=triton.backends.compiler.GPUTarget("cuda", arch, 32), options=options
+    )
 
 
 def usage(binary: bytes) -> tuple[int, int]:

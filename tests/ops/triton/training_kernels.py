@@ -20,7 +20,6 @@ from torch_geometric_qlr.ops import QParams, reference, use_backend
 from torch_geometric_qlr.ops.arguments import Arguments
 from torch_geometric_qlr.ops.backend import NoKernel
 from torch_geometric_qlr.ops.schemas import SIGNATURES
-from torch_geometric_qlr.ops.triton.fake_quantize import KERNELS
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 AXES = {"tensor": -1, "row": 0, "column": 1}
@@ -32,6 +31,9 @@ ODD = (torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-40, 3e38)
 
 def launched(op: str, *arguments: Any) -> tuple[Tensor, ...]:
     """What the kernel gives."""
+    # Not above: whoever looks for examples in docstrings imports this file, with or without Triton.
+    from torch_geometric_qlr.ops.triton.fake_quantize import KERNELS
+
     found: tuple[Tensor, ...] = KERNELS[op](Arguments.of(SIGNATURES[op], arguments, {}))
     return found
 
