@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric.typing import SparseTensor
 
 from torch_geometric_qlr.layers.pyg import fuses, node_counts
 from torch_geometric_qlr.layers.state import state_of
@@ -193,6 +194,8 @@ class _Call(NamedTuple):
 
     def _rounded_matrix(self) -> Any:
         adj = self.adj
+        if isinstance(adj, SparseTensor) and not adj.has_value():
+            return None  # and no list of its edges is made
         if isinstance(adj, Tensor) and adj.layout == torch.sparse_coo and adj.requires_grad:
             adj = adj.coalesce()  # or no gradient would reach its values
         edges, values = to_edge_index(adj)

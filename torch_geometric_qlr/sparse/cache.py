@@ -160,7 +160,10 @@ def parts_of(value: Any) -> Iterator[Tensor]:
 def _tensors(adj: Any) -> list[Tensor | None]:
     """The tensors whose identity and version stand for an adjacency's."""
     if isinstance(adj, SparseTensor):
-        return [adj.storage.row(), adj.storage.col(), adj.storage.value()]
+        # Rows that it has; to ask for them would make an index of as many numbers as edges.
+        storage = adj.storage
+        row = storage.row() if storage.has_row() else None
+        return [row, storage.rowptr(), storage.col(), storage.value()]
     if isinstance(adj, EdgeIndex):
         return [adj, adj._data]  # the wrapper does not see what happens through ``as_tensor()``
     return [adj] if isinstance(adj, Tensor) else []
