@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.nn import GCN
 
+import torch_geometric_qlr as qlr
 from torch_geometric_qlr.codes.promise import (
     Chain,
     ChainPlan,
@@ -21,6 +23,7 @@ from torch_geometric_qlr.codes.promise import (
 from torch_geometric_qlr.codes.stage import Epilogue, Stage
 from torch_geometric_qlr.codes.steps import Step
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.layers.running import CHAINS
 from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
@@ -214,3 +217,27 @@ def test_it_leaves_as_a_plain_tensor() -> None:
         assert repr(promise(kind)) == repr(VALUE)
     nested = realised({"a": (x, [x]), "b": 1})
     assert type(nested["a"][1][0]) is Tensor and nested["b"] == 1
+
+
+def test_a_plan_belongs_to_the_device_of_what_it_computes_with() -> None:
+    plan = ChainPlan(PLANS["bias, relu"], QUANTIZER)
+    assert plan.is_on(BIAS.device) and not plan.is_on(torch.device("meta"))
+    assert ChainPlan(PLANS["straight"], QUANTIZER).is_on(torch.device("meta"))
+
+
+def test_a_model_that_was_moved_with_new_parameters_is_looked_at_again() -> None:
+    x, edge_index = torch.rand(9, 8), torch.randint(9, (2, 30))
+    model = qlr.quantize(GCN(8, 8, 2, 4), bits=4).eval()
+    with torch.no_grad():
+        expected = model(x, edge_index)
+        packed = qlr.convert(model)
+        for _ in range(2):
+            packed(x, edge_index)
+        # As if these had been seen on another device.
+        plans = getattr(packed, CHAINS).plans
+        key = next(key for key, plan in plans.items() if plan is not None and plan.steps)
+        elsewhere = nn.Parameter(torch.empty(8, device="meta"), requires_grad=False)
+        plans[key] = ChainPlan((Step("bias", (elsewhere,)), Step("relu")), plans[key].quantizer)
+        for _ in range(2):
+            assert torch.equal(packed(x, edge_index), expected)
+        assert getattr(packed, CHAINS).plans[key].is_on(x.device)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-__all__ = ["make_default"]
+__all__ = ["GPU_REMEDY", "make_default"]
+
+GPU_REMEDY = "needs a GPU, or --device of another one"
 
 
 def make_default(device: str) -> None:

@@ -183,10 +183,12 @@ def handed_out(stage: Stage) -> Tensor:
     if scope.recorder is not None:
         value = stage.value()
         return scope.recorder.watch(key, stage, value) if key not in scope.chains.plans else value
+    plan = scope.chains.plans.get(key)
+    if plan is not None and not plan.is_on(stage.device):
+        del scope.chains.plans[key]
     if key not in scope.chains.plans:
         scope.knows_all = False
         return stage.value()
-    plan = scope.chains.plans[key]
     epilogue = None if plan is None else plan.epilogue(stage)
     if plan is None or epilogue is None:
         return stage.value()

@@ -60,6 +60,15 @@ class ChainPlan:
         self._is_fixed = all(step.kind != "norm" for step in steps)
         self._fixed: tuple[tuple[bool, ...], Epilogue | None] | None = None
 
+    def is_on(self, device: torch.device) -> bool:
+        r"""Whether what is computed with lies on a device. It does not if the model was moved with
+        new parameters in the place of those that were seen.
+
+        Args:
+            device (torch.device): Where the kernel computes.
+        """
+        return all(t.device == device for step in self.steps for t in step.operands)
+
     def epilogue(self, stage: Stage, end: int | None = None) -> Epilogue | None:
         """What the kernel does for the result after the first steps, or all of them, with the
         operands as they are now; :obj:`None` if the kernel cannot do this."""
