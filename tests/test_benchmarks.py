@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -301,3 +303,53 @@ def test_small_graphs_beside_the_float_model(run_benchmark: Any, tmp_path: Path)
     written = json.loads(out.read_text())
     assert [key for key in written if key in models] == models
     assert all(set(written[name]["seconds"]) == {"float", "INT8"} for name in models)
+
+
+# On a GPU, whose scripts show on a CPU that they work #############################################
+
+DRY = ("--device", "cpu", "--tiny", "--rounds", "2")
+
+
+def test_kernels_of_a_gpu(run_benchmark: Any, tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    args = ("--graphs", "cora", "--bits", "8", "2", "--json", str(found))
+    names = {row[0] for row in cells(run_benchmark("gpu_kernels.py", *DRY, *args))}
+    assert {"torch.sparse.mm", "embedding_bag fp16", "gather-scatter"} < names
+    assert {"INT2", "INT2 -> packed", "INT8, float edges", "INT2 quantize and pack"} < names
+    tables = json.loads(found.read_text())["tables"]
+    assert ["weighted" in table["title"] for table in tables] == [False, True]
+    assert all(rate > 0 for table in tables for rate in table["bytes_per_second"].values())
+    printed = run_benchmark("gpu_kernels.py", *DRY, "--stage", "bandwidth", "--json", str(found))
+    assert "GB/s" in printed and "copy_bytes_per_second" in json.loads(found.read_text())
+
+
+def test_a_wrong_sum_is_not_timed(run_benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.ops.qlr.packed_spmm
+    monkeypatch.setattr(torch.ops.qlr, "packed_spmm", lambda *a, **k: right(*a, **k) * 1.01)
+    with pytest.raises(AssertionError, match="off by"):
+        run_benchmark("gpu_kernels.py", *DRY, "--graphs", "cora", "--bits", "2", "--no-peers")
+
+
+def test_models_of_a_gpu(run_benchmark: Any, tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    models = ("--graph", "cora", "--models", "gcn", "appnp", "--bits", "2", "--json", str(found))
+    names = {row[0] for row in cells(run_benchmark("gpu_models.py", *DRY, *models))}
+    assert {"edge_index", "adj_t", "INT2, float x", "INT2, packed x"} < names
+    assert len(json.loads(found.read_text())["tables"]) == 2
+    training = ("--stage", "training", "--graph", "cora", "--bits", "4")
+    rows = cells(run_benchmark("gpu_models.py", *DRY, *training))
+    assert [row[0] for row in rows[2:]] == ["FP32", "INT4"]
+
+
+@pytest.mark.heavy
+def test_all_of_a_gpu_stage_by_stage(tmp_path: Path) -> None:
+    command = ["bash", str(BENCHMARKS / "run_gpu.sh"), str(tmp_path), *DRY]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    stages = re.findall(r"^=== (\w+)", result.stdout, re.MULTILINE)
+    assert len(stages) == 8
+    for stage in stages:
+        assert "setting" in json.loads((tmp_path / f"{stage}.json").read_text())
+    seconds = re.findall(r"^stage (\d+)", (BENCHMARKS / "run_gpu.sh").read_text(), re.MULTILINE)
+    assert sum(map(int, seconds)) < 600

@@ -28,9 +28,14 @@ class CSR(NamedTuple):
     def num_edges(self) -> int:
         return self.col.numel()
 
+    def first(self, rows: int) -> CSR:
+        """The edges of the first rows."""
+        return CSR(self.rowptr[: rows + 1], self.col[: int(self.rowptr[rows])])
+
     def edge_index(self) -> Tensor:
         """The same edges as [2, E], source first."""
-        target = torch.arange(self.num_nodes).repeat_interleave(self.rowptr.diff())
+        nodes = torch.arange(self.num_nodes, device=self.col.device)
+        target = nodes.repeat_interleave(self.rowptr.diff())
         return torch.stack([self.col.long(), target])
 
 
