@@ -12,9 +12,11 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import torch_geometric_qlr as qlr
 
@@ -144,6 +146,31 @@ def test_public_names_exist_and_are_documented() -> None:
         if not is_module and not name.startswith("__"):
             assert name in listed, f"qlr.{name} is missing from docs/api.rst"
             assert public.__doc__, f"qlr.{name} has no docstring"
+
+
+def test_main_says_what_computes_on_gpus(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines() -> dict[str, str]:
+        runpy.run_module("torch_geometric_qlr", run_name="__main__")
+        pairs = (
+            re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
+        )
+        return dict(pairs)
+
+    gpu = SimpleNamespace(name="Fast", total_memory=80 << 30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    for found, words in (
+        ((["pack", "unpack"], ""), "for 2 of 19 operations: pack, unpack"),
+        (([], "triton: it is missing."), "none: triton: it is missing."),
+    ):
+        monkeypatch.setattr("torch_geometric_qlr.ops.kernels_on", lambda device, f=found: f)
+        said = lines()
+        assert said["GPU 0"] == "Fast, sm_90, 80 GiB" and said["GPU kernels"] == words
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert lines()["GPU"].startswith("none: torch ")
 
 
 def test_main_prints_versions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,10 @@ import torch
 import torch_geometric
 
 import torch_geometric_qlr
-from torch_geometric_qlr.ops import backend_info
+from torch_geometric_qlr.ops import backend_info, kernels_on
+from torch_geometric_qlr.ops.schemas import NAMES
 
-_OPTIONAL = ("torch_sparse", "pyg_lib")
+_OPTIONAL = ("torch_sparse", "pyg_lib", "triton")
 
 
 def _version(package: str) -> str:
@@ -20,6 +21,21 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _gpus() -> dict[str, str]:
+    """The GPUs that were found, and what computes on them; or why there is none."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        return {"GPU": f"none: torch {'finds none' if built else 'was built without CUDA'}"}
+    rows = {}
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        memory, arch = found.total_memory / 2**30, f"sm_{found.major}{found.minor}"
+        rows[f"GPU {index}"] = f"{found.name}, {arch}, {memory:.0f} GiB"
+    names, reason = kernels_on("cuda")
+    count = f"for {len(names)} of {len(NAMES)} operations: {', '.join(names)}"
+    return {**rows, "GPU kernels": f"none: {reason}" if reason else count}
 
 
 def main() -> None:
@@ -36,7 +52,7 @@ def main() -> None:
         "CPU back end": f"{info['selected']} (of {', '.join(info['available'])})",
         **{f"back end {name}": f"none: {reason}" for name, reason in info["unavailable"].items()},
         "VNNI, OpenMP": f"{'yes' if info['vnni'] else 'no'}, {'yes' if info['openmp'] else 'no'}",
-        "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "not available",
+        **_gpus(),
     }
     width = max(len(name) for name in rows)
     for name, value in rows.items():

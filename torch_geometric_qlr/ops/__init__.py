@@ -12,6 +12,7 @@ from torch_geometric_qlr.ops.dispatch import (
     backend_info,
     backend_names,
     computes_packed,
+    kernels_on,
     use_backend,
 )
 from torch_geometric_qlr.ops.groups import QParams, Steps
@@ -29,6 +30,7 @@ __all__ = [
     "backend_names",
     "computes_packed",
     "dequantize",
+    "kernels_on",
     "quantize",
     "reference",
     "release_memory",

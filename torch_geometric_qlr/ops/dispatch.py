@@ -26,6 +26,7 @@ __all__ = [
     "backend_names",
     "backends",
     "computes_packed",
+    "kernels_on",
     "use_backend",
     "wanted",
 ]
@@ -198,6 +199,29 @@ def available_on(device_type: str) -> list[str]:
     """
     every = [backend for backend in backends().values() if backend.answers_on(device_type)]
     return [name for backend in every for name in _available(backend)]
+
+
+def kernels_on(device_type: str) -> tuple[list[str], str]:
+    r"""Which ops are computed by kernels of their own on a device, where no back end is asked for;
+    the others are composed of these.
+
+    Args:
+        device_type (str): Like :obj:`"cpu"` or :obj:`"cuda"`.
+
+    Returns:
+        (list, str): Their names, and why there are none; empty if there are some.
+
+    Example:
+        >>> kernels_on("meta")
+        ([], 'no back end computes on meta')
+    """
+    reasons = []
+    for backend in _candidates(device_type):
+        reason = backend.missing(backend.name)
+        if not reason:
+            return sorted(backend.kernels), ""
+        reasons.append(f"{backend.name}: {reason}")
+    return [], "; ".join(reasons) or f"no back end computes on {device_type}"
 
 
 def computes_packed(device_type: str = "cpu") -> bool:
