@@ -6,6 +6,7 @@ package imports them quietly.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import brevitas  # noqa: F401
@@ -19,6 +20,8 @@ pytest_plugins = ("tests.helpers.warning_policy",)
 
 # These are run by Sphinx, which the tests do not need.
 collect_ignore_glob = ["docs/conf.py", "docs/_ext/*", "docs/_build/*", "docs/generated/*"]
+if importlib.util.find_spec("triton") is None:
+    collect_ignore_glob.append("torch_geometric_qlr/ops/triton/*")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
