@@ -54,9 +54,9 @@ def test_values_are_those_of_the_paper(
     q = quantizer(bits=bits, truncation=truncation if bits < 8 else None)
     q.gamma.data.fill_(gamma)
     value, scale, zero_point, width = q(x)
-    expected = by_hand(x.double().numpy(), gamma, bits, truncation if bits < 8 else None)
+    expected = by_hand(x.double().cpu().numpy(), gamma, bits, truncation if bits < 8 else None)
     # A value within float32 rounding of a threshold may fall on its other side.
-    wrong = (value.detach().double() - torch.from_numpy(expected)).abs() > 1e-4
+    wrong = (value.detach().double().cpu() - torch.from_numpy(expected)).abs() > 1e-4
     assert wrong.float().mean() <= 0.02
     codes = value.detach() / scale.detach() + zero_point
     assert torch.allclose(codes, codes.round(), atol=1e-3)

@@ -213,7 +213,7 @@ def copies_source(
         heads (bool): Whether to try with one weight per head.
         given (bool): Whether to give it a weight.
     """
-    generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
+    generator, device = torch.Generator("cpu").manual_seed(0), torch.device("cpu")
     shape = (7, 2, 4) if heads else (7, 4)
     for scale in (1.0, -3.0, 0.01, 1e3):
         x = torch.randn(shape, generator=generator, device=device) * scale
