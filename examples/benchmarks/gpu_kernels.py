@@ -5,7 +5,8 @@ features that its cache does not hold; ratios are medians over rounds of peer ti
 Every candidate is compared with the float sum of the same numbers before it is timed. Beside the
 time stand the bytes that a sum has to move (its rows once per edge, its indices and weights once,
 its result once) per second, as a share of the bandwidth of a copy: rows that the cache holds may
-take it above one.
+take it above one. "own fp32" is this package's float kernel, if it has one there: what it gains
+over the peers is a better schedule, the rest is fewer bits.
 
     python examples/benchmarks/gpu_kernels.py --stage bandwidth
     python examples/benchmarks/gpu_kernels.py --stage sums --graphs arxiv --features 128 --bits 2
@@ -38,7 +39,7 @@ from _gpu import (
 )
 from _graphs import CSR, SHAPES
 from _timing import markdown, paired_ratio
-from torch_geometric_qlr.ops import reference, use_backend
+from torch_geometric_qlr.ops import kernels_on, reference, use_backend
 from torch_geometric_qlr.ops.groups import CodeMatrix, Epilogue, Graph, Weights
 from torch_geometric_qlr.sparse import sparse_csr
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor, edge_codes, spmm
@@ -48,7 +49,7 @@ try:
 except ImportError:  # an extra, and one peer less
     torch_sparse = None
 
-NATIVE = "torch.sparse.mm"
+NATIVE, OWN = "torch.sparse.mm", "own fp32"
 #: Bytes of messages beyond which a gather is left out.
 MAX_GATHER = 16e9
 #: Messages that are compared, times features.
@@ -93,6 +94,8 @@ def peers(case: Case, compiles: bool) -> Iterator[tuple[str, Callable[[], Any]]]
         if kind != "bf16":
             yield f"{BAG}{suffix}", lambda x=x: bag(x.next())
     x = Rotated(case.x)
+    if "spmm" in kernels_on(col.device.type)[0]:
+        yield OWN, lambda: torch.ops.qlr.spmm(rowptr, col, x.next(), weight)
     if torch_sparse is not None:
         known = {"sparse_sizes": (n, n), "is_sorted": True, "trust_data": True}
         other = torch_sparse.SparseTensor(rowptr=rowptr, col=col.long(), value=weight, **known)
@@ -226,7 +229,7 @@ def sums(args: argparse.Namespace, name: str, features: int, weighted: bool) -> 
         candidates |= fitting(fbgemm_bags(case, bits)) if args.peers else {}
     check(candidates, case, widths)
     times = in_turn(candidates, args.rounds, args.device)
-    shown = [n for n in (NATIVE, f"{NATIVE} fp16", BAG, f"{BAG} fp16") if n in times]
+    shown = [n for n in (NATIVE, f"{NATIVE} fp16", BAG, f"{BAG} fp16", OWN) if n in times]
     bandwidth = copy_bandwidth(args.device, 1 << (12 if args.tiny else 29), args.rounds)
     rates = {
         n: bytes_of(n, case, widths) / statistics.median(times[n])
