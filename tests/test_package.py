@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import torch_geometric_qlr as qlr
+from torch_geometric_qlr.ops.schemas import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(qlr.__file__).resolve().parent
@@ -163,7 +164,7 @@ def test_main_says_what_computes_on_gpus(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     for found, words in (
-        ((["pack", "unpack"], ""), "for 2 of 19 operations: pack, unpack"),
+        ((["pack", "unpack"], ""), f"for 2 of {len(NAMES)} operations: pack, unpack"),
         (([], "triton: it is missing."), "none: triton: it is missing."),
     ):
         monkeypatch.setattr("torch_geometric_qlr.ops.kernels_on", lambda device, f=found: f)
