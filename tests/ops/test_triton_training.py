@@ -1,4 +1,4 @@
-"""Kernels of training: right in Triton's interpreter, and compiled for GPUs that are not here."""
+"""Kernels of training, compiled for GPUs that are not here."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ def run(*command: str, **environment: str) -> str:
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def test_in_the_interpreter() -> None:
-    found = run("-m", "pytest", "-q", str(HERE / "test_fake_quantize.py"), TRITON_INTERPRET="1")
-    assert " passed" in found and "skipped" not in found
 
 
 @pytest.mark.parametrize("arch", (80, 90))

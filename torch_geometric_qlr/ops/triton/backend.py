@@ -61,7 +61,7 @@ class _Triton(Backend):
     @property
     def kernels(self) -> Mapping[str, Kernel]:
         # Triton may be missing, and takes half a second.
-        from torch_geometric_qlr.ops.triton import codes, floats, gather, linear
+        from torch_geometric_qlr.ops.triton import codes, fake_quantize, floats, gather, linear
 
         return {
             "quantize_pack": codes.quantize_pack,
@@ -72,6 +72,7 @@ class _Triton(Backend):
             "packed_attention": gather.packed_attention,
             "packed_linear": linear.packed_linear,
             "spmm": floats.spmm,
+            **fake_quantize.KERNELS,
         }
 
 

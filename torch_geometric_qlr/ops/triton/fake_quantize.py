@@ -5,7 +5,6 @@ Reads tensors once for the range and once for the values, and once for both grad
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from torch_geometric_qlr.ops.triton.kernels.fake_quantize import (
     grid_kernel,
     span_kernel,
 )
+from torch_geometric_qlr.ops.triton.launch import cdiv, on_device, power_of_two
 
 __all__ = ["KERNELS", "Groups", "tile_of"]
 
@@ -34,14 +34,6 @@ _INT32 = 2**31 - 2**16
 _VALUES, _SIDE_BY_SIDE = 2048, 128
 #: Tiles that are reduced at once by the second kernel, times groups.
 _PARTS = 1024
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 class Groups(NamedTuple):
@@ -75,18 +67,18 @@ class Groups(NamedTuple):
     @property
     def pieces(self) -> int:
         """Tiles along a group."""
-        return _cdiv(self.length, self.tile[1])
+        return cdiv(self.length, self.tile[1])
 
     @property
     def grid(self) -> tuple[int]:
         """Programs, one for each tile."""
-        return (self.pieces * _cdiv(self.num_groups, self.tile[0]),)
+        return (self.pieces * cdiv(self.num_groups, self.tile[0]),)
 
     def second(self) -> tuple[tuple[int], dict[str, int]]:
         """Programs that reduce what the tiles have left, and what these are compiled for."""
-        groups = min(_SIDE_BY_SIDE, _power_of_two(self.num_groups))
-        pieces = min(_PARTS // groups, _power_of_two(self.pieces))
-        return (_cdiv(self.num_groups, groups),), {"GROUPS": groups, "PIECES": pieces}
+        groups = min(_SIDE_BY_SIDE, power_of_two(self.num_groups))
+        pieces = min(_PARTS // groups, power_of_two(self.pieces))
+        return (cdiv(self.num_groups, groups),), {"GROUPS": groups, "PIECES": pieces}
 
 
 def tile_of(x: Tensor, axis: int) -> Groups:
@@ -101,18 +93,13 @@ def tile_of(x: Tensor, axis: int) -> Groups:
         (64, 32)
     """
     if axis == -1:
-        return Groups(1, x.numel(), x.numel(), 1, (1, min(_VALUES, _power_of_two(x.numel()))))
+        return Groups(1, x.numel(), x.numel(), 1, (1, min(_VALUES, power_of_two(x.numel()))))
     rows, cols = x.shape
     if axis == 0:
-        width = min(_VALUES, _power_of_two(cols))
-        return Groups(rows, cols, cols, 1, (min(_VALUES // width, _power_of_two(rows)), width))
-    width = min(_SIDE_BY_SIDE, _power_of_two(cols))
-    return Groups(cols, rows, 1, cols, (width, min(_VALUES // width, _power_of_two(rows))))
-
-
-def _on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Kernels start on the device of their tensors, which need not be the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+        width = min(_VALUES, power_of_two(cols))
+        return Groups(rows, cols, cols, 1, (min(_VALUES // width, power_of_two(rows)), width))
+    width = min(_SIDE_BY_SIDE, power_of_two(cols))
+    return Groups(cols, rows, 1, cols, (width, min(_VALUES // width, power_of_two(rows))))
 
 
 def _vector(numbers: Tensor) -> Tensor:
@@ -129,7 +116,7 @@ def _rounded(x: Tensor, axis: int, how: QParams) -> tuple[Tensor, Tensor]:
     groups = tile_of(x, axis)
     x_hat = like_values(x)
     mask = torch.empty_like(x_hat, dtype=torch.bool)
-    with _on_device(x):
+    with on_device(x):
         fake_quantize_kernel[groups.grid](
             *(x, how.scale, how.zero_point, how.skew, x_hat, mask.view(torch.int8)),
             *groups.numbers,
@@ -167,7 +154,7 @@ def _gradients(
     partial = a.x.new_empty(groups.pieces * groups.num_groups, dtype=number)
     scale, own_scale, factor = ranges or (partial, partial, 1.0)
     grid, constants = groups.second()
-    with _on_device(a.x):
+    with on_device(a.x):
         gradient_kernel[groups.grid](
             *(*tensors[:3], tensors[3].view(torch.int8), grad_x, partial),
             *groups.numbers,
@@ -209,7 +196,7 @@ def _range_and_grid(x: Tensor, a: Arguments) -> Tensor:
     kept = [None if end is None else _vector(end) for end in (a.lo, a.hi)]
     gamma = _vector(a.gamma)
     grid, constants = groups.second()
-    with _on_device(x):
+    with on_device(x):
         span_kernel[groups.grid](
             x, *spans, *groups.numbers, **groups.constants, enable_fp_fusion=False
         )

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from torch_geometric_qlr.ops.triton.kernels.codes import round_even
+
 __all__ = [
     "fake_quantize_kernel",
     "gradient_kernel",
@@ -19,18 +21,9 @@ __all__ = [
     "span_kernel",
 ]
 
-# Added and subtracted it rounds half to even, below 2**22: `libdevice` does not run in the
-# interpreter.
-_ROUND = tl.constexpr(12582912.0)
 _MIN_SCALE = tl.constexpr(1e-20)
 _MIN_MULTIPLIER = tl.constexpr(1e-3)
 _INFINITY = tl.constexpr(float("inf"))
-
-
-@triton.jit
-def _round_even(x):
-    """To whole numbers, of absolute values below 2**22."""
-    return (x + _ROUND) - _ROUND
 
 
 @triton.jit
@@ -86,7 +79,7 @@ def _tile(
 def _code_of(q, TOP: tl.constexpr):
     """The nearest whole number, one beyond the limits where it is further out. They are whole, so
     to clamp before rounding changes nothing, and keeps the rounding within its bounds."""
-    return _round_even(_at_most(_at_least(q, -1.0), TOP + 1.0))
+    return round_even(_at_most(_at_least(q, -1.0), TOP + 1.0))
 
 
 @triton.jit
@@ -249,9 +242,9 @@ def grid_kernel(
         own += 0.0 * width  # where its width is not finite there is no scale
     zero = tl.div_rn(-lo, own)
     if TRUNCATE and ALIGNED:
-        zero = _round_even(tl.div_rn(zero, 255.0 / LEVELS)) * (255.0 / LEVELS)
+        zero = round_even(tl.div_rn(zero, 255.0 / LEVELS)) * (255.0 / LEVELS)
     elif TRUNCATE or LEVELS > 1:
-        zero = _round_even(zero)
+        zero = round_even(zero)
     g = tl.load(gamma + (group * 0 if ONE_GAMMA else group), mask=live, other=1.0).to(tl.float32)
     results = (_multiplier(g, factor, FACTOR) * own, zero, own, lo, hi)
     for i in tl.static_range(5):
