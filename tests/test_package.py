@@ -44,7 +44,7 @@ NOT_ON_IMPORT = (
 
 # From the bottom up: a folder (or a file at the top) imports only from those before it.
 LAYERS = (
-    ("errors", "typing", "_quiet", "_version"),
+    ("errors", "text", "typing", "_quiet", "_version"),
     ("overrides",),
     ("config",),
     ("ops",),
@@ -55,6 +55,7 @@ LAYERS = (
     ("codes",),
     ("nn", "metrics"),
     ("calibration",),
+    ("search",),
     ("transforms",),
     ("io",),
 )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch_geometric.data import Data, HeteroData
+from torch import nn
 from tqdm.auto import tqdm
 
+from torch_geometric_qlr.calibration.batches import Forward, is_callable_only, run_on, several
 from torch_geometric_qlr.calibration.watch import ESTIMATORS, Watch
 from torch_geometric_qlr.errors import (
     AlreadyQuantizedError,
@@ -25,8 +24,6 @@ from torch_geometric_qlr.nn.packed import PackedLayer
 from torch_geometric_qlr.quantizers import LearnedRangeQuant, Quantizer
 
 __all__ = ["Calibration", "calibrate", "calibrating"]
-
-Forward = Callable[[nn.Module, Any], Any]
 
 
 class Calibration:
@@ -170,14 +167,14 @@ def calibrate(
         Calibration(observed=3, unobserved=[])
         >>> packed = qlr.convert(model)
     """
-    run = _run if forward is None else forward
+    run = run_on if forward is None else forward
     with calibrating(model, method=method, share=share, resume=resume) as calibration:
-        if callable(batches) and not isinstance(batches, (Iterable, Tensor)):
+        if is_callable_only(batches):
             batches(model)
             calibration.batches += 1
             return calibration
         ran = 0
-        for batch in tqdm(_several(batches), desc="calibrating", disable=not progress):
+        for batch in tqdm(several(batches), desc="calibrating", disable=not progress):
             run(model, batch)
             ran += 1
         if ran == 0:
@@ -225,28 +222,3 @@ def _conclude(calibration: Calibration, method: str, share: float) -> None:
             QLRWarning,
             stacklevel=4,
         )
-
-
-def _several(batches: Any) -> Iterable[Any]:
-    """The batches, of which one may come alone."""
-    single = (Tensor, tuple, dict, Data, HeteroData)
-    return [batches] if isinstance(batches, single) else batches
-
-
-def _run(model: nn.Module, batch: Any) -> Any:
-    """A batch as the arguments of a model."""
-    if isinstance(batch, (list, tuple)):
-        return model(*batch)
-    if isinstance(batch, dict):
-        return model(**batch)
-    if isinstance(batch, HeteroData):
-        return model(batch.x_dict, batch.edge_index_dict)
-    if isinstance(batch, Data):
-        return model(**_arguments(model, batch))
-    return model(batch)
-
-
-def _arguments(model: nn.Module, data: Data) -> dict[str, Any]:
-    """What a data object has of the arguments that a forward names."""
-    names = inspect.signature(model.forward).parameters
-    return {name: data[name] for name in names if name in data and data[name] is not None}

@@ -14,6 +14,7 @@ from torch_geometric_qlr.layers.layer_spec import REWRITTEN
 from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.recipe import PointRecipe, Recipe
 from torch_geometric_qlr.nn.registry import find_spec
+from torch_geometric_qlr.text import aligned
 
 __all__ = ["Plan", "PlanEntry"]
 
@@ -116,11 +117,6 @@ class Plan:
             (e.name or "(model)", e.layer, e.family, _listed(e.points), e.bits, e.note)
             for e in self.entries
         ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
-        ]
         share = 100 * self.quantized_parameters / max(1, self.parameters)
         sends = [e for e in self.entries if e.family in ("copy", "attention", "edge")]
         kinds = ("source", "message")
@@ -130,7 +126,7 @@ class Plan:
             total += f"; messages of {quantized} of {len(sends)} layers"
         for rule, count in self.rules.items():
             total += f"; rule {rule!r} matched {count} module{'s' if count != 1 else ''}"
-        return "\n".join([*lines, total])
+        return "\n".join([*aligned([head, *rows]), total])
 
 
 def _entries(model: nn.Module, recipe: Recipe) -> Iterator[PlanEntry]:

@@ -21,6 +21,7 @@ from torch_geometric_qlr.nn.propagation.smooth import (
 )
 from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.overrides import check_all_matched, match_override
+from torch_geometric_qlr.text import aligned
 
 __all__ = ["SmoothEntry", "SmoothPlan", "SmoothPropagation"]
 
@@ -71,12 +72,9 @@ class SmoothPlan:
         for e in self.entries:
             what = f"as it is: {e.reason}" if e.reason else "smoothed"
             rows.append((e.name or "(model)", e.layer, str(e.hops), what))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, f"smoothed: {len(self.smoothed)} of {len(self.entries)} layers"])
+        return "\n".join(
+            [*aligned(rows), f"smoothed: {len(self.smoothed)} of {len(self.entries)} layers"]
+        )
 
 
 class SmoothPropagation:

@@ -16,6 +16,7 @@ from torch_geometric_qlr.nn.linear import QuantLinearLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.quantizers import EdgeWeightQuant, Quantizer
+from torch_geometric_qlr.text import aligned
 
 __all__ = ["Conversion", "ConversionEntry", "how_it_runs"]
 
@@ -96,13 +97,10 @@ class Conversion:
             )
             for e in self.entries
         ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
-        ]
         packed = len(self.entries) - len(self.fallbacks)
-        return "\n".join([*lines, f"packed: {packed} of {len(self.entries)} layers"])
+        return "\n".join(
+            [*aligned([head, *rows]), f"packed: {packed} of {len(self.entries)} layers"]
+        )
 
 
 def _entry(name: str, layer: Any) -> ConversionEntry:
