@@ -17,6 +17,7 @@ from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.io import load, save
 from torch_geometric_qlr.nn import register_conv, register_linear
+from torch_geometric_qlr.search import search_bits
 from torch_geometric_qlr.transforms import (
     conversion,
     convert,
@@ -52,6 +53,7 @@ __all__ = [
     "register_linear",
     "report",
     "save",
+    "search_bits",
     "tensor",
     "transforms",
     "weight_parameters",
