@@ -12,7 +12,8 @@ from torch_geometric.nn import GCN, EdgeConv, GCNConv, GraphSAGE, MessagePassing
 import torch_geometric_qlr as qlr
 from torch_geometric_qlr.nn.packed import PackedLayer
 from torch_geometric_qlr.transforms import Compose, Quantize, SmoothPropagation
-from torch_geometric_qlr.transforms.convert import Convert, conversion, convert, convert_
+from torch_geometric_qlr.transforms.convert import Convert, convert, convert_
+from torch_geometric_qlr.transforms.report import conversion
 
 X, EDGES = torch.randn(5, 8), torch.tensor([[0, 1, 1, 4], [1, 2, 0, 3]])
 

@@ -1,8 +1,9 @@
 """Model to model: what a user calls."""
 
 from torch_geometric_qlr.transforms.compose import Compose
-from torch_geometric_qlr.transforms.convert import Convert, conversion, convert, convert_, report
+from torch_geometric_qlr.transforms.convert import Convert, convert, convert_
 from torch_geometric_qlr.transforms.pack_features import pack_features
+from torch_geometric_qlr.transforms.quantization_report import PointReport, QuantizationReport
 from torch_geometric_qlr.transforms.quantize import (
     Quantize,
     plan,
@@ -11,6 +12,7 @@ from torch_geometric_qlr.transforms.quantize import (
     quantize_,
     weight_parameters,
 )
+from torch_geometric_qlr.transforms.report import conversion, report
 from torch_geometric_qlr.transforms.smooth_propagation import (
     SmoothEntry,
     SmoothPlan,
@@ -20,6 +22,8 @@ from torch_geometric_qlr.transforms.smooth_propagation import (
 __all__ = [
     "Compose",
     "Convert",
+    "PointReport",
+    "QuantizationReport",
     "Quantize",
     "SmoothEntry",
     "SmoothPlan",

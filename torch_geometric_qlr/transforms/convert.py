@@ -19,11 +19,11 @@ from torch_geometric_qlr.layers.state import parameter_of, state_of
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.layer import check_not_parametrized
-from torch_geometric_qlr.nn.packed import Conversion, PackedLayer, pack_layers
+from torch_geometric_qlr.nn.packed import PackedLayer, pack_layers
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import Quantizer
 
-__all__ = ["Convert", "conversion", "convert", "convert_", "report"]
+__all__ = ["Convert", "convert", "convert_"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,7 +35,8 @@ def convert(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
     ``state_dict``. Linears multiply codes, convs gather packed source rows along a CSR that is
     built once per adjacency object, and where ranges are static a result is written as the codes
     that the next layer reads. A layer that has no packed form computes as before with unpacked
-    weights; a warning names it, and :func:`report` lists all layers.
+    weights; a warning names it, and :func:`~torch_geometric_qlr.report` lists all
+    layers.
 
     Under :func:`torch.no_grad` the quantized model computes with the same operations, so the two
     agree bit for bit. With gradients, or without kernels, it computes in floating point, and they
@@ -114,32 +115,6 @@ def convert_(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
             stacklevel=2,
         )
     return model
-
-
-def report(model: nn.Module) -> Conversion:
-    r"""What computes each layer of a converted model, and why not packed. Prints as a table.
-
-    Args:
-        model (torch.nn.Module): A model from :func:`convert`.
-
-    Raises:
-        NothingToQuantizeError: If the model is not converted.
-        UnsupportedLayerError: If it is no model.
-    """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedLayerError(
-            f"Expected a converted torch.nn.Module (got {type(model).__name__})."
-        )
-    done = Conversion.of(model)
-    if not done.entries:
-        raise NothingToQuantizeError(
-            f"{type(model).__name__} has no converted layer. Call qlr.convert(model) first."
-        )
-    return done
-
-
-#: The name of :func:`report` in release 0.1; it goes with 1.0.
-conversion = report
 
 
 def _check(model: nn.Module, backend: str) -> None:

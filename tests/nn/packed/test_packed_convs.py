@@ -25,7 +25,7 @@ from tests.helpers.packed_cases import (
     run,
 )
 from torch_geometric_qlr.nn.packed import PackedLayer, PackedMessagePassing
-from torch_geometric_qlr.transforms.convert import conversion
+from torch_geometric_qlr.transforms.report import conversion
 
 CONVS = sorted(ZOO)
 
