@@ -165,6 +165,21 @@ def test_edges_have_messages_of_their_own() -> None:
     assert report.quantized_message_values == report.message_values == 3 * edges
 
 
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_a_sparse_adjacency_is_as_edges(layout: str) -> None:
+    # PyG then multiplies by the matrix, and makes no messages that could be counted.
+    _, quantized, (x, edges) = case("sage")
+    edges = edges.unique(dim=1)
+    size, ones = (NODES, NODES), torch.ones(edges.size(1))
+    adj = torch.sparse_coo_tensor(edges.flip(0), ones, size).coalesce()
+    found = measured(quantized, x, adj if layout == "coo" else adj.to_sparse_csr())
+    expected = measured(quantized, x, edges)
+    assert found.message_values == expected.message_values > 0
+    assert found.quantized_message_values == found.message_values
+    assert found.bytes == expected.bytes
+    assert found.output_sqnr == pytest.approx(expected.output_sqnr, abs=0.02)
+
+
 def test_weights_of_edges_cost_what_their_rounding_costs() -> None:
     _, quantized, data = case("gcn", edge_weight_bits=2)
     _, finer, _ = case("gcn", edge_weight_bits=8)

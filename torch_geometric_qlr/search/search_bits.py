@@ -64,10 +64,10 @@ def search_bits(
       average over batches. A source has one row of codes for each node, a message one for each
       edge. Widths of 3 and of 5 to 7 bits are stored in 4 and 8.
     - :obj:`"bitops"`: :math:`\sum \mathrm{MACs} \cdot b_1 \cdot b_2` over the products of one batch
-      and the widths of their operands, as in the `"MixQ-GNN: Efficient Mixed Precision
-      Quantization for Graph Neural Networks" <https://arxiv.org/abs/2505.09361>`_ paper: inputs
-      and weights of Linears; sources and the weights of edges, which are one bit where there are
-      none, and 32 where they are floats, as coefficients of attention are.
+      and the widths of their operands, the measure of the `"Efficient Mixed Precision Quantization
+      in Graph Neural Networks" <https://arxiv.org/abs/2505.09361>`_ paper: inputs and weights of
+      Linears; sources and the weights of edges, which are one bit where there are none, and 32
+      where they are floats, as coefficients of attention are.
     - :obj:`"average_bits"`: the mean width of the values of all weights, and of all activations and
       messages of one batch.
 
@@ -136,7 +136,7 @@ def _chosen(found: Sensitivity, budget: float, measure: str, config: QLRConfig) 
         raise ConfigError(
             f"search_bits: a budget of {budget:,} {measure} is too small: this model takes from "
             f"{least / divisor:,.6g} (the fewest bits everywhere) to {most / divisor:,.6g}. Raise "
-            f"it, or choose from fewer bits than {min(map(min, found.widths.values()))}."
+            f"it, allow fewer bits, or shrink the model."
         )
     widths = {unit: bits for option in best for unit, bits in option.widths.items()}
     table = tuple(
