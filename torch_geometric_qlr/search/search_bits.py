@@ -64,10 +64,10 @@ def search_bits(
       average over batches. A source has one row of codes for each node, a message one for each
       edge. Widths of 3 and of 5 to 7 bits are stored in 4 and 8.
     - :obj:`"bitops"`: :math:`\sum \mathrm{MACs} \cdot b_1 \cdot b_2` over the products of one batch
-      and the widths of their operands, the measure of the `"Efficient Mixed Precision Quantization
-      in Graph Neural Networks" <https://arxiv.org/abs/2505.09361>`_ paper: inputs and weights of
-      Linears; sources and the weights of edges, which are one bit where there are none, and 32
-      where they are floats, as coefficients of attention are.
+      and the widths of their operands: inputs and weights of Linears; sources and the weights of
+      edges, which are one bit where there are none, and 32 where they are floats, as coefficients
+      of attention are. (Figures in the code of `MixQ-GNN <https://arxiv.org/abs/2505.09361>`_ are
+      operations times the *mean* width of a layer's quantizers, and do not compare with these.)
     - :obj:`"average_bits"`: the mean width of the values of all weights, and of all activations and
       messages of one batch.
 
