@@ -29,7 +29,7 @@ class Toy(RangeQuantizer):
 
     def observe(self, batch):
         seen = self._measured(batch)
-        self._check_finite(seen.lo, seen.hi)
+        self.check_finite(seen.lo, seen.hi)
         if not self.is_static:
             return
         kept, momentum = self._kept_range(), self.config.momentum

@@ -21,7 +21,7 @@ from torch_geometric_qlr.errors import (
 )
 from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.nn.packed import PackedLayer
-from torch_geometric_qlr.quantizers import LearnedRangeQuant, Quantizer
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["Calibration", "calibrate", "calibrating"]
 
@@ -41,7 +41,7 @@ class Calibration:
         self.watches: dict[str, Watch] = {}
         self.others: dict[str, Quantizer] = {}
         for name, module in model.named_modules():
-            if isinstance(module, LearnedRangeQuant) and module.is_static:
+            if isinstance(module, Quantizer) and module.takes_range:
                 self.watches[module.path or name] = Watch(module)
             elif isinstance(module, Quantizer) and not module.is_frozen:
                 self.others[module.path or name] = module

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric_qlr.calibration.histogram import Histogram
 from torch_geometric_qlr.ops import QParams
 from torch_geometric_qlr.ops.reference import fake_quantize
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["ESTIMATORS", "Found", "Watch"]
 
@@ -35,10 +35,10 @@ class Watch:
     r"""Looks at what passes a quantizer.
 
     Args:
-        quantizer (LearnedRangeQuant): One with a range that is kept.
+        quantizer (Quantizer): One that takes a range.
     """
 
-    def __init__(self, quantizer: LearnedRangeQuant) -> None:
+    def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
         self.histogram = Histogram(quantizer.num_groups, device=quantizer.device)
         #: Sums of the powers of the values, from which the skewness follows.

@@ -14,7 +14,7 @@ from torch_geometric_qlr.ops.reference import affine_params
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.observing import Observing, RangeState
 from torch_geometric_qlr.quantizers.sparse_values import entries, with_values
-from torch_geometric_qlr.quantizers.statistics import Batch, Groups, skewness
+from torch_geometric_qlr.quantizers.statistics import Batch, Grid, Groups, skewness
 from torch_geometric_qlr.quantizers.torch_state import is_recomputing
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
@@ -121,6 +121,32 @@ class Quantizer(Observing, ABC):
             if seen is not None:
                 self._see(batch._replace(seen=seen))
         return self.code_params(batch.seen, exact_zero=exact_zero, skew=batch.skew)
+
+    # A range that is found elsewhere ##############################################################
+
+    @property
+    def takes_range(self) -> bool:
+        """Whether :meth:`grid_of` and :meth:`take_range` are there."""
+        return False
+
+    def grid_of(self, lo: Tensor, hi: Tensor, skew: Tensor | None) -> Grid:
+        r"""The grid of a range, for a method that has ranges.
+
+        Args:
+            lo, hi (torch.Tensor): Its ends, one per group.
+            skew (torch.Tensor, optional): The skewness, for BT*.
+        """
+        raise NotImplementedError
+
+    def take_range(self, lo: Tensor, hi: Tensor, gamma: Tensor, skew: Tensor | None) -> None:
+        r"""Takes a range, and fixes it, likewise.
+
+        Args:
+            lo, hi (torch.Tensor): Its ends, one per group.
+            gamma (torch.Tensor): What it is multiplied by, likewise.
+            skew (torch.Tensor, optional): The skewness, for BT*.
+        """
+        raise NotImplementedError
 
     # Values #######################################################################################
 

@@ -23,7 +23,7 @@ from torch_geometric_qlr.quantizers.learned_step import (
 from torch_geometric_qlr.quantizers.observing import GROWTH, RangeState
 from torch_geometric_qlr.quantizers.ranges import RangeQuantizer
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
-from torch_geometric_qlr.quantizers.statistics import Batch, Grid, Range, fingerprint
+from torch_geometric_qlr.quantizers.statistics import Batch, Range, fingerprint
 from torch_geometric_qlr.quantizers.torch_state import (
     REAL,
     below_autograd,
@@ -206,38 +206,6 @@ class LearnedRangeQuant(RangeQuantizer):
             with GROWTH:
                 self._grow(batch, seen)
         return seen
-
-    def grid_of(self, lo: Tensor, hi: Tensor, skew: Tensor | None) -> Grid:
-        r"""The grid of a range at a multiplier of one.
-
-        Args:
-            lo, hi (torch.Tensor): Its ends, one per group.
-            skew (torch.Tensor, optional): The skewness, for BT*.
-        """
-        return self._grid(Range(self.groups.beside(lo), self.groups.beside(hi), skew))
-
-    @torch.no_grad()
-    def take_range(self, lo: Tensor, hi: Tensor, gamma: Tensor, skew: Tensor | None) -> None:
-        r"""Takes a range that was found elsewhere, and fixes it.
-
-        Args:
-            lo, hi (torch.Tensor): Its ends, one per group.
-            gamma (torch.Tensor): What it is multiplied by, likewise.
-            skew (torch.Tensor, optional): The skewness, for BT*.
-
-        Example:
-            >>> from torch_geometric_qlr.config import QuantizerConfig
-            >>> quantizer = LearnedRangeQuant(QuantizerConfig(bits=2)).eval()
-            >>> ends = torch.tensor([0.0]), torch.tensor([6.0])
-            >>> quantizer.take_range(*ends, torch.tensor([0.5]), None)
-            >>> quantizer(torch.tensor([0.9, 5.0]))[0].tolist()
-            [1.0, 3.0]
-        """
-        for kept, new in ((self.lo, lo), (self.hi, hi), (self.gamma, gamma)):
-            kept.copy_(new.view(kept.shape))
-        if skew is not None:
-            self.skew.copy_(skew)
-        self._set_state(RangeState.FIXED)
 
     # In training ##################################################################################
 

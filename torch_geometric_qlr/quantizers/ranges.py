@@ -12,6 +12,7 @@ from torch_geometric_qlr.ops.reference import truncation_step
 from torch_geometric_qlr.quantizers.base import CodeParams, Quantizer
 from torch_geometric_qlr.quantizers.frozen import Frozen, Made, RowGrid
 from torch_geometric_qlr.quantizers.functional import floored_multiplier
+from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.statistics import (
     Batch,
     Grid,
@@ -62,6 +63,43 @@ class RangeQuantizer(Quantizer):
 
     def freeze(self) -> Quantizer:
         return FrozenRange.of(self)
+
+    @property
+    def takes_range(self) -> bool:
+        return self.is_static and not self.is_frozen
+
+    def grid_of(self, lo: Tensor, hi: Tensor, skew: Tensor | None) -> Grid:
+        r"""The grid of a range at a multiplier of one.
+
+        Args:
+            lo, hi (torch.Tensor): Its ends, one per group.
+            skew (torch.Tensor, optional): The skewness, for BT*.
+        """
+        return self._grid(Range(self.groups.beside(lo), self.groups.beside(hi), skew))
+
+    @torch.no_grad()
+    def take_range(self, lo: Tensor, hi: Tensor, gamma: Tensor, skew: Tensor | None) -> None:
+        r"""Takes a range that was found elsewhere, and fixes it.
+
+        Args:
+            lo, hi (torch.Tensor): Its ends, one per group.
+            gamma (torch.Tensor): What it is multiplied by, likewise.
+            skew (torch.Tensor, optional): The skewness, for BT*.
+
+        Example:
+            >>> from torch_geometric_qlr.config import QuantizerConfig
+            >>> from torch_geometric_qlr.quantizers import build_quantizer
+            >>> quantizer = build_quantizer(QuantizerConfig(bits=2)).eval()
+            >>> ends = torch.tensor([0.0]), torch.tensor([6.0])
+            >>> quantizer.take_range(*ends, torch.tensor([0.5]), None)
+            >>> quantizer(torch.tensor([0.9, 5.0]))[0].tolist()
+            [1.0, 3.0]
+        """
+        for kept, new in ((self.lo, lo), (self.hi, hi), (self.gamma, gamma)):
+            kept.copy_(new.view(kept.shape))
+        if skew is not None:
+            self.skew.copy_(skew)
+        self._set_state(RangeState.FIXED)
 
     def _range_for(self, batch: Batch) -> Range:
         """What a batch is quantized with: the running range, or its own."""
