@@ -130,9 +130,9 @@ def test_installed_metadata() -> None:
     assert metadata["Requires-Python"] == ">=3.10"
     requires = importlib.metadata.requires("torch_geometric_qlr") or []
     core = {re.split(r"[^\w.-]", line)[0] for line in requires if "extra ==" not in line}
-    assert core == {"torch", "torch_geometric", "brevitas", "numpy"}
+    assert core == {"torch", "torch_geometric", "brevitas", "numpy", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert extras == {"sparse", "examples", "docs", "style", "test", "dev"}
+    assert extras == {"sparse", "triton", "examples", "docs", "style", "test", "dev"}
 
 
 def test_is_typed() -> None:
