@@ -13,6 +13,7 @@ from torch_geometric.loader import DataLoader, NeighborLoader
 from torch_geometric.nn import APPNP, GAT, GCN, GIN, GraphSAGE
 
 import torch_geometric_qlr as qlr
+from tests.helpers.predict import Predict
 from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.errors import (
     AlreadyQuantizedError,
@@ -21,20 +22,9 @@ from torch_geometric_qlr.errors import (
     NothingToQuantizeError,
     QLRWarning,
 )
-from torch_geometric_qlr.quantizers import LearnedRangeQuant
+from torch_geometric_qlr.quantizers import LearnedRangeQuant, Quantizer
 
 FEATURES = 16
-
-
-class Predict(nn.Module):
-    """A Linear and several hops."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin, self.propagation = nn.Linear(FEATURES, 5), APPNP(K=3, alpha=0.1)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.propagation(self.lin(x), edge_index)
 
 
 MODELS = {
@@ -42,7 +32,7 @@ MODELS = {
     "sage": lambda: GraphSAGE(FEATURES, 32, 2, 5),
     "gin": lambda: GIN(FEATURES, 32, 2, 5, norm="batch_norm"),
     "gat": lambda: GAT(FEATURES, 32, 2, 5, heads=2),
-    "appnp": Predict,
+    "appnp": lambda: Predict(APPNP(K=3, alpha=0.1), FEATURES, 5),
 }
 TENSOR = {"granularity": {"input": "tensor", "activation": "tensor"}}
 
@@ -177,6 +167,29 @@ def test_an_error_leaves_the_model_as_it_was() -> None:
     assert all(module.training for module in model.modules())
     some[2].x[0, 0] = 0.0
     calibrate(model, some, progress=False)  # nothing of it is left
+
+
+def test_an_error_takes_back_what_was_learned() -> None:
+    some = graphs(4)
+    model = build("gcn", bits=1).eval()  # the input has a range for each node, and so a multiplier
+    with torch.no_grad():
+        model(some[0].x.pow(3), some[0].edge_index)  # of long tails it is small, and grows
+    before = copy.deepcopy(model)
+    bad = copy.deepcopy(some)
+    bad[3].x[0, 0] = torch.inf
+    with pytest.raises(InputError):
+        calibrate(model, bad, progress=False)
+    assert ranges_and_states(model) == ranges_and_states(before)
+    calibrate(model, some, progress=False)
+    multiplier = model.convs[0].lin.quantizers["input"].gamma
+    assert multiplier > before.convs[0].lin.quantizers["input"].gamma
+
+
+def ranges_and_states(model: nn.Module) -> list[Any]:
+    """All that any quantizer knows."""
+    found = [module for module in model.modules() if isinstance(module, Quantizer)]
+    numbers = [[t.tolist() for t in (*q.parameters(), *q.buffers())] for q in found]
+    return [(n, q.range_state) for n, q in zip(numbers, found, strict=True)]
 
 
 def test_the_model_is_as_before_afterwards() -> None:

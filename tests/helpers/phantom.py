@@ -35,6 +35,7 @@ from torch_geometric.nn import (
 
 import torch_geometric_qlr as qlr
 from tests.helpers.op_samples import samples
+from tests.helpers.predict import Predict
 from torch_geometric_qlr.codes import mode
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.ops.kernels import Kernels
@@ -113,18 +114,6 @@ def _op(op: str, arguments: tuple[Any, ...], device: str) -> None:
 # Models ###########################################################################################
 
 
-class Predict(nn.Module):
-    """A Linear, and a propagation of what it gives."""
-
-    def __init__(self, propagation: nn.Module) -> None:
-        super().__init__()
-        self.lin, self.propagation = nn.Linear(16, 4), propagation
-
-    def forward(self, x: Tensor, *edges: Tensor) -> Tensor:
-        out: Tensor = self.propagation(self.lin(x), *edges)
-        return out
-
-
 X, EDGES, WEIGHT = torch.randn(30, 16), torch.randint(30, (2, 90)), torch.rand(90)
 
 # Without the self loops that PyG adds: to look for those that are there it waits for the device.
@@ -135,8 +124,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "GIN": (lambda: GIN(16, 8, 2, 4, norm="batch"), (X, EDGES)),
     "GAT": (lambda: GAT(16, 8, 2, 4, heads=2, add_self_loops=False), (X, EDGES)),
     "GraphConv": (lambda: GraphConv(16, 4), (X, EDGES, WEIGHT)),
-    "APPNP": (lambda: Predict(APPNP(3, 0.1, normalize=False)), (X, EDGES, WEIGHT)),
-    "SMP": (lambda: Predict(qlr.nn.SMP(K=2, normalize=False)), (X, EDGES, WEIGHT)),
+    "APPNP": (lambda: Predict(APPNP(3, 0.1, normalize=False), 16, 4), (X, EDGES, WEIGHT)),
+    "SMP": (lambda: Predict(qlr.nn.SMP(K=2, normalize=False), 16, 4), (X, EDGES, WEIGHT)),
     "PNA": (
         lambda: PNA(16, 8, 2, 4, aggregators=["max"], scalers=["identity"], deg=torch.ones(3)),
         (X, EDGES),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import APPNP, GAT, GCN, MLP, EdgeConv, GraphSAGE
 
 import torch_geometric_qlr as qlr
+from tests.helpers.predict import Predict
 from torch_geometric_qlr.errors import (
     AlreadyQuantizedError,
     ConfigError,
@@ -24,17 +25,6 @@ from torch_geometric_qlr.errors import (
 from torch_geometric_qlr.transforms import PointReport, QuantizationReport
 
 FEATURES, NODES = 12, 40
-
-
-class Predict(nn.Module):
-    """A Linear and several hops, of which each has a range."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin, self.propagation = nn.Linear(FEATURES, 5), APPNP(K=3, alpha=0.1)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.propagation(self.lin(x), edge_index)
 
 
 class Alone(nn.Module):
@@ -53,7 +43,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "sage": lambda: GraphSAGE(FEATURES, 8, 2, 3),
     "gat": lambda: GAT(FEATURES, 8, 2, 3, heads=2),
     "edge": lambda: EdgeConv(MLP([2 * FEATURES, 8, 3], norm=None)),
-    "appnp": Predict,
+    "appnp": lambda: Predict(APPNP(K=3, alpha=0.1), FEATURES, 5),  # each hop has a range
     "mlp": Alone,
 }
 

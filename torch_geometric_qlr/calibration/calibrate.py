@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -106,7 +107,7 @@ def calibrating(
         _check_same(model, resume)
     states = [module for module in model.modules() if isinstance(module, LayerState)]
     training = [(module, module.training) for module in model.modules()]
-    before = {q: q.state_dict() for q in calibration.others.values()}
+    before = {q: copy.deepcopy(q) for q in calibration.others.values()}
     model.eval()
     for state in states:
         state.observes = True
@@ -116,9 +117,8 @@ def calibrating(
         with torch.no_grad():
             yield calibration
     except BaseException:
-        for quantizer, numbers in before.items():
-            quantizer.reset_parameters()
-            quantizer.load_state_dict(numbers)
+        for quantizer, earlier in before.items():
+            quantizer.take_back(earlier)
         raise
     else:
         _conclude(calibration, method, share)

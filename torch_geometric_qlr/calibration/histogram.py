@@ -9,6 +9,8 @@ __all__ = ["Histogram"]
 
 #: The narrowest bin is two to this power: a float may not be smaller.
 _LEAST_EXPONENT = -126
+#: Values whose bins are in memory together.
+_AT_ONCE = 1 << 22
 
 
 class Histogram:
@@ -57,9 +59,11 @@ class Histogram:
         self.num_values += x.size(0)
         self._cover(torch.minimum(self.lo, x.amin(0)), torch.maximum(self.hi, x.amax(0)))
         groups, bins = self.counts.shape
-        at = torch.ldexp(x, -self._exponent).floor().long() - self._first
-        at = at.clamp_(0, bins - 1) + torch.arange(groups, device=x.device) * bins
-        self.counts += torch.bincount(at[x != 0], minlength=groups * bins).view(groups, bins)
+        before = torch.arange(groups, device=x.device) * bins
+        for part in x.split(max(1, _AT_ONCE // groups)):
+            at = torch.ldexp(part, -self._exponent).floor().long() - self._first
+            at = at.clamp_(0, bins - 1).add_(before)[part != 0]
+            self.counts += torch.bincount(at, minlength=groups * bins).view(groups, bins)
 
     def centers(self) -> Tensor:
         """The middle of each bin, as far as values reach, :math:`[G, B]`."""

@@ -53,12 +53,11 @@ def product(layer: Any, x: Any) -> Tensor:
         layer (torch.nn.Module): The layer.
         x (torch.Tensor or PackedTensor): The features.
     """
-    if type(x) is Tensor and x.layout == torch.strided:
-        out = _at_once(layer, x)
-        if out is not None:
-            return out
     if isinstance(x, Tensor) and x.layout != torch.strided:
         return handed_out(_of_sparse(layer, x))
+    out = _at_once(layer, x) if type(x) is Tensor else None
+    if out is not None:
+        return out
     if isinstance(x, PackedTensor) or x.dim() == 2:
         return handed_out(_of_codes(layer, codes_of(x, state_of(layer)["input"])))
     rows = x.reshape(-1, x.size(-1))

@@ -20,7 +20,7 @@ from torch_geometric_qlr.quantizers.learned_step import (
     quantize_learned,
     quantize_observed,
 )
-from torch_geometric_qlr.quantizers.observing import GROWTH, RangeState
+from torch_geometric_qlr.quantizers.observing import GROWTH, Observing, RangeState
 from torch_geometric_qlr.quantizers.ranges import RangeQuantizer
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
 from torch_geometric_qlr.quantizers.statistics import Batch, Range, fingerprint
@@ -127,6 +127,11 @@ class LearnedRangeQuant(RangeQuantizer):
         super()._set_state(state)
         if state != RangeState.GROWING:
             self._growing = None
+
+    def take_back(self, earlier: Observing) -> None:
+        super().take_back(earlier)
+        assert isinstance(earlier, LearnedRangeQuant)
+        self._growing = earlier._growing
 
     # Looking at data ##############################################################################
 

@@ -114,6 +114,22 @@ class Observing(SignedState):
         r"""Forgets what was seen and learned; the next batch starts it anew."""
         self._set_state(RangeState.MISSING)
 
+    @torch.no_grad()
+    def take_back(self, earlier: Observing) -> None:
+        r"""Is again what it was when it was copied.
+
+        Args:
+            earlier (Observing): The copy.
+        """
+        numbers = zip(
+            [*self.parameters(recurse=False), *self.buffers(recurse=False)],
+            [*earlier.parameters(recurse=False), *earlier.buffers(recurse=False)],
+            strict=True,
+        )
+        for now, then in numbers:
+            now.copy_(then)
+        self._state = earlier._state
+
     # Looking at data ##############################################################################
 
     def observe(self, batch: Batch) -> None:

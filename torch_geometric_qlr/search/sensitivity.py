@@ -71,8 +71,7 @@ class _Model:
         """With one unit only, and ranges from the data."""
         rules = {**self.config.overrides, unit.rule: {unit.field: bits}}
         copy = self._quantized(self.config.replace(bits=32, overrides=rules))
-        run = lambda model, run: run(model)  # noqa: E731
-        calibrate(copy, list(self.runs), run, progress=False, **self.ranges)
+        calibrate(copy, list(self.runs), _run, progress=False, **self.ranges)
         return Isolated(copy)
 
     def _quantized(self, config: QLRConfig) -> nn.Module:
@@ -80,6 +79,10 @@ class _Model:
         apply_recipe(copy, make_plan(self.model, config).recipe)
         follow(copy)
         return copy
+
+
+def _run(model: nn.Module, run: Run) -> Any:
+    return run(model)
 
 
 def measure_model(

@@ -7,32 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch_geometric.nn import APPNP, GAT, GCN, GIN, GraphSAGE
 
 import torch_geometric_qlr as qlr
 from tests.helpers.packed_cases import deviation, quantized, run
+from tests.helpers.predict import Predict
 from torch_geometric_qlr.errors import QLRWarning
-
-
-class Predict(torch.nn.Module):
-    """A linear layer, and hops."""
-
-    def __init__(self, hops: torch.nn.Module) -> None:
-        super().__init__()
-        self.lin, self.hops = torch.nn.Linear(16, 4), hops
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Any:
-        return self.hops(self.lin(x), edge_index)
-
 
 MODELS = {
     "GCN": lambda: GCN(16, 8, 2, 4),
     "SAGE": lambda: GraphSAGE(16, 8, 2, 4),
     "GIN": lambda: GIN(16, 8, 2, 4),
     "GAT": lambda: GAT(16, 8, 2, 4, heads=2),
-    "APPNP": lambda: Predict(APPNP(K=3, alpha=0.1)),
-    "SMP": lambda: Predict(qlr.nn.SMP(K=2)),
+    "APPNP": lambda: Predict(APPNP(K=3, alpha=0.1), 16, 4),
+    "SMP": lambda: Predict(qlr.nn.SMP(K=2), 16, 4),
 }
 
 

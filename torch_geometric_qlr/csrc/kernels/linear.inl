@@ -112,7 +112,7 @@ inline int32_t linear_rows(const Input& input, const QlrPacked& weight, const Ql
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, input.rows);
       const int count = static_cast<int>(end - begin);
-      reader.begin(begin, count);
+      reader.begin(begin);
       for (int r = 0; r < count; ++r) reader.load(r, codes.data() + r * stride);
       const auto zero_code = [&](int r) {
         return near_zero_point(reader.zero(r), (1 << input.bits) - 1);

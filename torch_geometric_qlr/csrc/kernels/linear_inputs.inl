@@ -30,7 +30,7 @@ struct PackedInput {
   class Reader {
    public:
     Reader(const PackedInput& input, int64_t) : in_(input) {}
-    void begin(int64_t row, int) { first_ = row; }
+    void begin(int64_t row) { first_ = row; }
     template <typename Code>
     void load(int r, Code* codes) const {
       load_codes(in_.x.data + (first_ + r) * in_.layout.stride, in_.layout, codes);
@@ -85,7 +85,7 @@ struct FloatInput {
     // Up to row `end`.
     Reader(const FloatInput& input, int64_t end)
         : in_(input), end_(end), packed_(kRows * input.layout.stride) {}
-    void begin(int64_t row, int) {
+    void begin(int64_t row) {
       if (row >= stop_) {
         first_ = row;
         stop_ = std::min(row + kRows, end_);
