@@ -74,9 +74,10 @@ class Arguments:
 
     @property
     def factor_matrix(self) -> PackedMatrix:
-        """The second matrix of a product."""
+        """The second matrix of a product, as wide as the first, packed or not."""
+        cols = self.values["num_cols"] if "num_cols" in self.values else self.x.size(1)
         scale, zero_point = self.weight_scale, self.weight_zero_point
-        return PackedMatrix(self.weight, self.num_cols, self.weight_bits, scale, zero_point)
+        return PackedMatrix(self.weight, cols, self.weight_bits, scale, zero_point)
 
     @property
     def weights(self) -> Weights:

@@ -9,7 +9,6 @@ from torch_geometric_qlr.ops.checks import FLOATS, Check, place_not_finite
 from torch_geometric_qlr.ops.definition import Call, Definition
 from torch_geometric_qlr.ops.definitions.gather import written
 from torch_geometric_qlr.ops.fakes import float_rows, result_rows
-from torch_geometric_qlr.ops.groups import PackedMatrix
 from torch_geometric_qlr.ops.layout import storage_bits
 from torch_geometric_qlr.ops.reference import affine_params, linear, unpack_matrix
 
@@ -56,7 +55,7 @@ class QuantizeLinear(Definition, op="quantize_linear"):
         else:
             check.params(a.scale, a.zero_point, a.x.size(0), a.x.size(1))
         check.skew("skew", a.skew)
-        check.packed(_weight(a), "weight_")
+        check.packed(a.factor_matrix, "weight_")
         check.numbers("bias", a.bias, a.weight.size(0))
 
     def fake(self, a: Arguments) -> Tensor:
@@ -76,7 +75,3 @@ class QuantizeLinear(Definition, op="quantize_linear"):
 
     def not_finite(self, a: Arguments) -> str:
         return place_not_finite(a.x)
-
-
-def _weight(a: Arguments) -> PackedMatrix:
-    return PackedMatrix(a.weight, a.x.size(1), a.weight_bits, a.weight_scale, a.weight_zero_point)
