@@ -13,6 +13,7 @@ from torch_geometric.loader import DataLoader, NeighborLoader
 from torch_geometric.nn import APPNP, GAT, GCN, GIN, GraphSAGE
 
 import torch_geometric_qlr as qlr
+from tests.helpers.optional import needs_sampler
 from tests.helpers.predict import Predict
 from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.errors import (
@@ -138,6 +139,11 @@ def test_what_a_batch_may_be() -> None:
         found = ranges(model)
         expected = expected or found
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@needs_sampler
+def test_batches_of_sampled_neighbours() -> None:
+    data = Batch.from_data_list(graphs(6))
     sampled = NeighborLoader(data, [3, 3], batch_size=8)
     assert calibrate(build("gcn", bits=4), sampled, progress=False).batches == len(sampled)
 

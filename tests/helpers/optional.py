@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import NoReturn
 
 import pytest
-from torch_geometric.typing import WITH_TORCH_SPARSE
+from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
 BUILD_TORCH_SPARSE = 'python -m pip install --no-build-isolation -e ".[sparse]"'
 
 needs_torch_sparse = pytest.mark.skipif(
     not WITH_TORCH_SPARSE, reason=f"needs torch-sparse: {BUILD_TORCH_SPARSE}"
+)
+
+needs_sampler = pytest.mark.skipif(
+    not (WITH_PYG_LIB or WITH_TORCH_SPARSE),
+    reason=f"sampled neighbours need pyg-lib or torch-sparse: {BUILD_TORCH_SPARSE}",
 )
 
 

@@ -12,7 +12,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.layers.layer_spec import REWRITTEN
 from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
-from torch_geometric_qlr.nn.recipe import PointRecipe, Recipe
+from torch_geometric_qlr.nn.recipe import PointRecipe, Recipe, shown_point
 from torch_geometric_qlr.nn.registry import find_spec
 from torch_geometric_qlr.text import aligned
 
@@ -160,8 +160,6 @@ def _bits(found: PointRecipe) -> int:
 
 
 def _listed(points: Mapping[str, int]) -> str:
-    """Points for a reader: the usual argument or parameter of a point goes without saying, and a
-    width that no other column has is said."""
-    short = {"source:x": "source", "weight:weight": "weight"}
-    short |= {p: f"{p} ({bits})" for p, bits in points.items() if p == "edge_weight"}
-    return ", ".join(short.get(p, p.removeprefix("weight:")) for p in points) or "-"
+    """Points for a reader, with a width that no other column has."""
+    more = {"edge_weight": f" ({points.get('edge_weight')})"}
+    return ", ".join(shown_point(p) + more.get(p, "") for p in points) or "-"

@@ -25,7 +25,25 @@ __all__ = [
     "Recipe",
     "Route",
     "SmoothRecipe",
+    "shown_point",
 ]
+
+
+#: The usual argument or parameter of a point, which goes without saying.
+_USUAL = {"source:x": "source", "weight:weight": "weight"}
+
+
+def shown_point(point: str) -> str:
+    r"""A point for a reader.
+
+    Args:
+        point (str): As :class:`Point` spells it.
+
+    Example:
+        >>> [shown_point(point) for point in ("source:x", "source:h", "weight:att")]
+        ['source', 'source:h', 'att']
+    """
+    return _USUAL.get(point, point.removeprefix("weight:"))
 
 
 class Point(NamedTuple):

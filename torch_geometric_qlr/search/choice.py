@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.nn.recipe import shown_point
 from torch_geometric_qlr.search.output_error import decibels
 from torch_geometric_qlr.text import aligned
 
@@ -32,6 +33,10 @@ class BitRow:
     bits: int
     bytes: int
     cost: float
+
+    def shown_points(self) -> str:
+        """The points for a reader."""
+        return ", ".join(map(shown_point, self.point.split(", ")))
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,7 +83,13 @@ class BitChoice:
     def __repr__(self) -> str:
         rows = [("module", "point", "bits", "bytes", "cost")]
         rows += [
-            (row.module or "(model)", row.point, str(row.bits), f"{row.bytes:,}", f"{row.cost:.2g}")
+            (
+                row.module or "(model)",
+                row.shown_points(),
+                str(row.bits),
+                f"{row.bytes:,}",
+                f"{row.cost:.2g}",
+            )
             for row in self.table
         ]
         total = (

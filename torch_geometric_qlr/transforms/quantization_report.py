@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch_geometric_qlr.nn.recipe import shown_point
 from torch_geometric_qlr.text import aligned
 
 __all__ = ["PointReport", "QuantizationReport"]
@@ -57,7 +58,7 @@ class PointReport:
         unknown = self.low is None or self.high is None
         return (
             self.module or "(model)",
-            self.point,
+            shown_point(self.point),
             str(self.bits),
             "-" if unknown else f"[{self.low:.3g}, {self.high:.3g}]",
             "-" if self.clipped is None else f"{100 * self.clipped:.2f} %",
