@@ -64,6 +64,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "granularity": dict.fromkeys(_ROLES, "tensor"),
             "skewness_rounding": True,
             "edge_weight_bits": 32,
+            "input_gain": False,
         },
     }
 )
@@ -213,6 +214,10 @@ class QLRConfig:
             or class name); exact names win over regular expressions, then globs, then types, and
             within a kind the first rule wins. A value is a dict of fields, a config, or
             :obj:`None` to keep the module in floating point.
+        input_gain (bool): Fold a gain of weak input features into the weight that meets them first,
+            so that training does not depend on their scale: the parameter is the weight divided by
+            a power of two, found at the first training batch, and the model computes the same.
+            (default: :obj:`True`)
         method (str): What makes the codes, by its name: :obj:`"learned_range"`, a learned range
             (QLR), or :obj:`"lsq"`, a learned step, see
             :class:`~torch_geometric_qlr.quantizers.LearnedStepQuant`.
@@ -246,6 +251,7 @@ class QLRConfig:
     granularity: str | Mapping[str, str] | None = None
     points: str | tuple[str, ...] | None = None
     hop_quantizers: str = "per_hop"
+    input_gain: bool = True
     overrides: Mapping[Any, Any] = field(default_factory=dict)
     momentum: float = 0.1
     zero_aligned: bool = False

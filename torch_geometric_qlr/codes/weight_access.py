@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch_geometric_qlr.codes.mode import computes_on_codes
 from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.layers.input_gain import folded
 from torch_geometric_qlr.layers.running import running_model, runs_while_traced
-from torch_geometric_qlr.layers.state import STATE, LayerState, weight_key
+from torch_geometric_qlr.layers.state import GAIN, STATE, LayerState, weight_key
 from torch_geometric_qlr.quantizers.torch_state import is_abstract
 
 __all__ = ["ReadOnlyWeight", "WeightAccess", "has_no_range", "refuse_write", "weight_codes"]
@@ -43,13 +44,16 @@ class WeightAccess:
             assert state is not None
             return self._unpacked(state, found)
         raw = self._raw(layer, owner)
-        if raw is None or state is None or found is None:
+        if raw is None or state is None or (found is None and GAIN not in state._buffers):
             return raw
         weights = _weights_of_call(state)
         if weights is None:
             return raw
         if self.name not in weights:
-            weights[self.name] = _quantized(layer, state, self.name, raw)
+            weight = folded(state, self.name, raw)
+            if found is not None:
+                weight = _quantized(layer, state, self.name, weight)
+            weights[self.name] = weight
         return weights[self.name]
 
     def _raw(self, layer: Any, owner: type) -> Any:
@@ -131,7 +135,7 @@ def weight_codes(layer: nn.Module, name: str) -> PackedWeight:
         return found
     # A hook may compute it, as pruning does.
     weight: Any = layer._parameters[name] if name in layer._parameters else layer.__dict__[name]
-    return PackedWeight.from_quantizer(found, weight)
+    return PackedWeight.from_quantizer(found, folded(state, name, weight))
 
 
 def refuse_write(layer: nn.Module, name: str) -> None:

@@ -236,8 +236,9 @@ _LAYER = _fields(
         "weights": _list(_text),
         "quantizers": _mapping(_quantizer),
         "route": _fields(dict.fromkeys(Route._fields, _text)),
+        "input_gain": _one_of(True),
     },
-    optional=("route",),
+    optional=("route", "input_gain"),
 )
 _SMOOTH = _fields(
     {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch_geometric_qlr.config import POINTS
 
 __all__ = [
+    "GAIN",
     "STATE",
     "Call",
     "LayerState",
@@ -31,6 +32,10 @@ __all__ = [
 
 #: The attribute of a layer that holds its :class:`LayerState`; a prefix of everything else.
 STATE = "_qlr"
+
+#: The buffer of a :class:`LayerState` with the gain of the layer's input, see ``input_gain.py``. A
+#: negative number stands for one, and for a gain that the next training batch may find.
+GAIN = "input_gain"
 
 
 class MadeClass(NamedTuple):
@@ -89,6 +94,8 @@ class LayerState(nn.ModuleDict):
         observes (bool): Whether its quantizers are shown values and round nothing.
         backend (str): Who computes packed operations.
         choice (Any): The kernel for its messages, found out once.
+        gain_is_open (bool, optional): Whether the next training batch finds the gain of the input;
+            :obj:`None` if the buffer has to be asked.
     """
 
     def __init__(self, quantizers: dict[str, nn.Module] | None = None) -> None:
@@ -103,6 +110,7 @@ class LayerState(nn.ModuleDict):
         self.reason = ""
         self.runs_as = ""
         self.choice: Any = None
+        self.gain_is_open: bool | None = None
         self._traced: Call | None = None
         self._made: dict[str, Any] = {}
 
@@ -113,6 +121,30 @@ class LayerState(nn.ModuleDict):
 
     def __setitem__(self, key: str, quantizer: nn.Module) -> None:
         self._modules[key] = quantizer
+
+    # The gain of the input ########################################################################
+
+    def lacks_gain(self) -> bool:
+        """Whether the gain of the input is to be found."""
+        if self.gain_is_open is None:
+            gain = self._buffers.get(GAIN)
+            self.gain_is_open = gain is not None and not gain.is_meta and bool(gain < 0)
+        return self.gain_is_open
+
+    def forget_gain(self) -> None:
+        """The weight was drawn anew: so is the gain, if one was found."""
+        gain = self._buffers.get(GAIN)
+        if gain is not None:
+            gain.fill_(-1.0)
+            self.gain_is_open = None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if GAIN in self._buffers:
+            state_dict = {prefix + GAIN: self._buffers[GAIN], **state_dict}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.gain_is_open = None
 
     # One call #####################################################################################
 

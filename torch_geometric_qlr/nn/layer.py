@@ -104,6 +104,8 @@ class QuantLayer:
         for module in self.modules():  # type: ignore[attr-defined]
             if isinstance(module, Quantizer):
                 module.reset_parameters()
+            elif isinstance(module, LayerState):
+                module.forget_gain()
 
     def __repr__(self) -> str:
         text, bits = super().__repr__(), self._qlr.shown_bits()

@@ -14,11 +14,15 @@ from torch_geometric_qlr.codes.mode import computes_on_codes, has_codes
 from torch_geometric_qlr.codes.product import check_width, product, why_no_product
 from torch_geometric_qlr.codes.weight_access import weight_codes
 from torch_geometric_qlr.codes.weights import PackedWeight
+from torch_geometric_qlr.layers.input_gain import find_gain, take_weight
 from torch_geometric_qlr.layers.layer_spec import facts_of
+from torch_geometric_qlr.layers.state import STATE
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.registry import class_facts
 from torch_geometric_qlr.nn.sparse_linear import sparse_linear
 from torch_geometric_qlr.quantizers import fake_quantize
+from torch_geometric_qlr.quantizers.sparse_values import row_norms
+from torch_geometric_qlr.quantizers.torch_state import is_abstract, runs_plainly
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["QuantDictLinearLayer", "QuantLinearLayer", "QuantWeightLayer"]
@@ -47,11 +51,20 @@ class QuantLinearLayer(QuantLayer):
         torch.Size([3, 2])
     """
 
+    training: bool
+
     @classmethod
     def _qlr_namespace(cls, base: type[nn.Module]) -> dict[str, Any]:
         return {"_qlr_facts": class_facts(base)}
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kw: Any) -> None:
+        if prefix + "weight" in state_dict:
+            take_weight(self._qlr, state_dict, f"{prefix}{STATE}.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kw)  # type: ignore[misc]
+
     def _qlr_forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.training and self._qlr.lacks_gain():
+            _find_gain(self, input)
         if not (args or kwargs) and _multiplies_codes(self, input):
             out: Any = product(self, input)
         elif _multiplies_sparse(self, input):
@@ -60,6 +73,17 @@ class QuantLinearLayer(QuantLayer):
             input = input.dequantize() if isinstance(input, PackedTensor) else plain(input)
             out = super()._qlr_forward(_quantize_input(self, input), *args, **kwargs)
         return self._qlr.quantize_at("linear_output", out)
+
+
+def _find_gain(layer: Any, x: Any) -> None:
+    """Takes the gain of the model's features from a step that trains the weight."""
+    weight = layer._parameters.get("weight")
+    learns = weight is not None and weight.requires_grad and torch.is_grad_enabled()
+    if not learns or not runs_plainly() or is_abstract(weight):
+        return
+    x = x.dequantize() if isinstance(x, PackedTensor) else x
+    if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
+        find_gain(layer, row_norms(x.detach()))
 
 
 def _multiplies_codes(layer: Any, x: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -149,6 +149,9 @@ class _ModuleTree:
         for name, module in model.named_modules(remove_duplicate=False):
             self._aliases[id(module)].append(name)
         self.all_names = [name for names in self._aliases.values() for name in names]
+        self._owners = Counter(
+            id(p) for module in self.named.values() for p in module._parameters.values()
+        )
         self.first, self.last = self._ends()
         #: Modules that their parent reads as a tensor: anywhere, or in its forward only.
         self.read_anywhere = dict(self._read_by("reads_anywhere"))
@@ -166,6 +169,11 @@ class _ModuleTree:
                 name = name.rpartition(".")[0]
                 out += [(name, type(self.named[name]))] if name in self.named else []
         return out
+
+    def has_own_weight(self, module: nn.Module) -> bool:
+        """Whether no other module has the parameter that a Linear multiplies by."""
+        weight = module._parameters.get("weight")
+        return weight is not None and self._owners[id(weight)] == 1
 
     @property
     def rewritten(self) -> list[str]:
@@ -291,7 +299,20 @@ def _plan_module(name: str, layout: _ModuleTree, config: QLRConfig) -> LayerReci
         kind=spec.kind,
         weights=spec.weight_names,
         quantizers={point: layer.quantizer(point, *asked) for point, asked in points.items()},
+        input_gain=here.input_gain and _may_have_gain(name, layout),
         note="; ".join(notes),
+    )
+
+
+def _may_have_gain(name: str, layout: _ModuleTree) -> bool:
+    """Whether a gain of the model's features may be folded into the weight of a Linear."""
+    module, spec = layout.named[name], layout.specs[name]
+    return (
+        spec is not None
+        and spec.family == "linear"
+        and layout.sees_input(name)
+        and name not in layout.read_in_forward
+        and layout.has_own_weight(module)
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from torch_geometric_qlr.codes.gather import kernel_of
 from torch_geometric_qlr.codes.weights import PackedWeight
-from torch_geometric_qlr.layers.state import state_of, unwrapped_class
+from torch_geometric_qlr.layers.state import GAIN, state_of, unwrapped_class
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.packed import PackedLayer, PackedMessagePassing
 from torch_geometric_qlr.nn.packed.kinds import kind_of
@@ -68,6 +68,7 @@ def layer_recipe(name: str, layer: Any) -> LayerRecipe:
         weights=type(layer)._qlr_made.weight_names,
         quantizers={Point.of_key(key): _quantizer(q) for key, q in state_of(layer).items()},
         route=route_of(layer),
+        input_gain=GAIN in state_of(layer)._buffers,
     )
 
 

@@ -178,6 +178,7 @@ class LayerRecipe:
         weights (tuple): Parameters that are read through a quantizer.
         quantizers (dict): What acts at each :class:`Point`.
         route (Route, optional): How a converted conv computes its messages.
+        input_gain (bool): Whether training finds a gain of its input.
         note (str): Remarks for people; not part of what is done.
     """
 
@@ -187,6 +188,7 @@ class LayerRecipe:
     weights: tuple[str, ...] = ()
     quantizers: Mapping[Point, PointRecipe] = field(default_factory=dict)
     route: Route | None = None
+    input_gain: bool = False
     note: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,6 +199,8 @@ class LayerRecipe:
             "weights": list(self.weights),
             "quantizers": {point.key: _plain(q) for point, q in self.quantizers.items()},
         }
+        if self.input_gain:
+            out["input_gain"] = True
         return out if self.route is None else out | {"route": self.route._asdict()}
 
     @classmethod
@@ -211,6 +215,7 @@ class LayerRecipe:
             weights=tuple(entry["weights"]),
             quantizers=quantizers,
             route=None if route is None else Route(**route),
+            input_gain=entry.get("input_gain", False),
         )
 
 

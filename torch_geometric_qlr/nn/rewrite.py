@@ -12,6 +12,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.layers.input_gain import add_gain
 from torch_geometric_qlr.layers.layer_spec import LayerSpec
 from torch_geometric_qlr.layers.pyg import drop_bound_propagate, forget_cached
 from torch_geometric_qlr.layers.state import STATE, LayerState, MadeClass, state_of
@@ -109,6 +110,8 @@ def _build(recipe: LayerRecipe, layer: nn.Module, model: nn.Module) -> LayerStat
     unrounded = Point("edge_weight")
     if unrounded.key in state and unrounded not in recipe.quantizers:
         del state[unrounded.key]  # of a layer by name, whose file is older than this point
+    if is_new and recipe.input_gain:
+        add_gain(state)
     state.path = where
     state.train(layer.training)
     # A layer that only propagates has no parameters to tell its device by.

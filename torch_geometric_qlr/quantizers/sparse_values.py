@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.index import ptr2index
 
-__all__ = ["entries", "with_values"]
+__all__ = ["entries", "row_norms", "with_values"]
 
 
 def entries(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,6 +28,23 @@ def entries(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.layout == torch.sparse_csr:
         return ptr2index(x.crow_indices()), x.col_indices()
     return x.row_indices(), ptr2index(x.ccol_indices())
+
+
+def row_norms(x: Tensor) -> Tensor:
+    r"""The Euclidean norm of each row.
+
+    Args:
+        x (torch.Tensor): A dense tensor, of which the last dimension is a row, or a sparse matrix.
+
+    Example:
+        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]).to_sparse())
+        tensor([5., 0.])
+    """
+    if x.layout == torch.strided:
+        return x.norm(dim=-1)
+    x = x.coalesce() if x.layout == torch.sparse_coo else x
+    squares = x.values().new_zeros(x.size(0)).index_add_(0, entries(x)[0], x.values().square())
+    return squares.sqrt()
 
 
 def with_values(x: Tensor, values: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from tqdm.auto import tqdm
 from torch_geometric_qlr.calibration import Run, calibrate
 from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.config import QLRConfig
+from torch_geometric_qlr.layers.input_gain import folded
 from torch_geometric_qlr.layers.running import follow
+from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.rewrite import apply_recipe
@@ -150,8 +152,9 @@ def weight_of(isolated: Isolated, place: Place) -> torch.Tensor:
         isolated (Isolated): The model.
         place (Place): The point.
     """
-    weight: torch.Tensor = getattr(isolated.model.get_submodule(place.module), place.point.name)
-    return weight.detach()
+    layer, name = isolated.model.get_submodule(place.module), place.point.name
+    weight: torch.Tensor = getattr(layer, name)
+    return folded(state_of(layer), name, weight.detach())
 
 
 def _num_values(isolated: Isolated, unit: Unit, traffic: Traffic) -> int:

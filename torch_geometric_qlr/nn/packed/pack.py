@@ -11,6 +11,7 @@ from torch_geometric_qlr.codes.chains import Chains
 from torch_geometric_qlr.codes.weight_access import has_no_range
 from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
+from torch_geometric_qlr.layers.input_gain import fold_gain, folded
 from torch_geometric_qlr.layers.pyg import forget_cached, is_uninitialized_parameter
 from torch_geometric_qlr.layers.running import CHAINS, follow
 from torch_geometric_qlr.layers.state import float_class, state_of, weight_key
@@ -81,8 +82,8 @@ def _packed(layer: Any, key: str, weight: Tensor) -> PackedWeight:
         # The float table is renormalised where it is looked up; codes cannot be changed later.
         index = torch.arange(weight.size(0), device=weight.device)
         weight = torch.embedding_renorm_(weight.detach().clone(), index, max_norm, layer.norm_type)
-    quantizer: Any = state_of(layer)[weight_key(key)]
-    return PackedWeight.from_quantizer(quantizer, weight)
+    state: Any = state_of(layer)
+    return PackedWeight.from_quantizer(state[weight_key(key)], folded(state, key, weight))
 
 
 def _looks_up(layer: Any) -> bool:
@@ -104,6 +105,7 @@ def _become(name: str, site: _Site, backend: str) -> None:
     for key, weight in site.weights.items():
         state[weight_key(key)] = weight
         del layer._parameters[key]
+    fold_gain(layer)
     freeze_ranges(state)
     # Features that a layer cached were propagated with other weights or in another way.
     forget_cached(layer)

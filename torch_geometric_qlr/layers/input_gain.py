@@ -1,0 +1,113 @@
+"""The gain of a model's features, folded into the weight that they meet first.
+
+Weak features (a row-normalised bag of words has rows of norm 0.1 to 0.3) give that weight small
+gradients. Optimizers that divide by the size of a gradient then let weight decay win, and few bits
+make the gradient smaller still: training stalls for many epochs. With
+
+.. math::
+    \\mathbf{X} \\mathbf{W} = \\mathbf{X} \\, (g \\mathbf{V}), \\qquad
+    g = 2^{\\max(0, \\lfloor -\\log_2 r \\rceil)},
+
+where :math:`r` is the mean norm of the rows that are not zero, the layer learns :math:`\\mathbf{V}`
+as it would from features of norm one. A power of two changes no digit of a number, so the model
+computes what it did before, and the gain disappears in the range of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geometric_qlr.layers.state import GAIN, LayerState, state_of
+
+__all__ = ["add_gain", "find_gain", "fold_gain", "folded", "take_weight"]
+
+#: What the buffer holds until a training batch has come.
+_OPEN = -1.0
+_LARGEST = 20  # as a power of two
+
+
+def add_gain(state: LayerState) -> None:
+    r"""Gives a layer a gain, which the first training batch finds.
+
+    Args:
+        state (LayerState): The layer's.
+    """
+    state._buffers[GAIN] = torch.tensor(_OPEN)
+
+
+def folded(state: LayerState, name: str, weight: Tensor) -> Tensor:
+    r"""The weight that a layer multiplies by: its parameter times the gain, if it has one.
+
+    Args:
+        state (LayerState): The layer's.
+        name (str): The parameter.
+        weight (torch.Tensor): What is stored under the name.
+    """
+    gain = state._buffers.get(GAIN)
+    if gain is None or name != "weight":
+        return weight
+    if gain.is_cpu and not torch.compiler.is_compiling() and abs(gain.item()) == 1.0:
+        return weight
+    return weight * gain.abs()
+
+
+def fold_gain(layer: Any) -> None:
+    r"""Makes the parameter, if it is still there, what the layer multiplies by; the gain is gone.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+    """
+    state, weight = state_of(layer), layer._parameters.get("weight")
+    if GAIN in state._buffers:
+        if weight is not None:
+            weight.data = folded(state, "weight", weight.data)
+        del state._buffers[GAIN]
+
+
+def take_weight(state: LayerState, loaded: Mapping[str, Any], prefix: str) -> None:
+    r"""Prepares for a weight that is loaded. One without a gain is whole: it comes from a float
+    model, which may be trained yet, or from a state that is older than gains.
+
+    Args:
+        state (LayerState): The layer's.
+        loaded (dict): The state that is loaded.
+        prefix (str): What the names of the layer's own entries begin with.
+    """
+    gain = state._buffers.get(GAIN)
+    if gain is not None and prefix + GAIN not in loaded:
+        is_older = any(key.startswith(prefix) for key in loaded)
+        gain.fill_(1.0 if is_older else _OPEN)
+
+
+def find_gain(layer: Any, row_norms: Tensor) -> None:
+    r"""Takes the gain from a training batch, once, and divides the parameter by it. Batches without
+    a row that is not zero leave it to the next one.
+
+    Args:
+        layer (torch.nn.Module): The layer.
+        row_norms (torch.Tensor): Euclidean norms of the rows of its input.
+    """
+    state, weight = state_of(layer), layer._parameters["weight"]
+    kept = state.get_buffer(GAIN)
+    with torch.no_grad():
+        gain = _gain_for(row_norms)
+        if gain.is_cpu and not bool(gain.isfinite()):
+            return
+        gain = torch.where(gain.isfinite(), gain, 1.0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Every process has its own batch; they train one and the same parameter.
+            torch.distributed.broadcast(gain, src=0)
+        # Without a trace, for what was computed from the parameter before is still right.
+        weight.data.div_(gain.to(weight.dtype))
+        kept.copy_(gain)
+    state.gain_is_open = False
+
+
+def _gain_for(row_norms: Tensor) -> Tensor:
+    norms = row_norms.float()
+    mean = norms.sum() / (norms > 0).sum()
+    return torch.exp2(torch.round(-torch.log2(mean)).clamp(0.0, _LARGEST))
