@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from torch_geometric_qlr.layers.state import LayerState
+from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["CHAINS", "RunningModel", "follow", "is_own_hook", "running_model", "runs_while_traced"]
 
@@ -94,9 +95,18 @@ def _enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
     _RUNNING.models.append(running)
     chains = module.__dict__.get(CHAINS)
     if chains is None:
-        return None
+        return _with_values(args), _with_values(kwargs)
     running.scope, args, kwargs = chains.enter(module, args, kwargs)
     return args, kwargs
+
+
+def _with_values(given: Any) -> Any:
+    """Packed features as floats: a quantized model rounds its features itself."""
+    if isinstance(given, PackedTensor):
+        return given.dequantize()
+    if type(given) in (tuple, list):
+        return type(given)(map(_with_values, given))
+    return {k: _with_values(v) for k, v in given.items()} if type(given) is dict else given
 
 
 def _states(model: nn.Module) -> list[LayerState]:

@@ -1,0 +1,6 @@
+"""Packed features for loaders that sample: a store in memory or in a file, and what gathers."""
+
+from torch_geometric_qlr.loader.gather import GatherFeatures
+from torch_geometric_qlr.loader.store import PackedFeatureStore
+
+__all__ = ["GatherFeatures", "PackedFeatureStore"]
