@@ -60,7 +60,9 @@ class MappedFile:
             try:
                 header: Header = read_header(file, size)
             except CheckpointError as error:
-                raise CheckpointError(f"{path}: {error}. Write the file again.") from error
+                raise CheckpointError(
+                    f"{path}: {error}. Write it with PackedFeatureStore.write."
+                ) from error
             self._bytes = _map(file)[header.length :]
         self.entries: list[Entry] = header.entries
         self.release, self.crc = header.release, header.crc
@@ -78,6 +80,8 @@ class MappedFile:
         codes, *params = (
             self._tensor(f"{entry.name}.{kind}") for kind in ("codes", "scale", "zero_point")
         )
+        if entry.granularity != "node":  # every selection of rows has them: not as a part of a file
+            params = [param.clone() for param in params]
         return PackedTensor(codes, entry.num_cols, entry.bits, *params)
 
     def _tensor(self, name: str) -> Tensor:

@@ -150,10 +150,10 @@ def _npy(path: str) -> np.ndarray:
     if not path.endswith(".npy"):
         raise InputError(f"features: {path} is no .npy file; save it with numpy.save(path, x)")
     try:
-        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError(f"features: {path} cannot be read as .npy: {error}") from error
-    return array  # type: ignore[no-any-return]
+    return mapped
 
 
 def _of_arrow(values: Any) -> np.ndarray:

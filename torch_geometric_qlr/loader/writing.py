@@ -7,6 +7,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch_geometric_qlr.ops import storage_bits
 from torch_geometric_qlr.ops.checks import place_not_finite
 from torch_geometric_qlr.quantizers import MinMax, Quantizer
 from torch_geometric_qlr.tensor import PackedTensor
-from torch_geometric_qlr.transforms.pack_features import input_quantizers
+from torch_geometric_qlr.transforms.pack_features import input_quantizers, pack_features
 
 __all__ = ["Ends", "write_features"]
 
@@ -69,6 +70,10 @@ def write_features(
     if not sources:
         raise InputError("PackedFeatureStore.write: there are no features")
     _check_names(list(sources))
+    for x in sources.values():
+        is_path = isinstance(x, (str, os.PathLike))
+        if is_path and os.path.exists(path) and os.path.samefile(x, path):
+            raise InputError(f"PackedFeatureStore.write: {path} would take the place of its source")
     opened = {key: source_of(x) for key, x in sources.items()}
     if model is not None:
         jobs = [_model_job(key, source, model) for key, source in opened.items()]
@@ -83,12 +88,9 @@ def _check_names(keys: list[Key]) -> None:
     for group, attr in keys:
         if not isinstance(attr, str) or not isinstance(group, (str, type(None))):
             raise ConfigError(
-                f"PackedFeatureStore.write: features of {group!r} as {attr!r}: the type of nodes is "
-                f"text or None, and the attribute text"
+                f"PackedFeatureStore.write: features of {group!r} as {attr!r}: the type of nodes "
+                f"is text or None, and the attribute text"
             )
-    names = [Entry(*key, 8, "node", 0, 0).name for key in keys]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"PackedFeatureStore.write: of {names} two are written alike; rename one")
 
 
 # How rows become codes ############################################################################
@@ -151,7 +153,8 @@ def _model_job(key: Key, source: Source, model: nn.Module) -> _Job:
             f"of a row depend on all others, which are not in memory. Use pack_features, or "
             f"truncation=None or 'bt' for the input."
         )
-    return _Job(key, source, storage_bits(quantizer.bits), granularity, quantizer.pack)
+    pack = partial(pack_features, model)
+    return _Job(key, source, storage_bits(quantizer.bits), granularity, pack)
 
 
 # The file #########################################################################################
@@ -234,7 +237,9 @@ def _write_codes(
     return rows
 
 
-def _keep(packed: PackedTensor, params: tuple[IO[bytes], IO[bytes]], shape: tuple[int, ...]) -> None:
+def _keep(
+    packed: PackedTensor, params: tuple[IO[bytes], IO[bytes]], shape: tuple[int, ...]
+) -> None:
     for param, file in zip((packed.scale, packed.zero_point), params, strict=True):
         file.write(param.detach().cpu().expand(shape).numpy().astype("<f4").tobytes())
 

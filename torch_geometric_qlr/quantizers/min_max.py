@@ -89,6 +89,4 @@ class MinMax:
         Args:
             lo, hi (torch.Tensor): Their ends.
         """
-        return range_grid(
-            lo, hi, self.bits, truncate=False, aligned=False, own=not self.is_static
-        )
+        return range_grid(lo, hi, self.bits, truncate=False, aligned=False, own=not self.is_static)
