@@ -34,10 +34,13 @@ def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of a loader")
 
 
-def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: NeighborLoader) -> None:
+def train_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loader: NeighborLoader, device: str
+) -> None:
     """One pass over the training nodes."""
     model.train()
     for batch in loader:
+        batch = batch.to(device)
         optimizer.zero_grad()
         out = model(batch.x, batch.edge_index)[: batch.batch_size]
         F.cross_entropy(out, batch.y[: batch.batch_size]).backward()
@@ -45,11 +48,12 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Neig
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, loader: NeighborLoader) -> float:
+def accuracy(model: nn.Module, loader: NeighborLoader, device: str) -> float:
     """In percent, on the seed nodes of all batches."""
     model.eval()
     hits = []
     for batch in loader:
+        batch = batch.to(device)
         out = model(batch.x, batch.edge_index)[: batch.batch_size]
         hits.append(out.argmax(dim=-1) == batch.y[: batch.batch_size])
     return 100 * share(torch.cat(hits))
@@ -92,16 +96,16 @@ def main() -> None:
         qlr.loader.PackedFeatureStore.write(path, data.x, bits=args.bits)
         train, test = loaders(path, data, args.workers)
         model = GraphSAGE(data.num_features, 64, 2, graph.num_classes, dropout=0.5)
-        model = qlr.quantize(model, bits=args.bits)
+        model = qlr.quantize(model.to(args.device), bits=args.bits)
         optimizer = make_optimizer(model)
         for _ in tqdm(range(args.epochs), desc="training", leave=False, disable=None):
-            train_epoch(model, optimizer, train)
+            train_epoch(model, optimizer, train, args.device)
         packed = qlr.convert(model.eval())
         print(
             f"features  {human(data.x.nbytes)} as floats, {human(path.stat().st_size)} in the file"
         )
-        print(f"accuracy  {accuracy(model, test):.1f} quantized, ", end="")
-        print(f"{accuracy(packed, test):.1f} converted")
+        print(f"accuracy  {accuracy(model, test, args.device):.1f} quantized, ", end="")
+        print(f"{accuracy(packed, test, args.device):.1f} converted")
 
 
 if __name__ == "__main__":
