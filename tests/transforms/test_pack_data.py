@@ -121,3 +121,21 @@ def test_a_quantized_model_reads_the_values() -> None:
         model.eval()
         assert torch.equal(model(packed, edges), model(packed.dequantize(), edges))
         assert torch.equal(model(x=packed, edge_index=edges), model(packed, edges))
+
+
+def test_what_holds_no_packed_features_is_passed_as_it_is() -> None:
+    class Noting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = torch.nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, seen: list, *, named: dict) -> torch.Tensor:
+            seen.append(x)
+            named["x"] = x
+            return self.lin(x)
+
+    model, seen, named = qlr.quantize(Noting(), bits=4), [], {}
+    for x in (torch.rand(2, 4), MinMax(4).pack(torch.rand(2, 4))):
+        model(x, seen, named=named)
+    assert len(seen) == 2 and named["x"] is seen[1]
+    assert torch.equal(seen[1], x.dequantize())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
@@ -104,9 +105,18 @@ def _with_values(given: Any) -> Any:
     """Packed features as floats: a quantized model rounds its features itself."""
     if isinstance(given, PackedTensor):
         return given.dequantize()
+    # What holds none stays the same object, which the model may write to.
     if type(given) in (tuple, list):
-        return type(given)(map(_with_values, given))
-    return {k: _with_values(v) for k, v in given.items()} if type(given) is dict else given
+        values = [_with_values(v) for v in given]
+        return given if _same(values, given) else type(given)(values)
+    if type(given) is dict:
+        named = {k: _with_values(v) for k, v in given.items()}
+        return given if _same(named.values(), given.values()) else named
+    return given
+
+
+def _same(left: Iterable[Any], right: Iterable[Any]) -> bool:
+    return all(a is b for a, b in zip(left, right, strict=True))
 
 
 def _states(model: nn.Module) -> list[LayerState]:

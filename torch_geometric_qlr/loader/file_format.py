@@ -26,7 +26,19 @@ from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import CheckpointError, ConfigError
 from torch_geometric_qlr.ops import PACKED_BITS, row_layout
 
-__all__ = ["BLOCK", "FORMAT", "VERSION", "Entry", "Piece", "header_of", "pieces_of", "read_header"]
+__all__ = [
+    "BLOCK",
+    "FORMAT",
+    "VERSION",
+    "Entry",
+    "Header",
+    "Piece",
+    "blocks_of",
+    "by_stride",
+    "header_of",
+    "pieces_of",
+    "read_header",
+]
 
 FORMAT = "torch_geometric_qlr.features"
 VERSION = 1

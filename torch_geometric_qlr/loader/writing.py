@@ -7,7 +7,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from typing import IO, Any
 
 import numpy as np
@@ -153,8 +153,11 @@ def _model_job(key: Key, source: Source, model: nn.Module) -> _Job:
             f"of a row depend on all others, which are not in memory. Use pack_features, or "
             f"truncation=None or 'bt' for the input."
         )
-    pack = partial(pack_features, model)
-    return _Job(key, source, storage_bits(quantizer.bits), granularity, pack)
+    device = next(chain(quantizer.parameters(), quantizer.buffers())).device
+    return _Job(
+        *(key, source, storage_bits(quantizer.bits), granularity),
+        lambda x: pack_features(model, x.to(device)).to("cpu"),
+    )
 
 
 # The file #########################################################################################
