@@ -16,6 +16,7 @@ from torch_geometric_qlr.commands import run_command
 from torch_geometric_qlr.loader import PackedFeatureStore
 from torch_geometric_qlr.quantizers import MinMax
 
+pytestmark = pytest.mark.cpu
 X = torch.rand(200, 64, generator=torch.Generator().manual_seed(0))
 
 

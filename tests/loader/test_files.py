@@ -24,6 +24,7 @@ from torch_geometric_qlr.loader import PackedFeatureStore, file_format, sources
 from torch_geometric_qlr.quantizers.statistics import value_range
 from torch_geometric_qlr.tensor import PackedTensor
 
+pytestmark = pytest.mark.cpu
 AXES = {"node": 0, "feature": 1, "tensor": -1}
 
 
@@ -320,10 +321,15 @@ def test_damaged_blocks_are_named(path: Path, monkeypatch: pytest.MonkeyPatch) -
 def rewritten(raw: bytes, old: str, new: str) -> bytes:
     """With another word in its header, whose length and checksum are right again."""
     size = 8 + int.from_bytes(raw[:8], "little")
-    header, data = raw[8:size], raw[size:]
-    assert header.count(old.encode()) >= 1
-    header = header.replace(old.encode(), new.encode())
-    before = json.loads(header)["__metadata__"]["header_crc32"].encode()
+    assert raw.count(old.encode(), 8, size) >= 1
+    return closed(raw[8:size], raw[8:size].replace(old.encode(), new.encode()), raw[size:])
+
+
+def closed(old: bytes, header: bytes, data: bytes) -> bytes:
+    """A file of another header, padded as it was, and with its right checksum."""
+    header = header.rstrip(b" ")
+    header += b" " * (-(8 + len(header)) % 64)
+    before = json.loads(old)["__metadata__"]["header_crc32"].encode()
     blank = header.replace(b'"header_crc32":"' + before, b'"header_crc32":"00000000')
     length = len(header).to_bytes(8, "little")
     crc = f"{zlib.crc32(length + blank):08x}".encode()
@@ -365,6 +371,30 @@ def test_headers_that_say_something_else(path: Path, old: str, new: str, words: 
         path.write_bytes(rewritten(raw, old, new))
     with pytest.raises(CheckpointError, match=words or "not from PackedFeatureStore.write"):
         PackedFeatureStore(path)
+
+
+@given(st.data())
+def test_whatever_a_header_says_it_is_refused_or_fits(path: Path, data: st.DataObject) -> None:
+    x = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    PackedFeatureStore.write(path, x, bits=4)
+    truth, raw = expected(x, 4, "node"), path.read_bytes()
+    size = 8 + int.from_bytes(raw[:8], "little")
+    old = raw[8:size]
+    start = data.draw(st.integers(0, len(old.rstrip())))
+    gone, new = (
+        data.draw(st.integers(0, 3)),
+        data.draw(st.text("0123456789[]{}:,ntx-e. ", max_size=3)),
+    )
+    path.write_bytes(closed(old, old[:start] + new.encode() + old[start + gone :], raw[size:]))
+    try:
+        found = PackedFeatureStore(path)
+    except CheckpointError:
+        return
+    # It may be called otherwise, and have another number of columns in as many bytes.
+    (name,) = found.get_all_tensor_attrs()
+    features = found[name.group_name, name.attr_name, None]
+    assert torch.equal(features.data, truth.data) and torch.equal(features.scale, truth.scale)
+    assert torch.isfinite(features.dequantize()).all()
 
 
 def test_what_is_no_such_file(path: Path) -> None:

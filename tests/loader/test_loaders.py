@@ -25,6 +25,7 @@ from torch_geometric_qlr.transforms import PackFeatures, UnpackFeatures
 # Said by PyG of any sampler but pyg-lib's.
 pytestmark = [
     needs_sampler,
+    pytest.mark.cpu,
     pytest.mark.filterwarnings("ignore:Using '.*' without a 'pyg-lib':UserWarning"),
 ]
 
@@ -126,7 +127,6 @@ class Report:
         return data
 
 
-@pytest.mark.cpu
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc")
 def test_workers_map_the_file_and_copy_nothing(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"

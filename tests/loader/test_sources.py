@@ -15,6 +15,7 @@ from torch_geometric_qlr.loader import PackedFeatureStore
 from torch_geometric_qlr.loader.sources import source_of
 from torch_geometric_qlr.quantizers import MinMax
 
+pytestmark = pytest.mark.cpu
 X = torch.randn(31, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 ARRAY = X.numpy()
 

@@ -16,6 +16,7 @@ from torch_geometric_qlr.loader import PackedFeatureStore
 from torch_geometric_qlr.quantizers import MinMax
 from torch_geometric_qlr.tensor import PackedTensor
 
+pytestmark = pytest.mark.cpu
 X = torch.rand(20, 70, generator=torch.Generator().manual_seed(0))
 PACKED = MinMax(4).pack(X)
 

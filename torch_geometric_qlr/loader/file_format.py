@@ -239,6 +239,8 @@ def read_header(file: Any, size: int) -> Header:
             f"{reprlib.repr(metadata.get('release'))}; this release ({__version__}) reads version "
             f"{VERSION}"
         )
+    if length % _ALIGNMENT:
+        raise CheckpointError(f"its header has {length} bytes, no multiple of {_ALIGNMENT}")
     return _checked(raw, content, size)
 
 
