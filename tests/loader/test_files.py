@@ -152,6 +152,23 @@ def test_a_file_that_is_replaced_stays_as_it_was_opened(path: Path) -> None:
     assert PackedFeatureStore(path)[None, "x", None].equal(expected(other, 4, "node"))
 
 
+def test_a_file_may_be_larger_than_the_memory(tmp_path: Path) -> None:
+    """Of half a terabyte, all of it zeros that take no room on disk."""
+    path = tmp_path / "x.safetensors"
+    entry = file_format.Entry(None, "x", 8, "tensor", 2_000_000_000, 256)
+    checksums = file_format.pieces_of([entry])[-1]
+    header = file_format.header_of([entry], zlib.crc32(bytes(checksums.end - checksums.start)))
+    try:
+        with open(path, "wb") as file:
+            file.write(header)
+            file.truncate(len(header) + checksums.end)
+    except OSError as error:
+        pytest.skip(f"the file system does not hold it: {error}")
+    store = PackedFeatureStore(path)
+    rows = store[None, "x", torch.tensor([0, 1_999_999_999])]
+    assert rows.shape == (2, 256) and not rows.data.any()
+
+
 def test_it_has_the_codes_of_a_model(path: Path) -> None:
     x, edges = torch.rand(30, 20), torch.randint(30, (2, 90))
     for options in ({}, {"truncation": "bt"}, {"granularity": "tensor"}, {"preset": "lsq"}):

@@ -132,7 +132,7 @@ def test_workers_map_the_file_and_copy_nothing(case: Case, tmp_path: Path) -> No
     path = tmp_path / "x.safetensors"
     PackedFeatureStore.write(path, torch.rand(20_000, 256))
     transform = Compose([GatherFeatures(PackedFeatureStore(path)), Report(path)])
-    options = {"num_workers": 2, "multiprocessing_context": "spawn"}
+    options: Any = {"num_workers": 2, "multiprocessing_context": "spawn"}
     batches = list(NeighborLoader(case.data, transform=transform, **ALL, **options))
     assert len({batch.pid for batch in batches} - {os.getpid()}) == 2
     assert all(mapped > 0 and own == 0 for mapped, own in (batch.held for batch in batches))

@@ -12,7 +12,7 @@ import torch
 from torch_geometric.data import TensorAttr
 
 from torch_geometric_qlr.errors import CheckpointError, ConfigError, InputError
-from torch_geometric_qlr.loader import PackedFeatureStore
+from torch_geometric_qlr.loader import PackedFeatureStore, processes
 from torch_geometric_qlr.quantizers import MinMax
 from torch_geometric_qlr.tensor import PackedTensor
 
@@ -145,3 +145,7 @@ def test_a_selection_pickles_without_the_file(tmp_path: Path) -> None:
             assert isinstance(part, PackedTensor)
             assert len(pickle.dumps(part)) < 3000
             assert pickle.loads(pickle.dumps(part)).equal(part)
+            # Between processes memory is shared, and of a part of a file all of that would be.
+            made, parts = processes._parts(part)
+            assert made(*parts).equal(part)
+            assert sum(p.untyped_storage().nbytes() for p in (parts[0], *parts[3:])) < 3000
