@@ -188,6 +188,9 @@ def test_it_has_the_codes_of_a_model(path: Path) -> None:
     skewed(x, edges)
     with pytest.raises(ConfigError, match=r"convs.0.*bt\*.*depend on all others"):
         PackedFeatureStore.write(path, x, model=qlr.convert(skewed))
+    for own in ({"bits": 4}, {"granularity": "tensor"}, {"ranges": (0, 1)}):
+        with pytest.raises(ConfigError, match="those of the model; leave them out"):
+            PackedFeatureStore.write(path, x, model=packed, **own)
     with pytest.raises(qlr.errors.NothingToQuantizeError):
         PackedFeatureStore.write(path, x, model=GCN(20, 8, 2, 3))
     two = qlr.quantize(GraphSAGE(20, 8, 2, 3), bits=4).eval()

@@ -96,8 +96,8 @@ class PackedFeatureStore(FeatureStore):
             ranges (tuple, optional): Lower and upper ends of the ranges per feature or tensor.
                 Values outside get the code of the nearer end.
             model (torch.nn.Module, optional): A converted model. The codes are those that its
-                first layer makes, as of :func:`~torch_geometric_qlr.pack_features`, and
-                :obj:`bits`, :obj:`granularity` and :obj:`ranges` are its own.
+                first layer makes, as of :func:`~torch_geometric_qlr.pack_features`, in place of
+                :obj:`bits`, :obj:`granularity` and :obj:`ranges`.
             attr (str): The attribute that the features are. (default: :obj:`"x"`)
             progress (bool): Show a progress bar. (default: :obj:`False`)
 

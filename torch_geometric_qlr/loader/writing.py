@@ -74,6 +74,11 @@ def write_features(
         is_path = isinstance(x, (str, os.PathLike))
         if is_path and os.path.exists(path) and os.path.samefile(x, path):
             raise InputError(f"PackedFeatureStore.write: {path} would take the place of its source")
+    if model is not None and ((bits, granularity) != (8, "node") or ranges is not None):
+        raise ConfigError(
+            "PackedFeatureStore.write: bits, granularity and ranges are those of the model; leave "
+            "them out"
+        )
     opened = {key: source_of(x) for key, x in sources.items()}
     if model is not None:
         jobs = [_model_job(key, source, model) for key, source in opened.items()]
