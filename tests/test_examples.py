@@ -73,6 +73,20 @@ def test_sampled_training(run_example: Any) -> None:
     assert "INT2" in rows(run_example("graphsage_sampled.py", *SMALLEST))
 
 
+@pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without a 'pyg-lib':UserWarning")
+def test_packed_features(run_example: Any) -> None:
+    few = ("--generated", "--epochs", "2", "--device", "cpu")
+    if not (WITH_PYG_LIB or WITH_TORCH_SPARSE):
+        with pytest.raises(SystemExit, match=r"pyg-lib or torch-sparse.*pip install .*\[sparse\]"):
+            run_example("packed_features.py", *few)
+        return
+    printed = run_example("packed_features.py", *few, "--bits", "2", "--workers", "0")
+    assert re.search(r"x: PackedTensor\(shape=\[2708, 1433\], bits=2", printed)
+    before, after = re.findall(r"[\d.]+ [kM]B", printed)
+    assert bytes_of(before) > 13 * bytes_of(after)  # rows have a range and a padding
+    assert re.search(r"accuracy +[\d.]+ quantized, [\d.]+ converted", printed)
+
+
 def test_custom_conv(run_example: Any) -> None:
     printed = run_example("custom_conv.py", *SMALLEST)
     assert list(rows(printed)) == ["FP32", "INT4", "INT4, registered"]

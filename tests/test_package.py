@@ -32,7 +32,9 @@ NOT_ON_IMPORT = (
     "matplotlib",
     "onnx",
     "pandas",
+    "pyarrow",
     "pytest",
+    "safetensors",
     "scipy",
     "sklearn",
     "torch._dynamo",
@@ -58,6 +60,8 @@ LAYERS = (
     ("search",),
     ("transforms",),
     ("io",),
+    ("loader",),
+    ("commands",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -153,6 +157,8 @@ def test_public_names_exist_and_are_documented() -> None:
 def test_main_says_what_computes_on_gpus(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["torch_geometric_qlr"])
+
     def lines() -> dict[str, str]:
         runpy.run_module("torch_geometric_qlr", run_name="__main__")
         pairs = (
@@ -175,7 +181,10 @@ def test_main_says_what_computes_on_gpus(
     assert lines()["GPU"].startswith("none: torch ")
 
 
-def test_main_prints_versions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_versions(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["torch_geometric_qlr"])
     runpy.run_module("torch_geometric_qlr", run_name="__main__")
     printed = capsys.readouterr().out
     for package in ("torch", "torch_geometric", "brevitas"):

@@ -11,7 +11,7 @@ with _quiet():  # Brevitas tells what it lacks and how it escapes, PyG what torc
     import brevitas.core as _brevitas  # noqa: F401
     import torch_geometric as _torch_geometric  # noqa: F401
 
-from torch_geometric_qlr import errors, metrics, nn, quantizers, tensor, transforms
+from torch_geometric_qlr import errors, loader, metrics, nn, quantizers, tensor, transforms
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.config import QLRConfig
@@ -41,6 +41,7 @@ __all__ = [
     "convert_",
     "errors",
     "load",
+    "loader",
     "metrics",
     "nn",
     "pack_features",

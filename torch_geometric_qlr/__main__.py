@@ -1,15 +1,17 @@
-"""`python -m torch_geometric_qlr`: versions, back ends and kernels, for a bug report."""
+"""`python -m torch_geometric_qlr`: versions, back ends, kernels, for a bug report; or a command."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 
 import brevitas
 import torch
 import torch_geometric
 
 import torch_geometric_qlr
+from torch_geometric_qlr.commands import run_command
 from torch_geometric_qlr.ops import backend_info, kernels_on
 from torch_geometric_qlr.ops.schemas import NAMES
 
@@ -60,4 +62,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        run_command(sys.argv[1:])
+    else:
+        main()

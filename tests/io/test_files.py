@@ -32,6 +32,7 @@ from tests.helpers.io_cases import (
     run,
     written,
 )
+from tests.helpers.killed import run_alone
 
 
 def test_paths_and_files(tmp_path: Path) -> None:
@@ -98,47 +99,25 @@ def test_equal_tensors_are_written_once() -> None:
 # In one step ######################################################################################
 
 _KILLED = """
-import os, random, signal, sys, time, torch, torch_geometric_qlr as qlr
+import sys, torch, torch_geometric_qlr as qlr
+from tests.helpers.killed import kill_writers
 from torch_geometric.nn import GCN
 
-folder, times = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
-random.seed(times)
 x, edges = torch.rand(20, 300), torch.randint(0, 20, (2, 60))
-model = qlr.quantize(GCN(300, 512, num_layers=3, out_channels=512), bits=8).eval()
+float_model = GCN(300, 512, num_layers=3, out_channels=512)
+model = qlr.quantize(float_model, bits=8).eval()
 model(x, edges)
-path, took = os.path.join(folder, "model.pt"), 0.0
-for _ in range(3):
-    began = time.perf_counter()
-    qlr.save(model, path)
-    took = max(took, time.perf_counter() - began)
-good = open(path, "rb").read()
-for i in range(times):
-    if i % 3 == 2 and os.path.exists(path):
-        os.unlink(path)
-    existed = os.path.exists(path)
-    child = os.fork()
-    if child == 0:
-        while True:
-            qlr.save(model, path)
-    time.sleep(random.random() * (0.05 + 3 * took))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    if not existed and not os.path.exists(path):
-        continue
-    assert open(path, "rb").read() == good, i
-    qlr.load(path, GCN(300, 512, num_layers=3, out_channels=512))
-    assert len(os.listdir(folder)) <= 2, os.listdir(folder)  # at most what the last one left
-qlr.save(model, path)
-assert os.listdir(folder) == ["model.pt"], os.listdir(folder)
+write = lambda path: qlr.save(model, path)
+read = lambda path: qlr.load(path, float_model)
+kill_writers(sys.argv[1], "model.pt", int(sys.argv[2]), write, read)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork")
 @pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.heavy)])
 def test_killed_at_any_moment(times: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", _KILLED, str(tmp_path), str(times)]
-    subprocess.run(command, check=True)
+    run_alone(_KILLED, str(tmp_path), str(times))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError, MemoryError])

@@ -47,7 +47,7 @@ from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
 from torch_geometric_qlr.ops import use_backend
 from torch_geometric_qlr.quantizers import check_method
 
-__all__ = ["load"]
+__all__ = ["load", "read_file"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -95,7 +95,7 @@ def load(path: File, model: M, *, backend: str = "auto") -> M:
     with use_backend(backend):
         pass
     _check_holds_values(model)
-    version, header, state = _read(path)
+    version, header, state = read_file(path)
     out = copy_of(model)
     try:
         _restore(out, version, header, state, backend)
@@ -135,8 +135,16 @@ def _restore(
 # The file #########################################################################################
 
 
-def _read(path: File) -> tuple[int, dict[str, Any], Any]:
-    """The version, the header and the state dict of a file, checked."""
+def read_file(path: File) -> tuple[int, dict[str, Any], Any]:
+    r"""The version, the header and the state dict of a file, checked.
+
+    Args:
+        path (str or os.PathLike or file): Where from.
+
+    Raises:
+        CheckpointError: If it is not from :func:`save`, damaged, or of a newer version.
+        OSError: If it cannot be opened.
+    """
     content = _content(path)
     version: int = content["version"]
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from torch_geometric_qlr.layers.state import LayerState
+from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["CHAINS", "RunningModel", "follow", "is_own_hook", "running_model", "runs_while_traced"]
 
@@ -94,9 +96,27 @@ def _enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
     _RUNNING.models.append(running)
     chains = module.__dict__.get(CHAINS)
     if chains is None:
-        return None
+        return _with_values(args), _with_values(kwargs)
     running.scope, args, kwargs = chains.enter(module, args, kwargs)
     return args, kwargs
+
+
+def _with_values(given: Any) -> Any:
+    """Packed features as floats: a quantized model rounds its features itself."""
+    if isinstance(given, PackedTensor):
+        return given.dequantize()
+    # What holds none stays the same object, which the model may write to.
+    if type(given) in (tuple, list):
+        values = [_with_values(v) for v in given]
+        return given if _same(values, given) else type(given)(values)
+    if type(given) is dict:
+        named = {k: _with_values(v) for k, v in given.items()}
+        return given if _same(named.values(), given.values()) else named
+    return given
+
+
+def _same(left: Iterable[Any], right: Iterable[Any]) -> bool:
+    return all(a is b for a, b in zip(left, right, strict=True))
 
 
 def _states(model: nn.Module) -> list[LayerState]:

@@ -18,6 +18,7 @@ from torch_geometric_qlr.quantizers.injectors import (
 from torch_geometric_qlr.quantizers.learned_range import LearnedRangeQuant
 from torch_geometric_qlr.quantizers.lsq import LearnedStepQuant
 from torch_geometric_qlr.quantizers.methods import build_quantizer, check_method
+from torch_geometric_qlr.quantizers.min_max import MinMax
 from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.ranges import FrozenRange, RangeQuantizer
 
@@ -27,6 +28,7 @@ __all__ = [
     "FrozenRange",
     "LearnedRangeQuant",
     "LearnedStepQuant",
+    "MinMax",
     "Quantizer",
     "RangeQuantizer",
     "RangeState",

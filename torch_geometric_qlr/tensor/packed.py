@@ -266,8 +266,9 @@ class PackedTensor:
         return {
             "header": torch.tensor(header, dtype=torch.int64),
             "codes": dense_bits(self.unpack(), self.bits).cpu(),
-            "scale": self.scale.detach().cpu(),
-            "zero_point": self.zero_point.detach().cpu(),
+            # Of a part of a tensor torch would save the whole.
+            "scale": self.scale.detach().cpu().clone(),
+            "zero_point": self.zero_point.detach().cpu().clone(),
         }
 
     @classmethod

@@ -1,7 +1,8 @@
-"""Model to model: what a user calls."""
+"""Model to model, and data to data: what a user calls."""
 
 from torch_geometric_qlr.transforms.compose import Compose
 from torch_geometric_qlr.transforms.convert import Convert, convert, convert_
+from torch_geometric_qlr.transforms.pack_data import PackFeatures, UnpackFeatures
 from torch_geometric_qlr.transforms.pack_features import pack_features
 from torch_geometric_qlr.transforms.quantization_report import PointReport, QuantizationReport
 from torch_geometric_qlr.transforms.quantize import (
@@ -22,12 +23,14 @@ from torch_geometric_qlr.transforms.smooth_propagation import (
 __all__ = [
     "Compose",
     "Convert",
+    "PackFeatures",
     "PointReport",
     "QuantizationReport",
     "Quantize",
     "SmoothEntry",
     "SmoothPlan",
     "SmoothPropagation",
+    "UnpackFeatures",
     "conversion",
     "convert",
     "convert_",

@@ -14,7 +14,7 @@ from torch_geometric_qlr.nn.planner import readers_of_input
 from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["pack_features"]
+__all__ = ["input_quantizers", "pack_features"]
 
 
 def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
@@ -48,18 +48,7 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
     if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
         shown = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"pack_features: x must be a matrix of floats [N, F], got {shown}.")
-    found = {
-        f"{name}.{point}" if name else point: quantizer
-        for name, layer, point in readers_of_input(model)
-        if isinstance(layer, QuantLayer) and point in state_of(layer)
-        for quantizer in [_first(state_of(layer)[point])]
-    }
-    if not found:
-        raise NothingToQuantizeError(
-            f"{type(model).__name__}: no layer quantizes the features that enter it. Quantize and "
-            f"convert the model first, with input_bits of at most 8."
-        )
-    (path, quantizer), *others = found.items()
+    (path, quantizer), *others = input_quantizers(model).items()
     packed = quantizer.pack(x.float())
     different = [other for other, q in others if not packed.equal(q.pack(x.float()))]
     if different:
@@ -73,6 +62,28 @@ def pack_features(model: nn.Module, x: Tensor) -> PackedTensor:
     # The numbers of a fixed range are the model's.
     own = packed.scale.clone(), packed.zero_point.clone()
     return PackedTensor(packed.data, packed.num_cols, packed.bits, *own)
+
+
+def input_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    r"""What quantizes the features that enter a model, by its path; the first is the first layer's.
+
+    Args:
+        model (torch.nn.Module): A quantized or converted model.
+
+    Raises:
+        NothingToQuantizeError: If nothing does.
+    """
+    found = {
+        f"{name}.{point}" if name else point: _first(state_of(layer)[point])
+        for name, layer, point in readers_of_input(model)
+        if isinstance(layer, QuantLayer) and point in state_of(layer)
+    }
+    if not found:
+        raise NothingToQuantizeError(
+            f"{type(model).__name__}: no layer quantizes the features that enter it. Quantize and "
+            f"convert the model first, with input_bits of at most 8."
+        )
+    return found
 
 
 def _first(found: Any) -> Quantizer:
