@@ -264,7 +264,7 @@ def train(
         out = model(data.x, data.edge_index)
         loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
         if teacher is not None:
-            loss = loss + recipe.distill * _divergence(out, teacher, recipe.temperature)
+            loss = loss + recipe.distill * qlr.distill(out, teacher, recipe.temperature)
         if not loss.isfinite():
             raise FloatingPointError(label)
         loss.backward()
@@ -288,16 +288,6 @@ def train(
         announce(f"{label} diverged after {len(scores)} epochs; the best of them counts.")
     best = max(scores, key=lambda one: one.val)
     return Run(best, scores[-1], kept[0], len(scores))
-
-
-def _divergence(out: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far the answers on all nodes are from the teacher's."""
-    return temperature**2 * F.kl_div(
-        F.log_softmax(out / temperature, dim=-1),
-        F.log_softmax(teacher / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
 
 
 def run(
