@@ -89,6 +89,7 @@ class LayerState(nn.ModuleDict):
         observes (bool): Whether its quantizers are shown values and round nothing.
         backend (str): Who computes packed operations.
         choice (Any): The kernel for its messages, found out once.
+        prepared (Any): What its calls have in common, see `codes/repeated.py`.
     """
 
     def __init__(self, quantizers: dict[str, nn.Module] | None = None) -> None:
@@ -103,6 +104,7 @@ class LayerState(nn.ModuleDict):
         self.reason = ""
         self.runs_as = ""
         self.choice: Any = None
+        self.prepared: Any = None
         self._traced: Call | None = None
         self._made: dict[str, Any] = {}
 
@@ -227,7 +229,7 @@ class LayerState(nn.ModuleDict):
         return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": {}, "_traced": None}
+        return {**self.__dict__, "_made": {}, "_traced": None, "prepared": None}
 
 
 def is_quantizable(value: Any) -> bool:
