@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch_geometric.nn import GAT, GCN
 
 import torch_geometric_qlr as qlr
-from torch_geometric_qlr.errors import ConfigError, InputError
+from torch_geometric_qlr.errors import ConfigError, InputError, QLRWarning
 
 
 @pytest.mark.parametrize("cls", [GCN, GAT])
@@ -37,6 +37,26 @@ def test_a_float_model_has_one_group() -> None:
 def test_rates_that_cannot_be(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}=-1.0 is out of range"):
         qlr.parameter_groups(GCN(8, 16, 2, 4), **{"lr": 0.01, **wrong})
+
+
+def test_decay_of_ranges_is_warned_of_once() -> None:
+    model = qlr.quantize(GCN(8, 16, 2, 4), bits=2)
+    x, edges = torch.rand(5, 8), torch.tensor([[0, 1, 2], [1, 2, 3]])
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        model(x, edges).sum().backward()
+        optimizer.step()
+
+    step(torch.optim.Adam(qlr.parameter_groups(model, lr=0.01, weight_decay=5e-4)))
+    step(torch.optim.Adam(model.parameters()))
+    step(torch.optim.AdamW(model.parameters()))  # by a hundred-thousandth in a step
+    wrong = torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=5e-4)
+    with pytest.warns(QLRWarning, match=r"SGD decays 6 learned ranges of a GCN.*parameter_groups"):
+        step(wrong)
+    step(wrong)
+    other = torch.nn.Linear(2, 2)
+    other(x[:, :2]).sum().backward()
+    torch.optim.Adam(other.parameters(), weight_decay=5e-4).step()
 
 
 @given(

@@ -15,6 +15,7 @@ from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.rewrite import apply_recipe
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
+from torch_geometric_qlr.training import watch_decay
 
 __all__ = ["Quantize", "plan", "quantize", "quantize_"]
 
@@ -76,6 +77,7 @@ def quantize_(model: M, config: QLRConfig | int | str | None = None, **kwargs: A
     apply_recipe(model, make_plan(model, resolved).recipe)
     model.register_load_state_dict_post_hook(report_fresh_ranges)
     follow(model)
+    watch_decay(model)
     return model
 
 
