@@ -95,7 +95,7 @@ class Recipe:
     lr: float = 0.01
     weight_decay: float = 5e-4
     dropout: float = 0.5
-    quant_lr: float = 0.01
+    quant_lr: float | None = 0.01  # of all ranges; None: as `qlr.parameter_groups` does
     distill: float = 0.0  # weight of the float twin's answers
     temperature: float = 1.0
     ema: float = 0.0  # decay of the averaged weights that are evaluated
@@ -257,7 +257,7 @@ def train(
     label: str, model: nn.Module, data: Data, recipe: Recipe, teacher: Tensor | None = None
 ) -> Run:
     """Trains on the full graph, and evaluates the averaged weights if the recipe averages."""
-    optimizer = make_optimizer(model, recipe.lr, recipe.weight_decay, recipe.quant_lr)
+    optimizer = _optimizer(model, recipe)
     average = None
     if recipe.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
@@ -299,6 +299,15 @@ def train(
         announce(f"{label} diverged after {len(scores)} epochs; the best of them counts.")
     best = max(scores, key=lambda one: one.val)
     return Run(best, scores[-1], kept[0], len(scores), losses)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.quant_lr is None:
+        return make_optimizer(model, recipe.lr, recipe.weight_decay)
+    weights, ranges = list(qlr.weight_parameters(model)), list(qlr.quant_parameters(model))
+    groups = [{"params": weights, "lr": recipe.lr, "weight_decay": recipe.weight_decay}]
+    groups += [{"params": ranges, "lr": recipe.quant_lr, "weight_decay": 0.0}] if ranges else []
+    return torch.optim.Adam(groups)
 
 
 def run(

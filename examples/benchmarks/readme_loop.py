@@ -38,7 +38,6 @@ from _recipe import (
 from _runs import Job, Record, mean_std, recorded, run_all, show
 
 NODE_SETS = ("Cora", "CiteSeer", "PubMed", "CS", "Physics", "Photo", "Computers")
-RANGE_LR = 1e-3  # what `qlr.parameter_groups` gives ranges beside weights at 1e-2
 
 
 def work(place: tuple[str, str], job: Job) -> Record:
@@ -63,7 +62,7 @@ def scaled(data: Data, scale: float) -> Data:
 
 
 def jobs(args: argparse.Namespace) -> list[Job]:
-    recipe = Recipe(epochs=args.epochs, hidden=args.hidden, quant_lr=RANGE_LR)
+    recipe = Recipe(epochs=args.epochs, hidden=args.hidden, quant_lr=None)
     options = itertools.product(
         args.datasets, args.models, args.scales, args.widths, range(args.seeds)
     )

@@ -18,13 +18,16 @@ from torch_geometric_qlr.errors import ConfigError, InputError, QLRWarning
 @pytest.mark.parametrize("cls", [GCN, GAT])
 def test_every_parameter_is_in_one_group(cls: Any) -> None:
     model = qlr.quantize(cls(8, 16, 2, 4), bits=2)
-    weights, ranges = qlr.parameter_groups(model, lr=0.02, weight_decay=1e-4)
-    found = [id(p) for group in (weights, ranges) for p in group["params"]]
+    groups = qlr.parameter_groups(model, lr=0.02, weight_decay=1e-4)
+    found = [id(p) for group in groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in model.parameters())
-    assert {id(p) for p in ranges["params"]} == {id(p) for p in qlr.quant_parameters(model)}
-    assert (weights["lr"], weights["weight_decay"]) == (0.02, 1e-4)
-    assert (ranges["lr"], ranges["weight_decay"]) == (0.002, 0.0)
-    assert qlr.parameter_groups(model, lr=0.02, range_lr=0.0)[1]["lr"] == 0.0
+    rates = [(group["lr"], group["weight_decay"]) for group in groups]
+    assert rates == [(0.02, 1e-4), (0.02, 0.0), (0.002, 0.0)]
+    names = {id(p): name for name, p in model.named_parameters()}
+    _, of_weights, of_features = ([names[id(p)] for p in group["params"]] for group in groups)
+    assert of_weights and all("weight.gamma" in n or "att" in n for n in of_weights)
+    assert of_features and all("input.gamma" in n or "source" in n for n in of_features)
+    assert qlr.parameter_groups(model, lr=0.02, range_lr=0.0)[2]["lr"] == 0.0
 
 
 def test_a_float_model_has_one_group() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 from torch import nn
 
 from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.layers.state import LayerState
+from torch_geometric_qlr.nn.recipe import Point
 from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["parameter_groups", "quant_parameters", "weight_parameters"]
 
-#: The rate of ranges over that of weights. Ranges that move as fast as weights chase the training
-#: nodes, until 2-bit codes have no level left for the others.
+#: The rate of the ranges of activations over that of weights. Those that move as fast as weights
+#: chase the training nodes, until 2-bit codes have no level left for the others.
 _RANGE_RATE = 0.1
 
 
@@ -58,14 +60,16 @@ def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float = 0.0, range_lr: float | None = None
 ) -> list[dict[str, Any]]:
-    r"""The parameters of a model in two groups for an optimizer: weights, and learned ranges, which
-    move at a tenth of their rate and do not decay. Of a float model there is one group.
+    r"""The parameters of a model in groups for an optimizer: weights; their learned ranges, which
+    move at the same rate; and those of features and messages, which move at a tenth of it. Ranges
+    do not decay. Of a float model there is one group.
 
     Args:
         model (torch.nn.Module): A quantized model, or its float twin.
-        lr (float): Rate of the weights.
-        weight_decay (float): Their decay. (default: :obj:`0.0`)
-        range_lr (float, optional): Rate of the ranges. (default: a tenth of :obj:`lr`)
+        lr (float): Rate of the weights and their ranges.
+        weight_decay (float): Decay of the weights. (default: :obj:`0.0`)
+        range_lr (float, optional): Rate of the ranges of features and messages.
+            (default: a tenth of :obj:`lr`)
 
     Raises:
         ConfigError: If a rate or the decay is negative.
@@ -76,14 +80,29 @@ def parameter_groups(
         >>> groups = qlr.parameter_groups(model, lr=0.01, weight_decay=5e-4)
         >>> optimizer = torch.optim.Adam(groups)
         >>> [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
-        [(0.01, 0.0005), (0.001, 0.0)]
+        [(0.01, 0.0005), (0.01, 0.0), (0.001, 0.0)]
     """
     range_lr = _RANGE_RATE * lr if range_lr is None else range_lr
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("range_lr", range_lr)):
         if not value >= 0.0:
             raise ConfigError(f"{name}={value!r} is out of range; choose 0 or more.")
-    weights, ranges = list(weight_parameters(model)), list(quant_parameters(model))
-    groups = [{"params": weights, "lr": lr, "weight_decay": weight_decay}]
-    if ranges:
-        groups.append({"params": ranges, "lr": range_lr, "weight_decay": 0.0})
-    return groups
+    of_weights = set(_ranges_of_weights(model))
+    ranges = list(quant_parameters(model))
+    groups = [
+        (list(weight_parameters(model)), lr, weight_decay),
+        ([p for p in ranges if id(p) in of_weights], lr, 0.0),
+        ([p for p in ranges if id(p) not in of_weights], range_lr, 0.0),
+    ]
+    return [
+        {"params": params, "lr": rate, "weight_decay": decay}
+        for params, rate, decay in groups
+        if params
+    ]
+
+
+def _ranges_of_weights(model: nn.Module) -> Iterator[int]:
+    for module in model.modules():
+        if isinstance(module, LayerState):
+            for key, quantizer in module.items():
+                if Point.of_key(key).kind == "weight":
+                    yield from map(id, quantizer.parameters())
