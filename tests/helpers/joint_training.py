@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GCN, GCNConv, HeteroConv, SAGEConv
@@ -46,7 +48,7 @@ def two_layers(config: dict[str, Any]) -> nn.Module:
 
 
 def train(model: nn.Module, inputs: tuple[Any, ...]) -> list[State]:
-    """Trains a model, alone or in :class:`DistributedDataParallel`: its state after each forward."""
+    """Trains a model, alone or in parallel: its state after each forward."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     states = []
     for _ in range(4):
@@ -152,15 +154,20 @@ def missing_edge_type(rank: int, world: int) -> State:
     return state_of(parallel)
 
 
-def sync_batch_norm(rank: int, world: int) -> list[State]:
-    """On a CPU it has no forward in training, but those in evaluation."""
+def batch_norm_model() -> nn.Module:
     torch.manual_seed(0)
-    model = qlr.quantize(GCN(FEATURES, 6, 2, 3, norm="batch"), bits=4)
-    parallel = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model))
-    for module in parallel.modules():
-        if isinstance(module, nn.SyncBatchNorm):
-            module.eval()
-    return train(parallel, graph(rank))
+    return qlr.quantize(GCN(FEATURES, 6, 2, 3, norm="batch"), bits=4)
+
+
+def sync_batch_norm(rank: int, world: int) -> list[State]:
+    """Torch has it on GPUs alone. One is enough, for gloo has nothing against sharing it."""
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(batch_norm_model()).cuda()
+    x, edge_index = graph(rank)
+    parallel = DistributedDataParallel(synchronized, device_ids=[0])
+    return [
+        {key: value.cpu() for key, value in state.items()}
+        for state in train(parallel, (x.cuda(), edge_index.cuda()))
+    ]
 
 
 class Checkpointed(nn.Module):
@@ -191,3 +198,55 @@ def joined(rank: int, world: int) -> str:
     except qlr.errors.InputError as error:
         return str(error)
     return ""
+
+
+def sharded(rank: int, world: int) -> tuple[str, str]:
+    """What is said of parameters in pieces: by torch, and by the model if torch is told to ignore
+    those that it does not cut."""
+    mesh, words = init_device_mesh("cpu", (world,)), []
+    for ignores in (False, True):
+        model = two_layers({"bits": 4})
+        ignored = set(qlr.quant_parameters(model)) if ignores else set()
+        try:
+            fully_shard(model, mesh=mesh, ignored_params=ignored)
+            model(*graph(rank))
+        except (ValueError, qlr.errors.UnsupportedLayerError) as error:
+            words.append(str(error))
+    return tuple(words)
+
+
+def calibrated(data: tuple[Tensor, Tensor]) -> dict[str, State]:
+    """Ranges without training, by each method, and by the first of them from more data."""
+    found = {}
+    for method in ("mse", "percentile", "minmax"):
+        model = two_layers({"bits": 2, "truncation": "bt*"})
+        seen = qlr.calibrate(model, data, progress=False, method=method)
+        found[method] = state_of(model)
+        if method == "mse":
+            more = -data[0], data[1]
+            assert not qlr.calibrate(model, more, progress=False, resume=seen).unobserved
+            found["more"] = state_of(model)
+    model = two_layers(CONFIGS["lsq"])
+    qlr.calibrate(model, data, progress=False)
+    found["lsq"] = state_of(model)
+    return found
+
+
+def counted(rank: int, world: int) -> dict[str, State]:
+    return calibrated(graph(rank))
+
+
+def counted_alone(rank: int, world: int) -> State:
+    """Other processes may have nothing to do with it."""
+    model = two_layers({"bits": 4})
+    if rank == 0:
+        qlr.calibrate(model, graph(0), progress=False, alone=True)
+    return state_of(model)
+
+
+def counted_by_one(rank: int, world: int) -> tuple[State, list[str]]:
+    """Only the first process goes through the first layer."""
+    model = branches(2)
+    batch = (*graph(rank), [0, 1] if rank == 0 else [1])
+    observed = qlr.calibrate(model, batch, progress=False).observed
+    return state_of(model), observed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,7 +44,13 @@ class Watch:
         self.quantizer = quantizer
         self.histogram = Histogram(quantizer.num_groups, device=quantizer.device)
         #: Sums of the powers of the values, from which the skewness follows.
-        self._powers = torch.zeros(4, dtype=torch.double, device=quantizer.device)
+        self.powers = torch.zeros(4, dtype=torch.double, device=quantizer.device)
+
+    def copy(self) -> Watch:
+        """Another one that has seen the same."""
+        new = Watch(self.quantizer)
+        new.histogram, new.powers = copy.deepcopy(self.histogram), self.powers.clone()
+        return new
 
     @property
     def has_seen(self) -> bool:
@@ -66,13 +73,13 @@ class Watch:
         self.histogram.add(x if by_column else x.reshape(-1, 1))
         self.histogram.num_values += zeros
         if q.follows_skewness:
-            self._powers += power_sums(x, zeros)
+            self.powers += power_sums(x, zeros)
 
     def skewness(self) -> Tensor | None:
         """Of all that has passed, if the quantizer asks for it."""
         if not self.quantizer.follows_skewness:
             return None
-        return skewness_of(self._powers)
+        return skewness_of(self.powers)
 
 
 def _whole(watch: Watch, share: float) -> Found:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_geometric_qlr.errors import UnsupportedLayerError
 from torch_geometric_qlr.layers.input_gain import OpenGain, lacks_gain
-from torch_geometric_qlr.layers.state import LayerState, state_of
+from torch_geometric_qlr.layers.state import LayerState, float_class, state_of
 from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.quantizers.agreement import Agreement, Opens, converse, set_agreement
 from torch_geometric_qlr.quantizers.processes import processes
@@ -118,6 +119,7 @@ def _agreement_for(model: nn.Module) -> Agreement | None:
     there_are_others, group = processes()
     if not there_are_others:
         return None
+    _check_whole(model)
     places: dict[Any, Opens | int] = {}
     device = None
     for module in model.modules():  # a layer's gain comes before what is inside of the layer
@@ -130,6 +132,18 @@ def _agreement_for(model: nn.Module) -> Agreement | None:
             elif module.num_exchanged:
                 places[module] = module.num_exchanged
     return None if device is None else Agreement(group, places, device)
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuses parameters that are cut into pieces."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules()):
+        raise UnsupportedLayerError(
+            f"{float_class(model).__name__}: fully_shard cuts the parameters of a quantized model "
+            f"into pieces, while its ranges and its gain are found by whole ones, and leaves the "
+            f"gradients of those that it ignores apart. Train it in DistributedDataParallel, or "
+            f"shard the float parts of your model and quantize the others."
+        )
 
 
 def _settle(model: nn.Module, joint: Agreement) -> None:

@@ -203,6 +203,19 @@ class Observing(SignedState, Opens):
         """How many numbers processes exchange when its range moves in training."""
         return 0
 
+    def grow_together(self) -> Conversation:
+        r"""Of what evaluation batches have made of the parameters, the largest numbers of all
+        processes. A method that can do better says how."""
+        own = [*self._parameters.values(), *self._buffers.values()]
+        numbers = [number for number in own if number is not None]
+        told = torch.cat([number.detach().double().reshape(-1) for number in numbers])
+        rows = yield told if self.has_range else torch.full_like(told, -torch.inf)
+        most = rows.amax(0).split([number.numel() for number in numbers])
+        if bool(most[0].isfinite().all()):
+            for number, new in zip(numbers, most, strict=True):
+                number.copy_(new.view_as(number))
+            self._state = RangeState.MISSING  # as the buffer says
+
     def move_together(self, joint: Agreement) -> Conversation:
         r"""What is said at the end of a forward, by a method whose buffers move in training.
 
