@@ -62,7 +62,8 @@ class SearchedRange(RangeQuantizer):
     what some see, until at the end of the forward all take the least :math:`\alpha` and the largest
     :math:`\beta` that any has come to. A step of a running range grows with the end that it moves
     to, so either way this is, bit for bit, what one process would have come to with what has
-    passed in all of them. A process that has not been here says nothing.
+    passed in all of them. (Of a forward that passes here several times, the first time.) A process
+    that has not been here says nothing.
     """
 
     # Alone ########################################################################################
