@@ -85,14 +85,13 @@ class Row:
 
 
 def make_optimizer(
-    model: nn.Module, lr: float = 0.01, weight_decay: float = 5e-4, quant_lr: float = 0.01
+    model: nn.Module,
+    lr: float = 0.01,
+    weight_decay: float = 5e-4,
+    range_lr: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Adam with the learned ranges in a group of their own: decay would pull them towards zero."""
-    ranges = list(qlr.quant_parameters(model))
-    weights = list(qlr.weight_parameters(model))
-    groups = [{"params": weights, "lr": lr, "weight_decay": weight_decay}]
-    if ranges:
-        groups.append({"params": ranges, "lr": quant_lr, "weight_decay": 0.0})
+    """Adam with the learned ranges in a group of their own."""
+    groups = qlr.parameter_groups(model, lr=lr, weight_decay=weight_decay, range_lr=range_lr)
     return torch.optim.Adam(groups)
 
 

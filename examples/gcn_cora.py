@@ -48,7 +48,7 @@ class Setting:
     lr: float = 0.01
     dropout: float = 0.5
     weight_decay: float = 5e-4
-    quant_lr: float = 0.01
+    range_lr: float | None = None
     distill: bool = False  # learn from the float twin
 
 
@@ -107,7 +107,7 @@ class Bench:
         setting: Setting,
         step: Callable[[nn.Module, torch.optim.Optimizer], None],
     ) -> Score:
-        optimizer = make_optimizer(model, setting.lr, setting.weight_decay, setting.quant_lr)
+        optimizer = make_optimizer(model, setting.lr, setting.weight_decay, setting.range_lr)
         return fit(
             label,
             self.args.epochs,
@@ -129,13 +129,7 @@ class Bench:
             optimizer.zero_grad()
             out = model(data.x, data.edge_index)
             hard = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
-            soft = F.kl_div(
-                F.log_softmax(out / heat, dim=-1),
-                F.log_softmax(teacher_logits / heat, dim=-1),
-                reduction="batchmean",
-                log_target=True,
-            )
-            (hard + heat**2 * soft).backward()
+            (hard + qlr.distill(out, teacher_logits, heat)).backward()
             optimizer.step()
 
         return step

@@ -353,3 +353,21 @@ def test_all_of_a_gpu_stage_by_stage(tmp_path: Path) -> None:
         assert "setting" in json.loads((tmp_path / f"{stage}.json").read_text())
     seconds = re.findall(r"^stage (\d+)", (BENCHMARKS / "run_gpu.sh").read_text(), re.MULTILINE)
     assert sum(map(int, seconds)) < 600
+
+
+def test_readme_loop_tells_when_a_model_escapes(run_benchmark: Any, tmp_path: Path) -> None:
+    out = tmp_path / "loop.json"
+    args = ("--datasets", "Cora", "--models", "GCN", "--scales", "0.1", "1", "--json", str(out))
+    head, *found = cells(run_benchmark("readme_loop.py", *SMALLEST, *args))
+    assert head[3:] == ["FP32", "INT4", "INT2-mixed", "INT2"] and len(found) == 2
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["scale"] for row in rows] == [0.1] * 4 + [1.0] * 4
+    assert all(len(row["escape"]) == row["seeds"] for row in rows)
+
+
+def test_calibrated_models_see_no_label(run_benchmark: Any, tmp_path: Path) -> None:
+    out = tmp_path / "calibrated.json"
+    args = ("--datasets", "Cora", "--models", "GCN", "GAT", "--json", str(out))
+    head, *found = cells(run_benchmark("calibrated.py", *SMALLEST, *args))
+    assert head[2:] == ["FP32", "INT8", "INT4", "5 bits on average"]
+    assert [row[1] for row in found] == ["GCN", "GAT"] and all(map(all, found))

@@ -56,7 +56,7 @@ LAYERS = (
     ("layers",),
     ("codes",),
     ("nn", "metrics"),
-    ("calibration",),
+    ("calibration", "training"),
     ("search",),
     ("transforms",),
     ("io",),

@@ -18,17 +18,21 @@ from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.io import load, save
 from torch_geometric_qlr.nn import register_conv, register_linear
 from torch_geometric_qlr.search import search_bits
+from torch_geometric_qlr.training import (
+    distill,
+    parameter_groups,
+    quant_parameters,
+    weight_parameters,
+)
 from torch_geometric_qlr.transforms import (
     conversion,
     convert,
     convert_,
     pack_features,
     plan,
-    quant_parameters,
     quantize,
     quantize_,
     report,
-    weight_parameters,
 )
 
 __all__ = [
@@ -39,12 +43,14 @@ __all__ = [
     "conversion",
     "convert",
     "convert_",
+    "distill",
     "errors",
     "load",
     "loader",
     "metrics",
     "nn",
     "pack_features",
+    "parameter_groups",
     "plan",
     "quant_parameters",
     "quantize",

@@ -56,6 +56,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "int8": {"bits": 8},
         "int4": {"bits": 4},
         "int2": {"bits": 2},
+        "int2-mixed": {"bits": 2, "weight_bits": 4},
         "int2-bt": {"bits": 2, "truncation": "bt"},
         "int2-bt*": {"bits": 2, "truncation": "bt*"},
         "lsq": {"method": "lsq", "granularity": {"input": "tensor"}},
@@ -225,8 +226,8 @@ class QLRConfig:
         momentum, zero_aligned, skewness_unit, skewness_rounding, search, gradient_scaling: See
             :class:`~torch_geometric_qlr.config.QuantizerConfig`.
         preset (str, optional): A named starting point for the fields not given: :obj:`"int8"`,
-            :obj:`"int4"`, :obj:`"int2"`, :obj:`"int2-bt"`, :obj:`"int2-bt*"`, :obj:`"lsq"` or
-            :obj:`"paper"`.
+            :obj:`"int4"`, :obj:`"int2"`, :obj:`"int2-mixed"` (weights in 4 bits),
+            :obj:`"int2-bt"`, :obj:`"int2-bt*"`, :obj:`"lsq"` or :obj:`"paper"`.
 
     Raises:
         ConfigError: If a field is unknown or out of range.

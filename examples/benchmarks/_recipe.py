@@ -55,6 +55,7 @@ WIDTHS: Mapping[str, Mapping[str, Any] | None] = {
     "INT8": {"bits": 8},
     "INT4": {"bits": 4},
     "INT2": {"bits": 2},
+    "INT2-mixed": {"preset": "int2-mixed"},
     "INT2-BT": {"bits": 2, "truncation": "bt"},
     "INT2-BT*": {"bits": 2, "truncation": "bt*"},
 }
@@ -72,6 +73,13 @@ MODELS = (*_PROPAGATION, *_BASELINES)
 
 #: Models that send the features themselves over the edges, which takes a dense matrix.
 _SEND_FEATURES = ("SAGE",)
+
+_WITHOUT_SPLIT: Mapping[str, type] = {
+    "CS": Coauthor,
+    "Physics": Coauthor,
+    "Computers": Amazon,
+    "Photo": Amazon,
+}
 
 #: Everything that the paper quantizes, sources per node in place of messages per edge.
 _STRICT = ("input", "weight", "linear_output", "source", "aggregate")
@@ -105,6 +113,7 @@ class Run:
     last: Score
     logits: Tensor
     epochs: int  # fewer than asked for: the loss was infinite then
+    losses: list[float]
 
 
 def changes(recipe: Recipe) -> dict[str, Any]:
@@ -138,12 +147,12 @@ def place_of(args: argparse.Namespace) -> tuple[str, str]:
 def load(root: str, name: str, generated: bool, device: str) -> tuple[Data, int]:
     """A graph and its number of classes, in the public split.
 
-    CS and Computers have none; they are split at random, with one seed for all runs, into 20 nodes
-    per class to train with, 450 to validate with, and the rest. Tolokers has ten; the first is it.
+    Those of coauthors and of Amazon have none; they are split at random, with one seed for all
+    runs, into 20 nodes per class to train with, 450 to validate with, and the rest. Tolokers has
+    ten; the first is it.
     """
-    if name in ("CS", "Computers"):
-        dataset = Coauthor(root, "CS") if name == "CS" else Amazon(root, "Computers")
-        data = T.NormalizeFeatures()(dataset[0])
+    if name in _WITHOUT_SPLIT:
+        data = T.NormalizeFeatures()(_WITHOUT_SPLIT[name](root, name)[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             split = T.RandomNodeSplit("test_rest", num_train_per_class=20, num_val=450)
@@ -256,6 +265,7 @@ def train(
     # A matrix is the faster form of the edges forwards, and the slower one backwards.
     edges = sparse_edges(data).edge_index if isinstance(model, qlr.nn.SMPGNN) else data.edge_index
     scores: list[Score] = []
+    losses: list[float] = []
     kept: list[Tensor] = []
 
     def step() -> None:
@@ -264,9 +274,10 @@ def train(
         out = model(data.x, data.edge_index)
         loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
         if teacher is not None:
-            loss = loss + recipe.distill * _divergence(out, teacher, recipe.temperature)
+            loss = loss + recipe.distill * qlr.distill(out, teacher, recipe.temperature)
         if not loss.isfinite():
             raise FloatingPointError(label)
+        losses.append(loss.item())
         loss.backward()
         optimizer.step()
         if average is not None:
@@ -287,17 +298,7 @@ def train(
     except FloatingPointError:
         announce(f"{label} diverged after {len(scores)} epochs; the best of them counts.")
     best = max(scores, key=lambda one: one.val)
-    return Run(best, scores[-1], kept[0], len(scores))
-
-
-def _divergence(out: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """How far the answers on all nodes are from the teacher's."""
-    return temperature**2 * F.kl_div(
-        F.log_softmax(out / temperature, dim=-1),
-        F.log_softmax(teacher / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    return Run(best, scores[-1], kept[0], len(scores), losses)
 
 
 def run(

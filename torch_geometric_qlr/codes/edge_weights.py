@@ -22,7 +22,7 @@ from torch_geometric_qlr.sparse import (
 )
 from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["Terms", "coded_weights", "is_by_row", "round_weights", "terms_of"]
+__all__ = ["Terms", "coded_weights", "edge_weight_bits", "is_by_row", "round_weights", "terms_of"]
 
 _CACHE = AdjacencyCache()
 
@@ -45,6 +45,16 @@ class Terms(NamedTuple):
 def _quantizer(layer: Any) -> EdgeWeightQuant | None:
     found: Any = state_of(layer)._modules.get("edge_weight")
     return found
+
+
+def edge_weight_bits(layer: Any) -> int | None:
+    r"""The width of the integers that weights of edges become; :obj:`None` if they stay floats.
+
+    Args:
+        layer (torch.nn.Module): The conv.
+    """
+    quantizer = _quantizer(layer)
+    return None if quantizer is None else quantizer.bits
 
 
 def is_by_row(param: Tensor) -> bool:
@@ -175,7 +185,7 @@ class _Call(NamedTuple):
         # Numbers that a transform follows are those of one call.
         if self.source_scale is not None or is_transformed() or follows_tangents():
             return build()
-        key = (what, _bits(self.layer), self._num_targets(), self.layer.flow)
+        key = (what, edge_weight_bits(self.layer), self._num_targets(), self.layer.flow)
         return _CACHE.get(self.adj, key, build, *depends)
 
     def _num_targets(self) -> int:
@@ -202,9 +212,3 @@ class _Call(NamedTuple):
         if values is None or values.dim() != 1:
             return None  # what is remembered must not keep the matrix alive
         return with_values(adj, self._rounded(edges, values))
-
-
-def _bits(layer: Any) -> int:
-    quantizer = _quantizer(layer)
-    assert quantizer is not None
-    return quantizer.bits

@@ -8,6 +8,7 @@ its module, is what runs; and a class with a forward of its own prepares its edg
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -23,12 +24,13 @@ from torch_geometric_qlr.sparse import (
     Adjacency,
     CSRGraph,
     EdgeMemo,
+    Entry,
     anchor_in,
     csr_graph,
     is_matrix,
 )
 
-__all__ = ["ReadyFlag", "graph_of", "ready_edges", "released", "with_ready_edges"]
+__all__ = ["ReadyFlag", "graph_of", "kept_of", "ready_edges", "released", "with_ready_edges"]
 
 _MEMO = EdgeMemo()
 
@@ -193,6 +195,22 @@ def graph_of(
             adj, ("graph", num_src, num_dst, turned), build, anchor=partial(_anchor, layer)
         )
     return graph if weight is None else _MEMO.weighted(graph, weight)
+
+
+def kept_of(
+    adj: Adjacency, key: Hashable, build: Callable[[], Any], *depends: Tensor | None
+) -> Entry | None:
+    r"""What is remembered of an adjacency as long as it lives, for whoever wants to look at it
+    without looking for it. Only weak references to it may be kept.
+
+    Args:
+        adj (torch.Tensor or EdgeIndex or SparseTensor): The adjacency.
+        key (Hashable): What was computed, with all its options.
+        build (callable): Computes it.
+        *depends (torch.Tensor, optional): Further tensors it was computed from.
+    """
+    _MEMO.get(adj, key, build, *depends)
+    return _MEMO.find(adj, key)
 
 
 def _turned(edges: Any) -> Tensor:

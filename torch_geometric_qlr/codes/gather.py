@@ -22,6 +22,7 @@ from torch_geometric_qlr.layers.pyg import (
     fuses,
     has_hooks,
     has_own_product,
+    is_left_alone,
     message_arguments,
     node_counts,
 )
@@ -36,7 +37,14 @@ _METHODS = frozenset({"propagate", "message", "aggregate", "update", "message_an
 #: What was said of a layer already.
 _TOLD: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
-__all__ = ["gather", "kernel_of", "stretched_columns", "weighted_graph", "why_not_now"]
+__all__ = [
+    "gather",
+    "is_replaced",
+    "kernel_of",
+    "stretched_columns",
+    "weighted_graph",
+    "why_not_now",
+]
 
 
 def kernel_of(layer: Any) -> KernelChoice:
@@ -52,22 +60,31 @@ def kernel_of(layer: Any) -> KernelChoice:
     return choice
 
 
+def is_replaced(layer: Any) -> bool:
+    """Whether somebody put a method on the object by which it sends messages."""
+    own = layer.__dict__  # of many attributes
+    for name in _METHODS:
+        if name in own:
+            return True
+    return False
+
+
 def why_not_now(layer: Any) -> str:
     r"""Why a layer that has a kernel cannot use it as it is set up now.
 
     Args:
         layer (torch.nn.Module): The layer.
     """
+    if is_left_alone(layer) and not is_replaced(layer):
+        return ""
     if layer.explain:
         return "it is being explained"
     if layer.decomposed_layers > 1:
         return f"decomposed_layers is {layer.decomposed_layers}"
     if has_hooks(layer):
         return "a hook sits on its messages"
-    if not _METHODS.isdisjoint(layer.__dict__):
-        name = next(name for name in layer.__dict__ if name in _METHODS)
-        return f"its {name}() was replaced on the object"
-    return ""
+    name = next(name for name in layer.__dict__ if name in _METHODS)
+    return f"its {name}() was replaced on the object"
 
 
 def gather(layer: Any, edge_index: Any, size: Any, kwargs: dict[str, Any]) -> Tensor | None:

@@ -72,7 +72,7 @@ def _at_once(layer: Any, x: Tensor) -> Tensor | None:
     quantizer: Any = state._modules["input"]
     if not quantizer.is_frozen or state.backend != "auto":
         return None
-    weight = weight_codes(layer, "weight").packed
+    weight = weight_codes(layer, "weight")
     if x.size(-1) != weight.num_cols or may_wait(x.size(0), weight.data.size(0)):
         return None
     grid = quantizer.row_grid(x)

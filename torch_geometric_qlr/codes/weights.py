@@ -106,17 +106,25 @@ class PackedWeight(nn.Module):
     @property
     def packed(self) -> PackedTensor:
         """The weight as a packed matrix, the same object as long as its tensors are."""
-        made, parts = self._packed, self._buffers
-        if (
-            made is None
-            or made.data is not parts["data"]
-            or made.scale is not parts["scale"]
-            or made.zero_point is not parts["zero_point"]
-        ):
+        made = self._packed
+        if made is None or not self.packs(made):
             made = PackedTensor(self.data, self.num_cols, self.bits, self.scale, self.zero_point)
             if not torch.compiler.is_compiling():
                 self._packed = made
         return made
+
+    def packs(self, made: PackedTensor) -> bool:
+        r"""Whether a matrix is made of its tensors.
+
+        Args:
+            made (PackedTensor): What :attr:`packed` was once.
+        """
+        parts = self._buffers
+        return (
+            made.data is parts["data"]
+            and made.scale is parts["scale"]
+            and made.zero_point is parts["zero_point"]
+        )
 
     def transposed(self) -> PackedTensor:
         """Its transpose, made when sparse features first ask for it."""

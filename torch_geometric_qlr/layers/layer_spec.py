@@ -15,6 +15,7 @@ __all__ = [
     "HopChain",
     "LayerSpec",
     "MessageFacts",
+    "OwnTerm",
     "facts_of",
 ]
 
@@ -92,6 +93,32 @@ class HopChain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnTerm:
+    r"""A forward that adds a multiple of a node's own features to what its neighbors send, and
+    hands the sum to a child:
+
+    .. math::
+        \mathbf{x}^{\prime}_i = h \left( k \, \mathbf{x}_i + \sum_{j} \mathbf{x}_j \right)
+
+    It calls its features :obj:`x` and its edges :obj:`edge_index`, and propagates the features as a
+    pair.
+
+    Args:
+        factor (callable): :math:`k` from the layer, which an operation rounds to float32;
+            :obj:`None` if it is no number in the memory of the CPU.
+        then (str): The child :math:`h`.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> qlr.nn.OwnTerm(factor=lambda conv: 1.0, then="nn").then
+        'nn'
+    """
+
+    factor: Callable[[Any], float | None]
+    then: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForwardFacts:
     r"""What is known of the code of a forward. It holds for every class that runs this very method,
     and for no class that has one of its own.
@@ -99,6 +126,7 @@ class ForwardFacts:
     Args:
         edges (EdgePreparation, optional): What it does to its edges.
         chain (HopChain, optional): The one operation that computes all of it.
+        own_term (OwnTerm, optional): What it adds to its messages, which one operation may do.
         computes (str): Of other layers: :obj:`"product"` if it is
             :math:`\mathbf{X} \mathbf{W}^{\top} + \mathbf{b}`, :obj:`"lookup"` if it takes rows of
             its weight.
@@ -106,7 +134,13 @@ class ForwardFacts:
 
     edges: EdgePreparation | None = None
     chain: HopChain | None = None
+    own_term: OwnTerm | None = None
     computes: Literal["", "product", "lookup"] = ""
+
+    @property
+    def runs_as_it_is(self) -> bool:
+        """Whether on codes, too, it runs with the edges that it was called with."""
+        return self.chain is None and (self.edges is None or not self.edges.flag)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch_geometric.utils import is_sparse
 
 __all__ = [
     "PROPAGATE_NAMES",
+    "check_edges",
     "drop_bound_propagate",
     "forget_cached",
     "fuses",
@@ -18,10 +19,12 @@ __all__ = [
     "has_hooks",
     "has_own_product",
     "has_own_propagate",
+    "is_left_alone",
     "is_own_conv",
     "is_uninitialized_parameter",
     "message_arguments",
     "node_counts",
+    "sends_from_sources",
     "uncompiled_propagate",
 ]
 
@@ -97,6 +100,39 @@ def has_hooks(layer: Any) -> bool:
         if getattr(layer, hooks):
             return True
     return False
+
+
+def is_left_alone(layer: Any) -> bool:
+    """Whether nobody explains, decomposes or watches the messages of a layer: all of that at once,
+    and without the properties of PyG, in the time of one of them."""
+    own = layer.__dict__
+    return not (
+        own["_explain"]
+        or own["_decomposed_layers"] > 1
+        or own["_propagate_forward_pre_hooks"]
+        or own["_propagate_forward_hooks"]
+        or own["_message_forward_pre_hooks"]
+        or own["_message_forward_hooks"]
+        or own["_aggregate_forward_pre_hooks"]
+        or own["_aggregate_forward_hooks"]
+        or own["_message_and_aggregate_forward_pre_hooks"]
+        or own["_message_and_aggregate_forward_hooks"]
+    )
+
+
+def check_edges(layer: Any, adj: Any) -> None:
+    """Refuses what no layer takes for edges, as :meth:`propagate` does."""
+    layer._check_input(adj, None)
+
+
+def sends_from_sources(layer: Any, source: str) -> bool:
+    r"""Whether the features of senders are all that a layer takes from its nodes.
+
+    Args:
+        layer (MessagePassing): The layer.
+        source (str): Their name in :meth:`propagate`.
+    """
+    return all(name == f"{source}_j" or name[-2:] not in ("_i", "_j") for name in layer._user_args)
 
 
 def fuses(layer: Any, adj: Any) -> bool:

@@ -96,6 +96,7 @@ class LayerState(nn.ModuleDict):
         choice (Any): The kernel for its messages, found out once.
         gain_is_open (bool, optional): Whether the next training batch finds the gain of the input;
             :obj:`None` if the buffer has to be asked.
+        prepared (Any): What its calls have in common, see `codes/repeated.py`.
     """
 
     def __init__(self, quantizers: dict[str, nn.Module] | None = None) -> None:
@@ -111,6 +112,7 @@ class LayerState(nn.ModuleDict):
         self.runs_as = ""
         self.choice: Any = None
         self.gain_is_open: bool | None = None
+        self.prepared: Any = None
         self._traced: Call | None = None
         self._made: dict[str, Any] = {}
 
@@ -259,7 +261,7 @@ class LayerState(nn.ModuleDict):
         return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": {}, "_traced": None}
+        return {**self.__dict__, "_made": {}, "_traced": None, "prepared": None}
 
 
 def is_quantizable(value: Any) -> bool:

@@ -17,6 +17,7 @@ from torch_geometric_qlr.layers.layer_spec import (
     HopChain,
     LayerSpec,
     MessageFacts,
+    OwnTerm,
 )
 from torch_geometric_qlr.nn import propagation as _propagation
 from torch_geometric_qlr.nn.layer import QuantLayer
@@ -40,6 +41,7 @@ __all__ = [
     "HopChain",
     "LayerSpec",
     "MessageFacts",
+    "OwnTerm",
     "Plan",
     "PlanEntry",
     "QuantLayer",

@@ -96,8 +96,7 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
             if call is None or call.hop <= 1:
                 return out
             self._qlr.restart()
-        known = facts_of(self).forward
-        if known.chain is None and (known.edges is None or not known.edges.flag):
+        if facts_of(self).forward.runs_as_it_is:
             return super()._qlr_forward(*args, **kwargs)
         arguments = _by_name(self, args, kwargs)
         done = all_hops(self, arguments)

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from torch_geometric_qlr.layers.layer_spec import (
     EdgePreparation,
     ForwardFacts,
     HopChain,
     LayerSpec,
     MessageFacts,
+    OwnTerm,
 )
 from torch_geometric_qlr.nn.preparations import (
     ATTENTION_LOOPS,
@@ -65,6 +68,13 @@ def _prepares(edges: EdgePreparation, chain: HopChain | None = None) -> ForwardF
     return ForwardFacts(edges=edges, chain=chain)
 
 
+def _one_plus_eps(conv: Any) -> float | None:
+    eps = conv.eps
+    if eps.numel() != 1 or eps.dtype != torch.float32 or eps.device.type != "cpu":
+        return None
+    return 1.0 + float(eps)
+
+
 def _attends(source: str, **fields: Any) -> MessageFacts:
     """For messages that compute coefficients and multiply their source by them."""
     return MessageFacts(coefficients=source, **fields)
@@ -112,7 +122,11 @@ CONVS: Mapping[str, LayerSpec] = {
         rough=_normalized,
         forward=_prepares(GCN_NORM_WITHOUT_LOOPS),
     ),
-    "GINConv": copy_spec(first=True, rough=_mean),
+    "GINConv": copy_spec(
+        first=True,
+        rough=_mean,
+        forward=ForwardFacts(own_term=OwnTerm(factor=_one_plus_eps, then="nn")),
+    ),
     "GINEConv": edge_spec(),
     "ARMAConv": copy_spec(
         weights={"weight": -1, "init_weight": -1, "root_weight": -1},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
 from torch_geometric_qlr.ops.reference import affine_params
+from torch_geometric_qlr.quantizers.dropout import kept_share
 from torch_geometric_qlr.quantizers.functional import fake_quantize
 from torch_geometric_qlr.quantizers.observing import Observing, RangeState
 from torch_geometric_qlr.quantizers.sparse_values import entries, with_values
@@ -168,7 +169,12 @@ class Quantizer(Observing, ABC):
         width = torch.full((), float(self.bits), device=x.device)
         if x.numel() == 0 and not self.is_static:  # nothing to observe and nothing to round
             return x, *self._empty_params(matrix), width
-        value, scale, zero_point = self._quantized(matrix)
+        kept = kept_share(x) if self.training and self.is_static and not self.is_frozen else None
+        if kept is None:
+            value, scale, zero_point = self._quantized(matrix)
+        else:
+            value, scale, zero_point = self._quantized(matrix * kept)
+            value, scale = value / kept, scale / kept
         if self.observer_only:
             value = x
         elif matrix is not x:

@@ -18,7 +18,7 @@ from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.torch_state import is_abstract, is_transformed
 from torch_geometric_qlr.tensor import OutputQuantizer, PackedTensor
 
-__all__ = ["Frozen", "FrozenGrid", "Made", "RowGrid", "freeze_ranges"]
+__all__ = ["Frozen", "FrozenGrid", "LastingGrid", "Made", "RowGrid", "freeze_ranges"]
 
 F = TypeVar("F", bound="Frozen")
 
@@ -51,6 +51,26 @@ class _Known(NamedTuple):
 
     grid: RowGrid
     read_back: tuple[Tensor, Tensor]
+
+
+#: The buffers of a quantizer: name, tensor, and how often it had been written to.
+_Numbers = list[tuple[str, Tensor, int]]
+
+
+class LastingGrid(NamedTuple):
+    r"""How all matrices become codes until a number of the quantizer changes, see
+    :meth:`Frozen.lasts`.
+
+    Args:
+        grid (RowGrid): How rows become codes.
+        read_back (tuple, optional): Scale and zero point of the codes; :obj:`None` where each row
+            has its own.
+        numbers (list): What it was made from.
+    """
+
+    grid: RowGrid
+    read_back: tuple[Tensor, Tensor] | None
+    numbers: _Numbers
 
 
 class Frozen(Quantizer):
@@ -92,7 +112,7 @@ class Frozen(Quantizer):
         self._static: CodeParams | None = None
         self._output: OutputQuantizer | None = None
         self._known: _Known | None = None
-        self._made_from: list[tuple[str, Tensor, int]] = []
+        self._made_from: _Numbers = []
         self._state = RangeState.MISSING  # as the buffer says
         self._usable = is_abstract(self.calibrated) or self.has_range
 
@@ -110,15 +130,19 @@ class Frozen(Quantizer):
 
     def _check_made(self) -> None:
         """Numbers that have been replaced or written to make what was computed from them stale."""
-        for name, then, version in self._made_from:
-            now = self._buffers[name]
-            if now is not then or (version >= 0 and now._version != version):
-                break
-        else:
-            if self._made_from:
-                return
+        if self._made_from and self._holds(self._made_from):
+            return
         self._forget()
         self._made_from = [(n, t, _version(t)) for n, t in self._buffers.items() if t is not None]
+
+    def _holds(self, numbers: _Numbers) -> bool:
+        """Whether these are its buffers, as they are."""
+        buffers = self._buffers
+        for name, then, version in numbers:
+            now = buffers[name]
+            if now is not then or (version >= 0 and now._version != version):
+                return False
+        return True
 
     def code_params(
         self, x: Tensor, *, exact_zero: bool = False, skew: Tensor | None = None
@@ -185,6 +209,34 @@ class Frozen(Quantizer):
             back = affine_params(grid.scale, grid.zero_point, grid.bits, grid.truncate)
             known = self._known = _Known(grid, back)
         return known
+
+    def lasting_grid(self, x: Tensor) -> LastingGrid | None:
+        r"""The same for all matrices to come, as long as it :meth:`lasts`.
+
+        Args:
+            x (torch.Tensor): One of them.
+
+        Returns:
+            LastingGrid: Or :obj:`None` if it depends on the matrix.
+        """
+        grid = self.row_grid(x)
+        if grid is None or torch.compiler.is_compiling() or not self._is_lasting():
+            return None
+        self._check_made()
+        back = None if grid.zero_point is None else self._known_grid(x).read_back
+        return LastingGrid(grid, back, self._made_from)
+
+    def _is_lasting(self) -> bool:
+        """Whether nothing of :meth:`row_grid` depends on the matrix."""
+        return self.is_static
+
+    def lasts(self, known: LastingGrid) -> bool:
+        r"""Whether a grid still holds.
+
+        Args:
+            known (LastingGrid): From :meth:`lasting_grid`.
+        """
+        return known.numbers is self._made_from and self._holds(known.numbers)
 
     def _packed(self, x: Tensor) -> PackedTensor:
         if not self._usable or is_transformed() or not x.numel() > 0:

@@ -212,6 +212,11 @@ class FrozenRange(Frozen, RangeQuantizer):
         config, multiplier = self.config, self._multiplier_for(x.numel())
         return RowGrid(multiplier, None, config.bits, config.truncates, config.zero_aligned, skew)
 
+    def _is_lasting(self) -> bool:
+        by_row = self.config.granularity == "node"
+        scales = self.follows_skewness or self.config.gradient_scaling
+        return not scales if by_row else super()._is_lasting()
+
     def _multiplier_for(self, numel: int) -> Tensor:
         """What the scale of a row is multiplied by, in a tensor of this size."""
         factor = self._gradient_factor(numel)

@@ -10,7 +10,13 @@ from torch_geometric_qlr.sparse.adjacency import (
     to_edge_index,
     with_values,
 )
-from torch_geometric_qlr.sparse.cache import AdjacencyCache, limit_memory
+from torch_geometric_qlr.sparse.cache import (
+    AdjacencyCache,
+    Entry,
+    Fingerprint,
+    can_remember,
+    limit_memory,
+)
 from torch_geometric_qlr.sparse.csr import CSRGraph, csr_graph, sparse_csr
 from torch_geometric_qlr.sparse.incidence import Incidence, symmetric_edges
 from torch_geometric_qlr.sparse.memo import EdgeMemo, anchor_in
@@ -27,9 +33,12 @@ __all__ = [
     "AdjacencyCache",
     "CSRGraph",
     "EdgeMemo",
+    "Entry",
+    "Fingerprint",
     "Incidence",
     "adjacency_size",
     "anchor_in",
+    "can_remember",
     "csr_graph",
     "gcn_edges",
     "gcn_norm",

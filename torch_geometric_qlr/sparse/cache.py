@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 
-__all__ = ["AdjacencyCache", "Entry", "Fingerprint", "limit_memory", "parts_of"]
+__all__ = ["AdjacencyCache", "Entry", "Fingerprint", "can_remember", "limit_memory", "parts_of"]
 
 T = TypeVar("T")
 

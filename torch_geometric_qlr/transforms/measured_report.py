@@ -16,8 +16,8 @@ from torch_geometric_qlr.search.isolated import Isolated, Place
 from torch_geometric_qlr.search.output_error import ExactOutput, decibels
 from torch_geometric_qlr.search.sensitivity import code_bytes, weight_of
 from torch_geometric_qlr.search.traffic import Traffic
+from torch_geometric_qlr.training import weight_parameters
 from torch_geometric_qlr.transforms.quantization_report import PointReport, QuantizationReport
-from torch_geometric_qlr.transforms.quantize import weight_parameters
 
 __all__ = ["measure_report"]
 

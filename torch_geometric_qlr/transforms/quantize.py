@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch import nn
@@ -16,9 +15,9 @@ from torch_geometric_qlr.nn.plan import Plan
 from torch_geometric_qlr.nn.planner import make_plan
 from torch_geometric_qlr.nn.rewrite import apply_recipe
 from torch_geometric_qlr.nn.state_metadata import report_fresh_ranges
-from torch_geometric_qlr.quantizers import Quantizer
+from torch_geometric_qlr.training import watch_decay
 
-__all__ = ["Quantize", "plan", "quantize", "quantize_", "quant_parameters", "weight_parameters"]
+__all__ = ["Quantize", "plan", "quantize", "quantize_"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -78,6 +77,7 @@ def quantize_(model: M, config: QLRConfig | int | str | None = None, **kwargs: A
     apply_recipe(model, make_plan(model, resolved).recipe)
     model.register_load_state_dict_post_hook(report_fresh_ranges)
     follow(model)
+    watch_decay(model)
     return model
 
 
@@ -111,44 +111,6 @@ def quantize(model: M, config: QLRConfig | int | str | None = None, **kwargs: An
     resolved = _config(config, kwargs)
     make_plan(model, resolved)  # refuses before anything is copied
     return quantize_(copy_of(model), resolved)
-
-
-def quant_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    r"""What the quantizers of a model learn, multipliers of ranges say, for an optimizer group of
-    its own.
-
-    Args:
-        model (torch.nn.Module): A quantized model.
-
-    Example:
-        >>> import torch_geometric_qlr as qlr
-        >>> model = qlr.quantize(torch.nn.Linear(4, 2), bits=4)
-        >>> optimizer = torch.optim.Adam([
-        ...     {"params": qlr.weight_parameters(model), "weight_decay": 5e-4},
-        ...     {"params": qlr.quant_parameters(model), "lr": 0.01},
-        ... ])
-        >>> [len(group["params"]) for group in optimizer.param_groups]
-        [2, 2]
-    """
-    for module in model.modules():
-        if isinstance(module, Quantizer):
-            yield from module.parameters(recurse=False)
-
-
-def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    r"""All parameters that are not learned ranges, see :func:`quant_parameters`.
-
-    Args:
-        model (torch.nn.Module): A quantized model.
-
-    Example:
-        >>> import torch_geometric_qlr as qlr
-        >>> model = qlr.quantize(torch.nn.Linear(4, 2), bits=4)
-        >>> [tuple(p.shape) for p in qlr.weight_parameters(model)]
-        [(2, 4), (2,)]
-    """
-    ranges = {id(p) for p in quant_parameters(model)}
-    return (p for p in model.parameters() if id(p) not in ranges)
 
 
 @dataclasses.dataclass(init=False)

@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.codes.mode import backend_scope
-from torch_geometric_qlr.codes.product import product, why_no_product
+from torch_geometric_qlr.codes.repeated import (
+    is_plain_call,
+    repeated_forward,
+    repeated_product,
+    repeated_sum,
+)
 from torch_geometric_qlr.codes.weight_access import refuse_write
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.layers.layer_spec import facts_of
 from torch_geometric_qlr.layers.running import running_model
 from torch_geometric_qlr.layers.state import state_of, where_is
 from torch_geometric_qlr.nn.layer import QuantLayer
@@ -61,6 +67,27 @@ class PackedMessagePassing(PackedLayer, QuantMessagePassing):
     r"""A conv whose messages are integer codes, gathered from packed rows along a CSR that is built
     once per graph."""
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not (len(args) == 2 and isinstance(args[1], Tensor) and is_plain_call(self, args[0])):
+            return super().forward(*args, **kwargs)
+        facts = facts_of(self).forward
+        if not facts.runs_as_it_is:
+            return super().forward(*args, **kwargs)
+        state = state_of(self)
+        outer = state.begin((args, kwargs))
+        try:
+            if facts.own_term is not None and not kwargs:
+                out = repeated_forward(self, facts.own_term, *args)
+                if out is not None:
+                    return getattr(self, facts.own_term.then)(out)
+            return super(QuantLayer, self).forward(*args, **kwargs)
+        finally:
+            state.end(outer)
+
+    def propagate(self, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
+        out = None if args else repeated_sum(self, edge_index, kwargs)
+        return super().propagate(edge_index, *args, **kwargs) if out is None else out
+
 
 class PackedLinearLayer(PackedLayer, QuantLinearLayer):
     r"""A Linear that multiplies integer codes. It takes float features, a
@@ -68,29 +95,16 @@ class PackedLinearLayer(PackedLayer, QuantLinearLayer):
     :obj:`torch.sparse` features, of which it reads the stored values only."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and _is_usual(self, args[0]):
-            return product(self, args[0])
+        if len(args) == 1 and not kwargs and is_plain_call(self, args[0]):
+            out = repeated_product(self, args[0])
+            if out is not None:
+                return out
         return super().forward(*args, **kwargs)
 
 
 class PackedWeightLayer(PackedLayer, QuantWeightLayer):
     r"""A layer whose weights are stored as packed codes and unpacked while it computes; an
     embedding looks up packed rows and unpacks only those."""
-
-
-def _is_usual(layer: Any, x: Any) -> bool:
-    """Whether a Linear multiplies a matrix of floats without gradients and does nothing else, as
-    nearly always: then what only other calls need is left out."""
-    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.layout != torch.strided:
-        return False
-    if x.dim() != 2 or layer.training or torch.is_grad_enabled() or torch.jit.is_tracing():
-        return False
-    state, own = state_of(layer), layer._parameters.get("bias")
-    if state.replaced or state.backend != "auto" or "parametrizations" in layer._modules:
-        return False
-    if "output" in state._modules or "linear_output" in state._modules:
-        return False
-    return (own is None or own.dtype == torch.float32) and not why_no_product(layer)
 
 
 def _check_call(layer: Any, values: tuple[Any, ...]) -> None:

@@ -1,0 +1,89 @@
+"""Parameters of a quantized model for an optimizer: weights, and the ranges beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.quantizers import Quantizer
+
+__all__ = ["parameter_groups", "quant_parameters", "weight_parameters"]
+
+#: The rate of ranges over that of weights. Ranges that move as fast as weights chase the training
+#: nodes, until 2-bit codes have no level left for the others.
+_RANGE_RATE = 0.1
+
+
+def quant_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    r"""What the quantizers of a model learn, multipliers of ranges say, for an optimizer group of
+    its own.
+
+    Args:
+        model (torch.nn.Module): A quantized model.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> model = qlr.quantize(torch.nn.Linear(4, 2), bits=4)
+        >>> optimizer = torch.optim.Adam([
+        ...     {"params": qlr.weight_parameters(model), "weight_decay": 5e-4},
+        ...     {"params": qlr.quant_parameters(model), "lr": 1e-3},
+        ... ])
+        >>> [len(group["params"]) for group in optimizer.param_groups]
+        [2, 2]
+    """
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            yield from module.parameters(recurse=False)
+
+
+def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    r"""All parameters that are not learned ranges, see :func:`quant_parameters`.
+
+    Args:
+        model (torch.nn.Module): A quantized model.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> model = qlr.quantize(torch.nn.Linear(4, 2), bits=4)
+        >>> [tuple(p.shape) for p in qlr.weight_parameters(model)]
+        [(2, 4), (2,)]
+    """
+    ranges = {id(p) for p in quant_parameters(model)}
+    return (p for p in model.parameters() if id(p) not in ranges)
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, range_lr: float | None = None
+) -> list[dict[str, Any]]:
+    r"""The parameters of a model in two groups for an optimizer: weights, and learned ranges, which
+    move at a tenth of their rate and do not decay. Of a float model there is one group.
+
+    Args:
+        model (torch.nn.Module): A quantized model, or its float twin.
+        lr (float): Rate of the weights.
+        weight_decay (float): Their decay. (default: :obj:`0.0`)
+        range_lr (float, optional): Rate of the ranges. (default: a tenth of :obj:`lr`)
+
+    Raises:
+        ConfigError: If a rate or the decay is negative.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> model = qlr.quantize(torch.nn.Linear(4, 2), bits=2)
+        >>> groups = qlr.parameter_groups(model, lr=0.01, weight_decay=5e-4)
+        >>> optimizer = torch.optim.Adam(groups)
+        >>> [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+        [(0.01, 0.0005), (0.001, 0.0)]
+    """
+    range_lr = _RANGE_RATE * lr if range_lr is None else range_lr
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("range_lr", range_lr)):
+        if not value >= 0.0:
+            raise ConfigError(f"{name}={value!r} is out of range; choose 0 or more.")
+    weights, ranges = list(weight_parameters(model)), list(quant_parameters(model))
+    groups = [{"params": weights, "lr": lr, "weight_decay": weight_decay}]
+    if ranges:
+        groups.append({"params": ranges, "lr": range_lr, "weight_decay": 0.0})
+    return groups
