@@ -101,6 +101,12 @@ def test_layers_that_are_computed_again(ran: Any) -> None:
     assert_close(ranks[0][-1], expected[-1])
 
 
+def test_a_step_exchanges_once_for_each_running_range_and_at_its_end(ran: Any) -> None:
+    for running, in_training, in_evaluation in ran("exchanges"):
+        assert running > 1
+        assert (in_training, in_evaluation) == (running + 1, 0)
+
+
 def test_processes_that_end_one_by_one_are_refused(ran: Any) -> None:
     for words in ran("joined"):
         assert "join()" in words and "DistributedSampler(drop_last=True)" in words

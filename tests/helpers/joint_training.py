@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -14,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GCN, GCNConv, HeteroConv, SAGEConv
 
 import torch_geometric_qlr as qlr
+from torch_geometric_qlr.quantizers import Quantizer
 
 NODES, FEATURES = 12, 8
 State = dict[str, Tensor]
@@ -168,6 +171,21 @@ def sync_batch_norm(rank: int, world: int) -> list[State]:
         {key: value.cpu() for key, value in state.items()}
         for state in train(parallel, (x.cuda(), edge_index.cuda()))
     ]
+
+
+def exchanges(rank: int, world: int) -> tuple[int, int, int]:
+    """How many running ranges there are, and how often a step and an evaluation exchange."""
+    parallel, data = DistributedDataParallel(two_layers({"bits": 4})), graph(rank)
+    parallel(*data).sum().backward()
+    quantizers = (m for m in parallel.modules() if isinstance(m, Quantizer))
+    running = sum(quantizer.is_static for quantizer in quantizers)
+    counts = []
+    with mock.patch.object(dist, "all_gather", side_effect=dist.all_gather) as gathered:
+        for training in (True, False):
+            gathered.reset_mock()
+            parallel.train(training)(*data)
+            counts.append(gathered.call_count)
+    return running, *counts
 
 
 class Checkpointed(nn.Module):

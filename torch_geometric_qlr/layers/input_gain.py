@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from torch_geometric_qlr.layers.state import GAIN, STATE, LayerState, state_of
 from torch_geometric_qlr.quantizers.agreement import Conversation, Opens, agreement
+from torch_geometric_qlr.quantizers.processes import processes, take_first
 
 __all__ = [
     "OpenGain",
@@ -131,7 +132,10 @@ def find_gain(layer: Any, row_norms: Tensor) -> None:
         norms, joint = row_norms.float(), agreement()
         sums = torch.stack([norms.sum(), (norms > 0).sum()])
         if joint is None:
-            _take_gain(layer, _gain_for(sums))
+            gain, (there_are_others, group) = _gain_for(sums), processes()
+            if there_are_others:  # outside of a model, or compiled
+                take_first(gain, group)
+            _take_gain(layer, gain)
         elif joint.opens(state_of(layer)):
             joint.meet(state_of(layer), sums)
 

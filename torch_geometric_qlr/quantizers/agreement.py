@@ -98,8 +98,8 @@ class Agreement:
         Returns:
             tuple: What each process has told, as rows, and which of them are here.
         """
-        place, is_last = self._ahead.get(key, -1), self._exchanges == 0
-        if place < 0 or (is_last and not self._meets):
+        place = self._ahead.get(key, -1)
+        if place < 0:
             return told.view(1, -1), torch.ones_like(told[:1], dtype=torch.bool)
         sent = told.new_zeros(self._width)
         sent[0], sent[1 : 1 + told.numel()] = place, told
