@@ -54,7 +54,7 @@ def train(model: nn.Module, inputs: tuple[Any, ...]) -> list[State]:
     """Trains a model, alone or in parallel: its state after each forward."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     states = []
-    for _ in range(4):
+    for _ in range(3):
         optimizer.zero_grad()
         out = model(*inputs)
         states.append(state_of(model))
