@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch_geometric.nn import GCN
 from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
+from tests.helpers.optional import needs_sampler
 from torch_geometric_qlr.nn import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +87,17 @@ def test_packed_features(run_example: Any) -> None:
     before, after = re.findall(r"[\d.]+ [kM]B", printed)
     assert bytes_of(before) > 13 * bytes_of(after)  # rows have a range and a padding
     assert re.search(r"accuracy +[\d.]+ quantized, [\d.]+ converted", printed)
+
+
+@needs_sampler
+def test_several_processes() -> None:
+    options = ("--generated", "--epochs", "1", "--batch", "70")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    script = ("--nproc-per-node", "2", str(EXAMPLES / "distributed_sage.py"))
+    done = subprocess.run([*torchrun, *script, *options], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on" in done.stdout
+    assert re.search(r"test accuracy +[\d.]+ quantized, [\d.]+ converted", done.stdout)
 
 
 def test_custom_conv(run_example: Any) -> None:

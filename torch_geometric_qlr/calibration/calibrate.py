@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from torch_geometric_qlr.calibration.batches import Forward, is_callable_only, run_on, several
+from torch_geometric_qlr.calibration.together import join_others, joined
 from torch_geometric_qlr.calibration.watch import ESTIMATORS, Watch
 from torch_geometric_qlr.errors import (
     AlreadyQuantizedError,
@@ -23,6 +24,7 @@ from torch_geometric_qlr.errors import (
 from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.nn.packed import PackedLayer
 from torch_geometric_qlr.quantizers import Quantizer
+from torch_geometric_qlr.quantizers.processes import processes
 
 __all__ = ["Calibration", "calibrate", "calibrating"]
 
@@ -40,6 +42,8 @@ class Calibration:
     def __init__(self, model: nn.Module) -> None:
         self.batches = 0
         self.watches: dict[str, Watch] = {}
+        #: What the other processes have seen, too.
+        self.joined = self.watches
         self.others: dict[str, Quantizer] = {}
         for name, module in model.named_modules():
             if isinstance(module, Quantizer) and module.takes_range:
@@ -49,11 +53,11 @@ class Calibration:
 
     @property
     def observed(self) -> list[str]:
-        return [name for name, watch in self.watches.items() if watch.has_seen]
+        return [name for name, watch in self.joined.items() if watch.has_seen]
 
     @property
     def unobserved(self) -> list[str]:
-        never = [name for name, watch in self.watches.items() if not watch.has_seen]
+        never = [name for name, watch in self.joined.items() if not watch.has_seen]
         return [*never, *(name for name, other in self.others.items() if not other.has_range)]
 
     def __repr__(self) -> str:
@@ -67,6 +71,7 @@ def calibrating(
     method: str = "mse",
     share: float = 0.9999,
     resume: Calibration | None = None,
+    alone: bool = False,
 ) -> Iterator[Calibration]:
     r"""Inside, a quantized model is in evaluation, its activations pass unrounded, and quantizers
     count what passes. At the end they have ranges that are fixed. If the block ends with an
@@ -77,12 +82,16 @@ def calibrating(
     node have a multiplier only, which follows from the batches as in evaluation; weights have
     ranges of their own anyway.
 
+    With :mod:`torch.distributed` all processes end the block together, and have the ranges of what
+    all of them have seen.
+
     Args:
         model (torch.nn.Module): A model from :func:`~torch_geometric_qlr.quantize`.
         method (str): :obj:`"mse"` (the multiplier of the range with the least squared error),
             :obj:`"percentile"` or :obj:`"minmax"`. (default: :obj:`"mse"`)
         share (float): Of the values that a percentile keeps. (default: :obj:`0.9999`)
         resume (Calibration, optional): What an earlier block has yielded, to go on from.
+        alone (bool): Whether other processes do not take part. (default: :obj:`False`)
 
     Raises:
         NothingToQuantizeError: If nothing of the model is quantized.
@@ -121,7 +130,7 @@ def calibrating(
             quantizer.take_back(earlier)
         raise
     else:
-        _conclude(calibration, method, share)
+        _conclude(calibration, method, share, alone)
     finally:
         for watch in calibration.watches.values():
             watch.quantizer.watch = None
@@ -140,6 +149,7 @@ def calibrate(
     share: float = 0.9999,
     progress: bool = True,
     resume: Calibration | None = None,
+    alone: bool = False,
 ) -> Calibration:
     r"""Gives a quantized model its ranges from data, without training, see :func:`calibrating`.
 
@@ -152,7 +162,7 @@ def calibrate(
             :class:`~torch_geometric.data.HeteroData`, of which the arguments are taken that
             the model's forward names.
         forward (callable, optional): Called with the model and a batch, to run it.
-        method, share, resume (optional): As in :func:`calibrating`.
+        method, share, resume, alone (optional): As in :func:`calibrating`.
         progress (bool): Whether a bar tells how far it is. (default: :obj:`True`)
 
     Raises:
@@ -168,7 +178,8 @@ def calibrate(
         >>> packed = qlr.convert(model)
     """
     run = run_on if forward is None else forward
-    with calibrating(model, method=method, share=share, resume=resume) as calibration:
+    how: Any = {"method": method, "share": share, "resume": resume, "alone": alone}
+    with calibrating(model, **how) as calibration:
         if is_callable_only(batches):
             batches(model)
             calibration.batches += 1
@@ -208,9 +219,14 @@ def _check_same(model: nn.Module, resume: Calibration) -> None:
         )
 
 
-def _conclude(calibration: Calibration, method: str, share: float) -> None:
+def _conclude(calibration: Calibration, method: str, share: float, alone: bool) -> None:
     """Writes the ranges, and says which are missing."""
-    for watch in calibration.watches.values():
+    there_are_others, group = processes()
+    calibration.joined = calibration.watches
+    if there_are_others and not alone:
+        calibration.joined = joined(calibration.watches, group)
+        join_others(list(calibration.others.values()), group)
+    for watch in calibration.joined.values():
         if watch.has_seen:
             watch.quantizer.take_range(*ESTIMATORS[method](watch, share), watch.skewness())
     for other in calibration.others.values():

@@ -57,7 +57,7 @@ class Histogram:
             return
         x = x.float()
         self.num_values += x.size(0)
-        self._cover(torch.minimum(self.lo, x.amin(0)), torch.maximum(self.hi, x.amax(0)))
+        self.cover(torch.minimum(self.lo, x.amin(0)), torch.maximum(self.hi, x.amax(0)))
         groups, bins = self.counts.shape
         before = torch.arange(groups, device=x.device) * bins
         for part in x.split(max(1, _AT_ONCE // groups)):
@@ -96,8 +96,12 @@ class Histogram:
         )
         return centers.gather(1, low).flatten(), centers.gather(1, high).flatten()
 
-    def _cover(self, lo: Tensor, hi: Tensor) -> None:
-        """Widens the bins until they reach from `lo` to `hi`."""
+    def cover(self, lo: Tensor, hi: Tensor) -> None:
+        r"""Widens the bins until they reach from one value to another.
+
+        Args:
+            lo, hi (torch.Tensor): One for each group, beyond all that was added.
+        """
         bins = self.counts.size(1)
         exponent = self._least_exponent(lo, hi, bins)
         first = torch.ldexp(lo, -exponent).floor().long()

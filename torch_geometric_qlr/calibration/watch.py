@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch_geometric_qlr.calibration.histogram import Histogram
 from torch_geometric_qlr.ops import QParams
 from torch_geometric_qlr.ops.reference import fake_quantize
 from torch_geometric_qlr.quantizers import Quantizer
+from torch_geometric_qlr.quantizers.statistics import power_sums, skewness_of
 
 __all__ = ["ESTIMATORS", "Found", "Watch"]
 
@@ -42,7 +44,13 @@ class Watch:
         self.quantizer = quantizer
         self.histogram = Histogram(quantizer.num_groups, device=quantizer.device)
         #: Sums of the powers of the values, from which the skewness follows.
-        self._powers = torch.zeros(4, dtype=torch.double, device=quantizer.device)
+        self.powers = torch.zeros(4, dtype=torch.double, device=quantizer.device)
+
+    def copy(self) -> Watch:
+        """Another one that has seen the same."""
+        new = Watch(self.quantizer)
+        new.histogram, new.powers = copy.deepcopy(self.histogram), self.powers.clone()
+        return new
 
     @property
     def has_seen(self) -> bool:
@@ -65,21 +73,13 @@ class Watch:
         self.histogram.add(x if by_column else x.reshape(-1, 1))
         self.histogram.num_values += zeros
         if q.follows_skewness:
-            power = x.double()
-            for n in range(1, 4):
-                self._powers[n] += power.sum()
-                power = power * x
-            self._powers[0] += x.numel() + zeros
+            self.powers += power_sums(x, zeros)
 
     def skewness(self) -> Tensor | None:
         """Of all that has passed, if the quantizer asks for it."""
         if not self.quantizer.follows_skewness:
             return None
-        _, mean, square, cube = self._powers / self._powers[0]
-        variance = square - mean.square()
-        third = cube - 3 * mean * square + 2 * mean.pow(3)
-        skew = torch.where(variance > 0, third / variance.clamp_min(1e-30).pow(1.5), 0.0)
-        return skew.float()
+        return skewness_of(self.powers)
 
 
 def _whole(watch: Watch, share: float) -> Found:

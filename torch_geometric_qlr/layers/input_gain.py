@@ -19,11 +19,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torch_geometric_qlr.layers.state import GAIN, LayerState, state_of
+from torch_geometric_qlr.layers.state import GAIN, STATE, LayerState, state_of
+from torch_geometric_qlr.quantizers.agreement import Conversation, Opens, agreement
+from torch_geometric_qlr.quantizers.processes import processes, take_first
 
-__all__ = ["add_gain", "find_gain", "fold_gain", "folded", "take_weight"]
+__all__ = [
+    "OpenGain",
+    "add_gain",
+    "find_gain",
+    "fold_gain",
+    "folded",
+    "lacks_gain",
+    "take_weight",
+]
 
 #: What the buffer holds until a training batch has come.
 _OPEN = -1.0
@@ -83,6 +93,33 @@ def take_weight(state: LayerState, loaded: Mapping[str, Any], prefix: str) -> No
         gain.fill_(1.0 if is_older else _OPEN)
 
 
+def lacks_gain(module: nn.Module) -> bool:
+    r"""Whether training is still to find the gain of a layer.
+
+    Args:
+        module (torch.nn.Module): Any module.
+    """
+    weight = module._parameters.get("weight")
+    learns = weight is not None and weight.requires_grad
+    return learns and STATE in module._modules and state_of(module).lacks_gain()
+
+
+class OpenGain(Opens):
+    r"""One gain for the batches of all processes.
+
+    Args:
+        layer (torch.nn.Module): Whose it is.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def start_together(self, noted: Tensor | None) -> Conversation:
+        nothing = torch.zeros(2, device=state_of(self.layer).get_buffer(GAIN).device)
+        rows = yield nothing if noted is None else noted
+        _take_gain(self.layer, _gain_for(rows.sum(0).float()))
+
+
 def find_gain(layer: Any, row_norms: Tensor) -> None:
     r"""Takes the gain from a training batch, once, and divides the parameter by it. Batches without
     a row that is not zero leave it to the next one.
@@ -91,23 +128,30 @@ def find_gain(layer: Any, row_norms: Tensor) -> None:
         layer (torch.nn.Module): The layer.
         row_norms (torch.Tensor): Euclidean norms of the rows of its input.
     """
-    state, weight = state_of(layer), layer._parameters["weight"]
-    kept = state.get_buffer(GAIN)
     with torch.no_grad():
-        gain = _gain_for(row_norms)
-        if gain.is_cpu and not bool(gain.isfinite()):
-            return
-        gain = torch.where(gain.isfinite(), gain, 1.0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every process has its own batch; they train one and the same parameter.
-            torch.distributed.broadcast(gain, src=0)
-        # Without a trace, for what was computed from the parameter before is still right.
-        weight.data.div_(gain.to(weight.dtype))
-        kept.copy_(gain)
+        norms, joint = row_norms.float(), agreement()
+        sums = torch.stack([norms.sum(), (norms > 0).sum()])
+        if joint is None:
+            gain, (there_are_others, group) = _gain_for(sums), processes()
+            if there_are_others:  # outside of a model, or compiled
+                take_first(gain, group)
+            _take_gain(layer, gain)
+        elif joint.opens(state_of(layer)):
+            joint.meet(state_of(layer), sums)
+
+
+def _take_gain(layer: Any, gain: Tensor) -> None:
+    state, weight = state_of(layer), layer._parameters["weight"]
+    if gain.is_cpu and not bool(gain.isfinite()):
+        return
+    gain = torch.where(gain.isfinite(), gain, 1.0)
+    # Without a trace, for what was computed from the parameter before is still right.
+    weight.data.div_(gain.to(weight.dtype))
+    state.get_buffer(GAIN).copy_(gain)
     state.gain_is_open = False
 
 
-def _gain_for(row_norms: Tensor) -> Tensor:
-    norms = row_norms.float()
-    mean = norms.sum() / (norms > 0).sum()
+def _gain_for(sums: Tensor) -> Tensor:
+    """For the sum of the norms of rows, and the number of those that are not zero."""
+    mean = sums[0] / sums[1]
     return torch.exp2(torch.round(-torch.log2(mean)).clamp(0.0, _LARGEST))

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_geometric_qlr.layers.state import LayerState
+from torch_geometric_qlr.errors import UnsupportedLayerError
+from torch_geometric_qlr.layers.input_gain import OpenGain, lacks_gain
+from torch_geometric_qlr.layers.state import LayerState, float_class, state_of
+from torch_geometric_qlr.quantizers import Quantizer
+from torch_geometric_qlr.quantizers.agreement import Agreement, Opens, converse, set_agreement
+from torch_geometric_qlr.quantizers.processes import processes
+from torch_geometric_qlr.quantizers.torch_state import is_recomputing, is_transformed
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["CHAINS", "RunningModel", "follow", "is_own_hook", "running_model", "runs_while_traced"]
@@ -39,6 +45,8 @@ class RunningModel:
         self.weights: dict[Any, dict[str, Any]] = {}
         #: What a converted model keeps of its call, see `codes/chains.py`.
         self.scope: Any = None
+        #: What it has to settle with other processes, see `quantizers/agreement.py`.
+        self.agreement: Agreement | None = None
 
 
 class _Running(threading.local):
@@ -93,12 +101,57 @@ def _enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return None
     running_model()  # forgets calls that were interrupted
     running = RunningModel(module, _calling_frame(), (args, kwargs))
+    if not _RUNNING.models:
+        running.agreement = _agreement_for(module)
+        set_agreement(running.agreement)
     _RUNNING.models.append(running)
     chains = module.__dict__.get(CHAINS)
     if chains is None:
         return _with_values(args), _with_values(kwargs)
     running.scope, args, kwargs = chains.enter(module, args, kwargs)
     return args, kwargs
+
+
+def _agreement_for(model: nn.Module) -> Agreement | None:
+    """For a forward that moves ranges, if other processes run it, too."""
+    if not model.training or is_recomputing() or is_transformed():
+        return None
+    there_are_others, group = processes()
+    if not there_are_others:
+        return None
+    _check_whole(model)
+    places: dict[Any, Opens | int] = {}
+    device = None
+    for module in model.modules():  # a layer's gain comes before what is inside of the layer
+        if lacks_gain(module):
+            places[state_of(module)] = OpenGain(module)
+        elif isinstance(module, Quantizer) and not module.is_frozen:
+            device = device or module.device
+            if not module.is_fixed:
+                places[module] = module
+            elif module.num_exchanged:
+                places[module] = module.num_exchanged
+    return None if device is None else Agreement(group, places, device)
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuses parameters that are cut into pieces."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for module in model.modules()):
+        raise UnsupportedLayerError(
+            f"{float_class(model).__name__}: fully_shard cuts the parameters of a quantized model "
+            f"into pieces, while its ranges and its gain are found by whole ones, and leaves the "
+            f"gradients of those that it ignores apart. Train it in DistributedDataParallel, or "
+            f"shard the float parts of your model and quantize the others."
+        )
+
+
+def _settle(model: nn.Module, joint: Agreement) -> None:
+    """All processes come to the same ranges."""
+    joint.end()
+    quantizers = (module for module in model.modules() if isinstance(module, Quantizer))
+    with torch.no_grad():
+        converse((q.move_together(joint) for q in quantizers if q.is_fixed), joint.group)
 
 
 def _with_values(given: Any) -> Any:
@@ -142,6 +195,15 @@ def _leave(module: nn.Module, args: Any, out: Any) -> Any:
     if running is None or running.model is not module:
         return None
     try:
+        if running.agreement is not None and not _has_failed(out):
+            _settle(module, running.agreement)
         return None if running.scope is None else running.scope.leave(out)
     finally:
         _RUNNING.models.pop()
+        if running.agreement is not None:
+            set_agreement(None)
+
+
+def _has_failed(out: Any) -> bool:
+    """Whether torch calls hooks because the forward has raised an exception."""
+    return out is None and sys.exc_info()[0] is not None

@@ -146,6 +146,8 @@ class LayerState(nn.ModuleDict):
         if GAIN in self._buffers:
             state_dict = {prefix + GAIN: self._buffers[GAIN], **state_dict}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if GAIN in self.__dict__:  # a state that replaces tensors sets them as attributes
+            self._buffers[GAIN] = self.__dict__.pop(GAIN)
         self.gain_is_open = None
 
     # One call #####################################################################################

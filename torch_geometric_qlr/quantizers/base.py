@@ -246,11 +246,12 @@ class Quantizer(Observing, ABC):
         values = x.values().detach()
         # The zeros that are not stored count, so that the form of the matrix makes no difference.
         skew = skewness(values, numel=x.shape.numel()) if self.follows_skewness else None
+        zeros = x.shape.numel() - values.numel()
         if self.config.granularity != "node":
-            return Batch(values, skew, values.view(-1, 1))
+            return Batch(values, skew, values.view(-1, 1), zeros=zeros)
         row, zero = entries(x)[0], values.new_zeros(x.size(0))
         lo, hi = (zero.scatter_reduce(0, row, values, reduce) for reduce in ("amin", "amax"))
-        return Batch(torch.stack([lo, hi], dim=1), skew, values.view(-1, 1), row)
+        return Batch(torch.stack([lo, hi], dim=1), skew, values.view(-1, 1), row, zeros)
 
     # Codes ########################################################################################
 

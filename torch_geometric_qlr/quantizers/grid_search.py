@@ -9,7 +9,7 @@ from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.ops import QParams
 from torch_geometric_qlr.ops.reference import fake_quantize
 
-__all__ = ["search_multiplier"]
+__all__ = ["best_candidate", "candidate_errors", "search_multiplier"]
 
 # A sample of the rows places one multiplier as well as all of them do, at a fixed cost.
 _MAX_ELEMENTS = 1 << 18
@@ -45,23 +45,49 @@ def search_multiplier(
         >>> search_multiplier(x, x.max() / 3, torch.tensor(0.0), None, config, axis=-1)
         tensor(0.8000)
     """
+    return best_candidate(candidate_errors(x, scale0, zero_point, skew, config, axis))
+
+
+def candidate_errors(
+    x: Tensor,
+    scale0: Tensor,
+    zero_point: Tensor,
+    skew: Tensor | None,
+    config: QuantizerConfig,
+    axis: int,
+) -> Tensor:
+    r"""The mean absolute error of each candidate, from the smallest multiplier to 1, as for
+    :func:`search_multiplier`: :math:`[m]`, :math:`[m, N, 1]` or :math:`[m, 1, F]`."""
     if axis == -1 and x.numel() > _MAX_ELEMENTS:
         step = -(-x.numel() // _MAX_ELEMENTS)
         x = x[::step]
         if scale0.dim() == 2 and scale0.size(0) > 1:
             scale0, zero_point = scale0[::step], zero_point[::step]
-    best_gamma = best_error = None
-    for candidate in range(config.search_candidates, 0, -1):
+    errors = []
+    for candidate in range(1, config.search_candidates + 1):
         gamma = candidate / config.search_candidates
         how = QParams(scale0 * gamma, zero_point, config.bits, config.truncates, skew)
         x_hat, _ = fake_quantize(x, how)
         error = (x_hat - x).abs_().float()
-        error = error.mean() if axis == -1 else error.mean(dim=1 - axis, keepdim=True)
-        if best_error is None or best_gamma is None:
-            best_error, best_gamma = error, torch.full_like(error, gamma)
-        else:
-            better = error < best_error
-            best_gamma = torch.where(better, gamma, best_gamma)
-            best_error = torch.where(better, error, best_error)
-    assert best_gamma is not None
+        errors.append(error.mean() if axis == -1 else error.mean(dim=1 - axis, keepdim=True))
+    return torch.stack(errors)
+
+
+def best_candidate(errors: Tensor) -> Tensor:
+    r"""The multiplier with the least error. The largest wins a tie, and where nothing is a number.
+
+    Args:
+        errors (torch.Tensor): From :func:`candidate_errors`.
+
+    Example:
+        >>> best_candidate(torch.tensor([0.5, 0.2, 0.2, 0.3]))
+        tensor(0.7500)
+    """
+    count = errors.size(0)
+    best_gamma, best_error = torch.ones_like(errors[0]), errors[-1]
+    for candidate in range(count - 1, 0, -1):
+        error = errors[candidate - 1]
+        better = error < best_error
+        best_gamma = torch.where(better, candidate / count, best_gamma)
+        best_error = torch.where(better, error, best_error)
     return best_gamma

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.quantizers.agreement import agreement
 from torch_geometric_qlr.quantizers.base import CodeParams
-from torch_geometric_qlr.quantizers.functional import fake_quantize
-from torch_geometric_qlr.quantizers.grid_search import search_multiplier
 from torch_geometric_qlr.quantizers.growing import GrowingRange
 from torch_geometric_qlr.quantizers.learned_step import (
     Observer,
@@ -21,14 +19,13 @@ from torch_geometric_qlr.quantizers.learned_step import (
     quantize_observed,
 )
 from torch_geometric_qlr.quantizers.observing import GROWTH, Observing, RangeState
-from torch_geometric_qlr.quantizers.ranges import RangeQuantizer
 from torch_geometric_qlr.quantizers.recomputation import RecentRanges
+from torch_geometric_qlr.quantizers.searched_range import SearchedRange
 from torch_geometric_qlr.quantizers.statistics import Batch, Range, fingerprint
 from torch_geometric_qlr.quantizers.torch_state import (
     REAL,
     below_autograd,
     is_recomputing,
-    is_transformed,
     may_be_recomputed,
     outside_of_transforms,
     runs_plainly,
@@ -41,14 +38,8 @@ _TOLD: set[str] = set()
 # Of a quantizer whose range is that of the values.
 _OWN = (None, None, None)
 
-# Sums and means of codes lie on a lattice, and so does the range that is observed on them. At a
-# multiplier of the search's grid a large share of such values would fall exactly between two codes,
-# where the order of a float sum decides which one is next. A factor near one that no ratio of small
-# integers is takes them a hundred rounding errors away from there.
-_OFF_LATTICE = 1.0 + math.sqrt(2) / 4096
 
-
-class LearnedRangeQuant(RangeQuantizer):
+class LearnedRangeQuant(SearchedRange):
     r"""Quantization with learnable ranges (QLR) from the `"Low-bit Quantization for Deep Graph
     Neural Networks with Smoothness-aware Message Propagation" <https://arxiv.org/abs/2308.14949>`_
     paper.
@@ -159,6 +150,7 @@ class LearnedRangeQuant(RangeQuantizer):
             and not x.is_meta
             and x.numel() > 0
             and not self.follows_skewness
+            and not (self.is_static and agreement() is not None)
             and self.range_state == RangeState.FIXED
             and not may_be_recomputed()
             and not is_recomputing()
@@ -215,26 +207,19 @@ class LearnedRangeQuant(RangeQuantizer):
     # In training ##################################################################################
 
     def _train_on(self, batch: Batch, seen: Range, state: int, remembers: bool) -> None:
-        if state == RangeState.MISSING:
+        joint = agreement()
+        if joint is not None and joint.opens(self):
+            self._meet(joint, batch, seen, state)
+            state = RangeState.FIXED
+        elif state == RangeState.MISSING:
             self._start(batch, seen)
         elif self.is_static:
-            self._follow(seen)
+            self._follow(seen if joint is None else self._see_together(joint, batch, seen))
         if state != RangeState.FIXED:
-            self._agree()
+            self._take_first()
             self._set_state(RangeState.FIXED)
         if remembers and self.is_static:
             self._recent.add(fingerprint(batch.seen, seen), self._own_range().clone())
-
-    def _follow(self, seen: Range) -> None:
-        kept, momentum = self._own_range(), self.config.momentum
-        if not self._may_read(seen.lo):  # nobody has looked, so numbers that are none are left out
-            lo = torch.where(seen.lo.isfinite(), seen.lo, kept.lo)
-            hi = torch.where(seen.hi.isfinite(), seen.hi, kept.hi)
-            seen = Range(lo, hi, seen.skew)
-        kept.lo.lerp_(seen.lo, momentum)
-        kept.hi.lerp_(seen.hi, momentum)
-        if kept.skew is not None and seen.skew is not None:
-            kept.skew.lerp_(torch.where(seen.skew.isfinite(), seen.skew, kept.skew), momentum)
 
     @torch.no_grad()
     def _start(self, batch: Batch, seen: Range) -> None:
@@ -245,31 +230,6 @@ class LearnedRangeQuant(RangeQuantizer):
             for kept, new in zip(self._own_range(), seen, strict=True):
                 if kept is not None and new is not None:
                     kept.copy_(torch.where(new.isfinite(), new, 0.0))
-
-    def _search(self, batch: Batch, seen: Range) -> Tensor:
-        """The best multiplier for a batch with its own range."""
-        scale, zero_point, shift = self._grid(seen)
-        axis = self.groups.axis if self.gamma.dim() else -1
-        gamma = search_multiplier(batch.seen, scale, zero_point, shift, self.config, axis)
-        # Of a sparse matrix the ranges of its rows have been seen only.
-        values = batch.seen if batch.stored is None else batch.stored
-        if batch.row is not None:
-            scale, zero_point = scale[batch.row], zero_point[batch.row]
-        return gamma * self._off_lattice(values, scale * gamma, zero_point, shift)
-
-    def _off_lattice(
-        self, x: Tensor, scale: Tensor, zero_point: Tensor, skew: Tensor | None
-    ) -> Tensor | float:
-        """The factor that takes what could be sums of codes off the boundaries between codes. Rows
-        that their own range represents exactly, as those of bags of words, stay exact."""
-        if self.is_static:
-            return _OFF_LATTICE
-        if self.config.granularity != "node":  # a weight
-            return 1.0
-        truncate = self.config.truncates
-        x_hat = fake_quantize(x, scale, zero_point, self.bits, truncate=truncate, skew=skew)
-        exact = (x_hat - x).abs().max() <= 1e-6 * x.abs().max()
-        return torch.where(exact, 1.0, _OFF_LATTICE)
 
     # In evaluation, before any training ###########################################################
 
@@ -322,13 +282,6 @@ class LearnedRangeQuant(RangeQuantizer):
             )
 
     # Changes reach the tensors themselves, also where a transform follows them.
-
-    def _own_range(self) -> Range:
-        if not is_transformed():
-            return self._kept_range()
-        skew = self._own(self.skew) if self.follows_skewness else None
-        lo, hi = (self.groups.beside(self._own(t)) for t in (self.lo, self.hi))
-        return Range(lo, hi, skew)
 
     def _multiplier(self) -> Tensor:
         return self.groups.beside(self._own(self.gamma)).detach().clone()

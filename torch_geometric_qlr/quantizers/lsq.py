@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.config import QuantizerConfig
+from torch_geometric_qlr.quantizers.agreement import Conversation
 from torch_geometric_qlr.quantizers.base import CodeParams, Quantizer
 from torch_geometric_qlr.quantizers.frozen import FrozenGrid
 from torch_geometric_qlr.quantizers.functional import floor
+from torch_geometric_qlr.quantizers.observing import RangeState
 from torch_geometric_qlr.quantizers.statistics import Batch
 
 __all__ = ["LearnedStepQuant"]
@@ -133,9 +135,40 @@ class LearnedStepQuant(Quantizer):
         return torch.where((x < 0).any(), half, 0.0)
 
     def _first_step(self, batch: Batch, offset: Tensor) -> Tensor:
+        total, count = self._sizes(batch)
+        self.check_finite(total)
+        return self._step_for(total, count, offset)
+
+    def _sizes(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the absolute values of each group, and how many are not zero."""
         sizes = batch.seen.float().abs()
         dims = [] if self.groups.axis == -1 else [1 - self.groups.axis]
-        mean = sizes.sum(dims) / sizes.count_nonzero(dims or None).clamp_min(1)
-        self.check_finite(mean)
-        start = 2 * mean.view(self.shape) / self._highest(offset).sqrt()
+        return sizes.sum(dims), sizes.count_nonzero(dims or None)
+
+    def _step_for(self, total: Tensor, count: Tensor, offset: Tensor) -> Tensor:
+        mean = (total / count.clamp_min(1)).view(self.shape)
+        start = 2 * mean / self._highest(offset).sqrt()
         return torch.where(start.isfinite() & (start > 0), start, 1.0)
+
+    def start_together(self, noted: tuple[Batch, int] | None) -> Conversation:
+        rows = yield self._told(noted)
+        offset, grown = rows.amax(0).float().view(4, *self.shape)[:2]
+        total, count = rows.sum(0).float().view(4, *self.shape)[2:]
+        start = self._step_for(total, count, offset)
+        # Without a trace, for what was computed from the parameter before is still right.
+        self.step.data.copy_(torch.where(grown > 0, grown, start))
+        self.offset.data.copy_(offset)
+        self._set_state(RangeState.FIXED)
+
+    def _told(self, noted: tuple[Batch, int] | None) -> Tensor:
+        """Offset and step that evaluation has left, or what a first step follows from."""
+        told = torch.zeros(4, *self.shape, dtype=torch.double, device=self.device)
+        if noted is not None:
+            batch, state = noted
+            if state == RangeState.GROWING:
+                told[0], told[1] = self.offset, self.step
+            else:
+                total, count = self._sizes(batch)
+                told[0] = self._first_offset(batch.seen)
+                told[2], told[3] = total.view(self.shape), count.view(self.shape)
+        return told.reshape(-1)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.quantizers.agreement import Agreement, Conversation, Opens, agreement
+from torch_geometric_qlr.quantizers.processes import processes, take_first
 from torch_geometric_qlr.quantizers.signature import SignedState
 from torch_geometric_qlr.quantizers.statistics import Batch, Groups
 from torch_geometric_qlr.quantizers.torch_state import (
@@ -40,7 +42,7 @@ class RangeState:
     NAMES = ("missing", "growing", "fixed")
 
 
-class Observing(SignedState):
+class Observing(SignedState, Opens):
     r"""The life of a range, whatever the method: nothing is known at first, then evaluation batches
     count until a training batch, a load or :meth:`fix` ends that, see :class:`RangeState`.
 
@@ -173,18 +175,63 @@ class Observing(SignedState):
                 return
             self.observe(batch)
             if self.training and state != RangeState.FIXED:
-                self._agree()
+                joint = agreement()
+                if joint is None:
+                    self._take_first()
+                elif joint.opens(self):
+                    joint.meet(self, (batch, state))
                 self._set_state(RangeState.FIXED)
             elif state == RangeState.MISSING:
                 self._set_state(RangeState.GROWING)
 
+    # Several processes ############################################################################
+
+    def start_together(self, noted: Any) -> Conversation:
+        r"""All take what the first process has that has seen a batch. A method that can do better
+        says how, see :class:`~torch_geometric_qlr.quantizers.agreement.Opens`."""
+        own = (*self._parameters.values(), *self._buffers.values())
+        numbers = [self._own(number).detach() for number in own if number is not None]
+        has_seen = self.calibrated.new_full((1,), noted is not None)
+        rows = yield torch.cat([has_seen, *(number.reshape(-1) for number in numbers)])
+        first = rows[rows[:, 0].argmax(), 1:].split([number.numel() for number in numbers])
+        for number, new in zip(numbers, first, strict=True):
+            number.data.copy_(new.view_as(number))
+        self._set_state(RangeState.FIXED)
+
+    @property
+    def num_exchanged(self) -> int:
+        """How many numbers processes exchange when its range moves in training."""
+        return 0
+
+    def grow_together(self) -> Conversation:
+        r"""Of what evaluation batches have made of the parameters, the largest numbers of all
+        processes. A method that can do better says how."""
+        own = [*self._parameters.values(), *self._buffers.values()]
+        numbers = [number for number in own if number is not None]
+        told = torch.cat([number.detach().double().reshape(-1) for number in numbers])
+        rows = yield told if self.has_range else torch.full_like(told, -torch.inf)
+        most = rows.amax(0).split([number.numel() for number in numbers])
+        if bool(most[0].isfinite().all()):
+            for number, new in zip(numbers, most, strict=True):
+                number.copy_(new.view_as(number))
+            self._state = RangeState.MISSING  # as the buffer says
+
+    def move_together(self, joint: Agreement) -> Conversation:
+        r"""What is said at the end of a forward, by a method whose buffers move in training.
+
+        Args:
+            joint (Agreement): What was noted in the forward.
+        """
+        yield from ()
+
     @torch.no_grad()
-    def _agree(self) -> None:
-        # Every process started on its own batches; they train one and the same parameters.
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+    def _take_first(self) -> None:
+        """Outside of a model, or compiled, all take what the first process has."""
+        there_are_others, group = processes()
+        if there_are_others:
             for parameter in self._parameters.values():
                 if parameter is not None:
-                    torch.distributed.broadcast(self._own(parameter), src=0)
+                    take_first(self._own(parameter), group)
 
     @staticmethod
     def _own(tensor: Tensor) -> Tensor:

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Grid", "Groups", "Range", "fingerprint", "skewness", "value_range"]
+__all__ = [
+    "Batch",
+    "Grid",
+    "Groups",
+    "Range",
+    "fingerprint",
+    "power_sums",
+    "skewness",
+    "skewness_of",
+    "value_range",
+]
 
 # Values of a tensor, along each of its dimensions, by which it is recognised.
 _PROBES = 8
@@ -55,12 +65,19 @@ class Batch(NamedTuple):
         skew (torch.Tensor, optional): The skewness, where :obj:`seen` does not show it.
         stored (torch.Tensor, optional): The stored values of a sparse matrix, as a column.
         row (torch.Tensor, optional): The row of each of them, if rows have ranges of their own.
+        zeros (int): How many zeros belong to a sparse matrix beside what is stored.
     """
 
     seen: Tensor
     skew: Tensor | None = None
     stored: Tensor | None = None
     row: Tensor | None = None
+    zeros: int = 0
+
+    @property
+    def values(self) -> Tensor:
+        """All that is there but the zeros of a sparse matrix."""
+        return self.seen if self.stored is None else self.stored
 
 
 class Groups:
@@ -143,6 +160,41 @@ def skewness(x: Tensor, numel: int | None = None) -> Tensor:
     variance = (squared.sum() + zeros * mean.square()) / numel
     third = (squared.mul_(centered).sum() - zeros * mean.pow(3)) / numel
     return torch.where(variance > 0, third / variance.clamp_min(1e-30).pow(1.5), 0.0)
+
+
+def power_sums(x: Tensor, zeros: int = 0) -> Tensor:
+    r"""The number of values, and the sums of their first three powers, in double precision: what
+    can be added up over batches and processes until :func:`skewness_of` is asked.
+
+    Args:
+        x (torch.Tensor): A tensor, or the stored values of a sparse one.
+        zeros (int): How many zeros belong to it beside them. (default: :obj:`0`)
+
+    Example:
+        >>> power_sums(torch.tensor([1.0, 2.0]), zeros=1).tolist()
+        [3.0, 3.0, 5.0, 9.0]
+    """
+    x = x.double()
+    square = x * x
+    sums = [x.sum(), square.sum(), (square * x).sum()]
+    return torch.stack([x.new_full((), x.numel() + zeros), *sums])
+
+
+def skewness_of(sums: Tensor) -> Tensor:
+    r"""The :func:`skewness` of values of which these are the :func:`power_sums`.
+
+    Args:
+        sums (torch.Tensor): Theirs, :math:`[4]`.
+
+    Example:
+        >>> x = torch.tensor([0.0, 0.0, 0.0, 4.0])
+        >>> torch.allclose(skewness_of(power_sums(x)), skewness(x))
+        True
+    """
+    _, mean, square, cube = sums / sums[0]
+    variance = square - mean.square()
+    third = cube - 3 * mean * square + 2 * mean.pow(3)
+    return torch.where(variance > 0, third / variance.clamp_min(1e-30).pow(1.5), 0.0).float()
 
 
 def fingerprint(x: Tensor, found: Range) -> Tensor:
