@@ -163,7 +163,9 @@ def _checked(frame: Frame, num_bytes: int) -> tuple[dict[str, Any], list[Piece]]
         tensors = [(n, t["dtype"], t["shape"]) for n, t in frame.tensors.items()]
         types = [[n, dtype_name(_TYPES[word]), shape] for n, word, shape in tensors]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damage(f"its header has no meaning ({type(error).__name__}: {error})") from error
+        raise Damage(
+            f"its header has no meaning ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
     header = {**fields, "tensors": types}
     check_header(header, num_bytes, frame.version)
     pieces = lay_out(tensors)

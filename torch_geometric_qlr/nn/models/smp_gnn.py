@@ -83,6 +83,7 @@ class SMPGNN(torch.nn.Module):
         self.hidden_channels = hidden_channels
         self.out_channels = out_channels
         self.num_layers = num_layers
+        self.K = K
         self.dropout = dropout
         sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.lins = torch.nn.ModuleList(
