@@ -124,7 +124,13 @@ def _given_ends(ranges: Ends, method: MinMax, num_cols: int) -> tuple[Tensor, Te
             "PackedFeatureStore.write: ranges are given per 'feature' or 'tensor'; with "
             "granularity='node' each row has its own"
         )
-    lo, hi = (torch.as_tensor(end, dtype=torch.float32).cpu().reshape(-1) for end in ranges)
+    try:
+        lo, hi = (torch.as_tensor(end, dtype=torch.float32).cpu().reshape(-1) for end in ranges)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"PackedFeatureStore.write: ranges is {ranges!r}; it is a pair (lo, hi) of numbers or "
+            f"of tensors with one for each column"
+        ) from error
     size = num_cols if method.granularity == "feature" else 1
     for end in (lo, hi):
         if end.numel() not in (1, size) or not bool(torch.isfinite(end).all()):
