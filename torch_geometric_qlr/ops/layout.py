@@ -85,6 +85,6 @@ def storage_bits(bits: int) -> int:
         >>> [storage_bits(b) for b in (1, 2, 3, 4, 5, 8)]
         [1, 2, 4, 4, 8, 8]
     """
-    if isinstance(bits, bool | float) or not 1 <= bits <= 8:
+    if isinstance(bits, bool | float | str | None) or not 1 <= bits <= 8:
         raise ConfigError(f"bits must be an integer from 1 to 8, got {bits!r}")
     return next(width for width in PACKED_BITS if width >= bits)
