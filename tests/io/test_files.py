@@ -45,6 +45,14 @@ def test_paths_and_files(tmp_path: Path) -> None:
     qlr.save(model, str(tmp_path / "again.pt"))
     for path in (tmp_path / "model.pt", str(tmp_path / "again.pt")):
         assert_same(model, qlr.load(path, FLOAT["gcn"]()))
+    with open(tmp_path / "raw", "wb", buffering=0) as file:
+        file.write(b"before")
+        qlr.save(model, file)
+        assert not file.closed
+    with open(tmp_path / "raw", "rb", buffering=0) as file:
+        file.seek(6)
+        assert_same(model, qlr.load(file, FLOAT["gcn"]()))
+        assert not file.closed
     with pytest.raises(FileNotFoundError):
         qlr.load(tmp_path / "missing.pt", FLOAT["gcn"]())
 

@@ -26,8 +26,8 @@ from torch_geometric_qlr.io.versions import renamed_state
 
 __all__ = ["ARCHIVE", "read_archive"]
 
-#: How an archive begins.
-ARCHIVE = b"PK"
+#: How an archive begins. As the length of a header of safetensors it would be over 64 MB.
+ARCHIVE = b"PK\3\4"
 
 _FORMAT = "torch_geometric_qlr"
 _VERSIONS = (1, 2)

@@ -104,9 +104,13 @@ class ModelFile:
 
     def write(self, file: IO[bytes]) -> None:
         """Writes it all, from end to end."""
-        file.write(self._header)
+        # A raw file may write less than it is given.
+        whole = io.BufferedWriter(file) if isinstance(file, io.RawIOBase) else file
+        whole.write(self._header)
         for part in self._parts:
-            file.write(buffer_of(part))
+            whole.write(buffer_of(part))
+        if isinstance(whole, io.BufferedWriter) and whole is not file:
+            whole.detach()
 
 
 def _real(t: Tensor) -> Tensor:

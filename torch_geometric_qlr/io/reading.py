@@ -190,6 +190,12 @@ def _opened(path: File) -> Iterator[IO[bytes]]:
     if isinstance(path, (str, os.PathLike)):
         with open(path, "rb") as file:
             yield file if file.seekable() else io.BytesIO(file.read())
+    elif isinstance(path, io.RawIOBase) and path.seekable():  # may read less than it is asked for
+        whole = io.BufferedReader(path)
+        try:
+            yield whole
+        finally:
+            whole.detach()
     elif getattr(path, "seekable", bool)():
         yield path
     else:
