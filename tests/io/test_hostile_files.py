@@ -112,7 +112,8 @@ def test_damaged_files(form: str, data: st.DataObject) -> None:
     try:
         twin = read(bytes(raw), FLOAT["appnp"]())
     except qlr.errors.CheckpointError as error:
-        assert any(word in str(error) for word in ("damaged", "not from qlr.save", "version", "its format is"))
+        words = ("damaged", "not from qlr.save", "version", "its format is")
+        assert any(word in str(error) for word in words)
     else:  # padding of the container
         assert_same(model, twin)
 
