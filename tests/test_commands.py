@@ -76,7 +76,7 @@ def test_inspect_a_model(converted: bool, capsys: pytest.CaptureFixture[str]) ->
         ("pack x.npy x.npy", "InputError: .*take the place"),
         ("pack x.npy out --bits 9", "ConfigError: bits"),
         ("inspect missing", "FileNotFoundError"),
-        ("inspect x.npy", "CheckpointError: x.npy: it is no safetensors"),
+        ("inspect x.npy", "CheckpointError: x.npy cannot be read: it is no safetensors"),
         ("inspect weights.pt", "CheckpointError: weights.pt is not from qlr.save"),
     ],
 )

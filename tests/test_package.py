@@ -47,7 +47,7 @@ NOT_ON_IMPORT = (
 # From the bottom up: a folder (or a file at the top) imports only from those before it.
 LAYERS = (
     ("errors", "text", "typing", "_quiet", "_version"),
-    ("overrides",),
+    ("overrides", "expect"),
     ("config",),
     ("ops",),
     ("tensor",),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import zipfile
 from collections.abc import Sequence
 
 from torch_geometric_qlr.errors import QLRError
 from torch_geometric_qlr.io.reading import read_file
+from torch_geometric_qlr.io.tensor_file import format_of
 from torch_geometric_qlr.loader import PackedFeatureStore
+from torch_geometric_qlr.loader.file_format import FORMAT as FEATURES
 from torch_geometric_qlr.loader.mapped import MappedFile
 from torch_geometric_qlr.nn.recipe import Point, PointRecipe, Recipe, shown_point
 from torch_geometric_qlr.text import aligned
@@ -77,8 +78,7 @@ def _pack(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    # What torch.save writes is an archive, and safetensors begin with a length.
-    lines = _model(args.file) if zipfile.is_zipfile(args.file) else _features(args)
+    lines = _features(args) if format_of(args.file) == FEATURES else _model(args.file)
     print("\n".join(lines))
 
 

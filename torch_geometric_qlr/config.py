@@ -142,7 +142,10 @@ class QuantizerConfig:
         _check_choice("granularity", self.granularity, ("tensor", "channel", "feature", "node"))
         _check_choice("statistics", self.statistics, ("running", "current"))
         _check_choice("skewness_unit", self.skewness_unit, ("code", "step"))
-        if not 0.0 < self.momentum <= 1.0:
+        for name in ("zero_aligned", "skewness_rounding", "search", "gradient_scaling"):
+            _check_flag(name, getattr(self, name))
+        is_number = isinstance(self.momentum, (int, float))
+        if not is_number or not 0.0 < self.momentum <= 1.0:
             raise ConfigError(
                 f"momentum={self.momentum!r} is out of range; choose 0 < momentum <= 1."
             )
@@ -171,6 +174,11 @@ class QuantizerConfig:
     def search_candidates(self) -> int:
         """Size of the starting grid, 10 up to 2 bits and 50 above, as in the paper."""
         return 10 if self.bits <= 2 else 50
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is no choice; it is True or False.")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -287,6 +295,7 @@ class QLRConfig:
             set_field("edge_weight_bits", DEFAULT_EDGE_WEIGHT_BITS)
         _check_bits("edge_weight_bits", self.edge_weight_bits, least=2)
 
+        _check_flag("input_gain", self.input_gain)
         set_field("granularity", _normalize_granularity(self.granularity))
         set_field("points", _normalize_points(self.points))
         _check_choice("hop_quantizers", self.hop_quantizers, ("per_hop", "shared"))
@@ -447,6 +456,11 @@ def _normalize_granularity(value: str | Mapping[str, str] | None) -> Mapping[str
         return dict(_DEFAULT_GRANULARITY)
     if isinstance(value, str):
         value = {role: value for role in _ROLES if value in _GRANULARITIES[role]} or {"": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"granularity={value!r} is unknown; give a name, or a dict of names by role such as "
+            f"{{'weight': 'tensor'}}."
+        )
     merged = dict(_DEFAULT_GRANULARITY)
     for role, granularity in value.items():
         if role not in _ROLES:
@@ -464,6 +478,8 @@ def _normalize_points(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
         return DEFAULT_POINTS
     if value == "paper":
         return PAPER_POINTS
+    if not isinstance(value, (str, tuple, list, set, frozenset)):
+        raise ConfigError(f"points={value!r} are none; give names, such as points=('weight',).")
     points = (value,) if isinstance(value, str) else tuple(value)
     for point in points:
         _check_choice("point", point, (*POINTS, "paper"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import APPNP, GAT, GCN, GIN, GCNConv, GraphSAGE, MessagePassing
 
 import torch_geometric_qlr as qlr
+from tests.helpers.files import written as written
 from torch_geometric_qlr.nn import SMPGNN
 from torch_geometric_qlr.quantizers import LearnedRangeQuant
 
@@ -108,12 +109,6 @@ def converted(model: nn.Module) -> nn.Module:
         return qlr.convert(model)
 
 
-def written(model: nn.Module) -> bytes:
-    buffer = io.BytesIO()
-    qlr.save(model, buffer)
-    return buffer.getvalue()
-
-
 def read(raw: bytes, model: nn.Module) -> nn.Module:
     return qlr.load(io.BytesIO(raw), model)
 
@@ -143,14 +138,3 @@ def refused(raw: bytes, model: nn.Module, message: str, kind: Any = None) -> Non
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(v, after[k]) for k, v in before.items())
-
-
-def content_of(raw: bytes) -> dict[str, Any]:
-    out: dict[str, Any] = torch.load(io.BytesIO(raw), weights_only=True)
-    return out
-
-
-def stored(content: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import zlib
 from typing import Any
 
 import pytest
@@ -12,19 +10,18 @@ import torch
 from torch import Tensor, nn
 
 import torch_geometric_qlr as qlr
+from tests.helpers.files import edited, parts
 from tests.helpers.io_cases import (
     EDGES,
     FEATURES,
     FLOAT,
     X,
     assert_same,
-    content_of,
     converted,
     make,
     read,
     refused,
     run,
-    stored,
     trained,
     written,
 )
@@ -49,30 +46,9 @@ def bits_of(model: nn.Module) -> list[int | None]:
     return [s["edge_weight"].bits if "edge_weight" in s else None for s in keys]
 
 
-def header_of(raw: bytes) -> dict[str, Any]:
-    content = content_of(raw)
-    header: dict[str, Any] = json.loads(
-        zlib.decompress(content["data"][: content["header_bytes"]].numpy().tobytes())
-    )
-    return header
-
-
 def with_point(raw: bytes, layer: str, key: str, value: Any) -> bytes:
     """The file with something else at a point of a layer."""
-    content, header = content_of(raw), header_of(raw)
-    header["layers"][layer]["quantizers"][key] = value
-    described = zlib.compress(json.dumps(header).encode())
-    body = content["data"][content["header_bytes"] :]
-    data = torch.cat([torch.frombuffer(bytearray(described), dtype=torch.uint8), body])
-    size = len(described)
-    return stored(
-        {
-            **content,
-            "data": data,
-            "header_bytes": size,
-            "checksum": zlib.crc32(data.numpy().data, size),
-        }
-    )
+    return edited(raw, lambda h: h["layers"][layer]["quantizers"].__setitem__(key, value))
 
 
 @pytest.mark.parametrize("convert", [False, True])
@@ -92,7 +68,8 @@ def test_files_without_the_point_compute_as_they_did(convert: bool) -> None:
     model = make("gcn", edge_weight_bits=32)
     model = converted(model) if convert else model
     raw = written(model)
-    assert all("edge_weight" not in e["quantizers"] for e in header_of(raw)["layers"].values())
+    layers = parts(raw)[0]["__metadata__"]["layers"]
+    assert all("edge_weight" not in e["quantizers"] for e in layers.values())
     twin = read(raw, FLOAT["gcn"]())
     assert set(bits_of(twin)) == {None}
     assert_same(model, twin)

@@ -12,10 +12,12 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load, load_file
 from torch import nn
 from torch_geometric.nn import GCN
 
@@ -33,6 +35,8 @@ from tests.helpers.io_cases import (
     written,
 )
 from tests.helpers.killed import run_alone
+from torch_geometric_qlr.io.format import DTYPES as DTYPE_NAMES
+from torch_geometric_qlr.io.model_file import ModelFile
 
 
 def test_paths_and_files(tmp_path: Path) -> None:
@@ -41,13 +45,77 @@ def test_paths_and_files(tmp_path: Path) -> None:
     qlr.save(model, str(tmp_path / "again.pt"))
     for path in (tmp_path / "model.pt", str(tmp_path / "again.pt")):
         assert_same(model, qlr.load(path, FLOAT["gcn"]()))
+    with open(tmp_path / "raw", "wb", buffering=0) as file:
+        file.write(b"before")
+        qlr.save(model, file)
+        assert not file.closed
+    with open(tmp_path / "raw", "rb", buffering=0) as file:
+        file.seek(6)
+        assert_same(model, qlr.load(file, FLOAT["gcn"]()))
+        assert not file.closed
     with pytest.raises(FileNotFoundError):
         qlr.load(tmp_path / "missing.pt", FLOAT["gcn"]())
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert content["format"] == "torch_geometric_qlr" and content["release"] == qlr.__version__
-    header = json.loads(zlib.decompress(bytes(content["data"][: content["header_bytes"]].tolist())))
-    weight = header["layers"]["convs.0.lin"]["quantizers"]["weight"]
-    assert weight == {"bits": 4, "shape": [6, 8], "matrix": [6, 8]}
+
+
+@pytest.mark.parametrize("convert", [False, True], ids=["quantized", "converted"])
+@pytest.mark.parametrize("name", [*FLOAT])
+def test_safetensors_reads_them(name: str, convert: bool, tmp_path: Path) -> None:
+    """All numbers are there under the names of the state_dict; what was done to it is text."""
+    path = tmp_path / "model.safetensors"
+    model = converted(make(name)) if convert else make(name)
+    qlr.save(model, path)
+    found, state = load_file(path), model.state_dict()
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    aliases = json.loads(metadata["aliases"])
+    assert {*found, *aliases} == {*state} and not {*found} & {*aliases}
+    for key, t in state.items():
+        one = found[aliases.get(key, key)]
+        assert one.dtype == t.dtype and torch.equal(one, t), key
+    assert metadata["format"] == "torch_geometric_qlr.model" and metadata["version"] == "3"
+    assert metadata["release"] == qlr.__version__
+    layers = json.loads(metadata["layers"])
+    assert layers and all({"class", "quantizers"} <= {*layer} for layer in layers.values())
+    if name == "gcn" and convert:
+        weight = layers["convs.0.lin"]["quantizers"]["weight"]
+        assert weight == {"bits": 4, "shape": [6, 8], "matrix": [6, 8]}
+
+
+DTYPES = [getattr(torch, name) for name in DTYPE_NAMES]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_all_types_of_numbers(
+    dtype: torch.dtype, order: Literal["little", "big"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_buffer(t: torch.Tensor) -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 4))
+        model.register_buffer("table", t)
+        return model
+
+    values = torch.tensor([[0, 1, 1], [1, 0, 7]])
+    table = (values * (1 - 2j) if dtype.is_complex else values).to(dtype)
+    for t in (
+        table,
+        table.t(),
+        table[:0],
+        table[0, 0],
+        table.conj() if dtype.is_complex else table,
+    ):
+        model = qlr.quantize(with_buffer(t), bits=4)
+        with monkeypatch.context() as patch:  # as on a machine of the other kind, read there
+            patch.setattr(sys, "byteorder", order)
+            raw = written(model)
+            twin = read(raw, with_buffer(torch.zeros_like(t).clone()))
+        found = twin.table
+        assert isinstance(found, torch.Tensor) and found.dtype == dtype and found.shape == t.shape
+        assert torch.equal(found.to(torch.complex128), t.to(torch.complex128))
+        one = load(raw)["table"]
+        if order == "little" or t.element_size() == 1:
+            real = torch.view_as_complex(one) if dtype.is_complex else one
+            assert torch.equal(real.to(torch.complex128), t.to(torch.complex128))
 
 
 def test_it_loads_in_another_process(tmp_path: Path) -> None:
@@ -77,8 +145,8 @@ def test_files_are_small(sizes: tuple[int, ...], bits: int, tmp_path: Path) -> N
     whole, ranges, packed = (
         (tmp_path / f"{name}.pt").stat().st_size for name in ("float", "quantized", "packed")
     )
-    assert bits / 32 < packed / whole < bits / 32 + 0.012
-    assert ranges < 1.01 * whole
+    assert bits / 32 < packed / whole < bits / 32 + 0.02
+    assert ranges < 1.015 * whole
 
 
 def test_equal_tensors_are_written_once() -> None:
@@ -133,7 +201,7 @@ def test_a_save_that_fails_changes_nothing(
         file.write(b"half of it")
         raise error
 
-    monkeypatch.setattr(torch, "save", fails)
+    monkeypatch.setattr(ModelFile, "write", fails)
     with pytest.raises(error):
         qlr.save(model, path)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"] * exists
@@ -174,7 +242,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(qlr.errors.CheckpointError, match=r"model\.pt: .*norms\.0"):
         qlr.load(path, GCN(FEATURES, 6, num_layers=2, out_channels=3))
     path.write_bytes(path.read_bytes()[:-700])
-    with pytest.raises(qlr.errors.CheckpointError, match=r"model\.pt cannot be read: it is dam"):
+    with pytest.raises(qlr.errors.CheckpointError, match=r"model\.pt is damaged: its tensors are"):
         qlr.load(path, FLOAT["gcn"]())
 
 

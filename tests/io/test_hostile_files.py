@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import json
+import os
 import random
 import subprocess
 import sys
@@ -20,18 +20,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_geometric_qlr as qlr
+from tests.helpers.files import (
+    FORMATS,
+    built,
+    content_of,
+    old_built,
+    old_closed,
+    old_parts,
+    old_written,
+    parts,
+    stored,
+)
 from tests.helpers.io_cases import (
     FLOAT,
     assert_same,
-    content_of,
     converted,
     make,
     read,
     refused,
     run,
-    stored,
     written,
 )
+from torch_geometric_qlr.io import tensor_file
+from torch_geometric_qlr.io.reading import read_file
 
 #: What a field of a header may be replaced by.
 VALUES: list[Any] = [
@@ -49,30 +60,50 @@ def deeply(depth: int = 500) -> Any:
     return out
 
 
-def parts(raw: bytes) -> tuple[dict[str, Any], torch.Tensor]:
-    """The header of a file, and the bytes that follow it."""
-    content = content_of(raw)
-    size, data = content["header_bytes"], content["data"]
-    return json.loads(zlib.decompress(data[:size].numpy().tobytes())), data[size:]
+# Damage ###########################################################################################
 
 
-def forged(raw: bytes, described: bytes, body: torch.Tensor) -> bytes:
-    """A file with another header and a checksum that is right."""
-    data = torch.cat([torch.frombuffer(bytearray(described), dtype=torch.uint8), body])
-    checksum = zlib.crc32(data.numpy().data, len(described))
-    content = {**content_of(raw), "data": data, "header_bytes": len(described)}
-    return stored({**content, "checksum": checksum})
+def _refuses(raw: bytes) -> None:
+    with pytest.raises(qlr.errors.CheckpointError):
+        read_file(io.BytesIO(raw))
 
 
-def with_header(raw: bytes, header: Any) -> bytes:
-    return forged(raw, zlib.compress(json.dumps(header).encode(), 1), parts(raw)[1])
+def test_every_byte_of_a_file_is_checked() -> None:
+    """Whatever byte is another one, and wherever the file ends."""
+    raw = written(qlr.quantize(torch.nn.Linear(3, 2), bits=4))
+    read_file(io.BytesIO(raw))
+    draw = random.Random(0)
+    for at in range(len(raw)):
+        _refuses(raw[:at])
+        for flip in (1, 1 << draw.randrange(1, 8), draw.randrange(1, 256)):
+            _refuses(raw[:at] + bytes([raw[at] ^ flip]) + raw[at + 1 :])
+    for more in (b"\0", b" ", raw):
+        _refuses(raw + more)
+
+
+def test_every_block_of_a_file_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that were lost, written twice, or elsewhere; the message says what lay there."""
+    monkeypatch.setattr(tensor_file, "BLOCK", 256)
+    raw = written(converted(make()))
+    size, step = len(raw), 64
+    blocks = [raw[i : i + step] for i in range(0, size, step)]
+    for i, block in enumerate(blocks):
+        for other in (bytes(len(block)), blocks[i - 1][: len(block)], os.urandom(len(block))):
+            if other != block:
+                _refuses(b"".join([*blocks[:i], other, *blocks[i + 1 :]]))
+        _refuses(b"".join(blocks[:i] + blocks[i + 1 :]))
+    broken = bytearray(raw)
+    broken[-1] ^= 1
+    place = r"checksum of 1 of \d+ blocks is wrong, the first of which holds .*weight\.codes"
+    refused(bytes(broken), FLOAT["gcn"](), f"damaged: the {place}")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_damaged_files(data: st.DataObject) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_damaged_files(form: str, data: st.DataObject) -> None:
     model = converted(make("appnp"))
-    raw = bytearray(written(model))
+    raw = bytearray(FORMATS[form].written(model))
     place = data.draw(st.integers(0, len(raw) - 1))
     if data.draw(st.booleans()):
         raw = raw[:place]
@@ -81,7 +112,8 @@ def test_damaged_files(data: st.DataObject) -> None:
     try:
         twin = read(bytes(raw), FLOAT["appnp"]())
     except qlr.errors.CheckpointError as error:
-        assert any(word in str(error) for word in ("damaged", "not from qlr.save", "version"))
+        words = ("damaged", "not from qlr.save", "version", "its format is")
+        assert any(word in str(error) for word in words)
     else:  # padding of the container
         assert_same(model, twin)
 
@@ -107,9 +139,9 @@ def _damaged(raw: bytes, seed: int) -> bytes:
     return bytes(out)
 
 
-def _check_damaged(name: str, seeds: range) -> None:
+def _check_damaged(form: str, name: str, seeds: range) -> None:
     model = converted(make(name))
-    raw, expected = written(model), run(model)[0]
+    raw, expected = FORMATS[form].written(model), run(model)[0]
     for seed in seeds:
         try:
             twin = read(_damaged(raw, seed), FLOAT[name]())
@@ -118,36 +150,34 @@ def _check_damaged(name: str, seeds: range) -> None:
         assert torch.equal(run(twin)[0], expected), seed
 
 
-def test_damage_of_all_kinds() -> None:
-    _check_damaged("gcn", range(300))
+@pytest.mark.parametrize("form", FORMATS)
+def test_damage_of_all_kinds(form: str) -> None:
+    _check_damaged(form, "gcn", range(200))
 
 
-def _check_forged_bytes(name: str, convert: bool, seeds: range) -> None:
+def _check_forged_bytes(form: str, name: str, convert: bool, seeds: range) -> None:
     """Damage inside of the data, under a checksum that is right: values may be others."""
     model = converted(make(name)) if convert else make(name)
-    raw = written(model)
-    header, body = parts(raw)
-    text = json.dumps(header).encode()
+    files = FORMATS[form]
+    header, body = files.parts(files.written(model))
     for seed in seeds:
-        part, more = seed % 3, body
-        described = zlib.compress(text)
-        if part == 0:
-            described = zlib.compress(_damaged(text, seed))
-        elif part == 1:
-            described = _damaged(described, seed)
+        text, more = files.text(header, body), body
+        if seed % 2:
+            text = _damaged(text, seed)
         else:
-            flipped = _damaged(body.numpy().tobytes(), seed)
-            more = torch.frombuffer(bytearray(flipped), dtype=torch.uint8)
+            more = _damaged(body, seed)
+            text = files.text(header, more)
         try:
-            twin = read(forged(raw, described, more), FLOAT[name]())
+            twin = read(files.closed(text, more), FLOAT[name]())
             run(twin.eval())
         except qlr.errors.QLRError:
             continue
 
 
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("convert", [False, True], ids=["quantized", "converted"])
-def test_damage_under_a_right_checksum(convert: bool) -> None:
-    _check_forged_bytes("gcn", convert, range(150))
+def test_damage_under_a_right_checksum(convert: bool, form: str) -> None:
+    _check_forged_bytes(form, "gcn", convert, range(100))
 
 
 # Headers, field by field ##########################################################################
@@ -177,10 +207,10 @@ def _edits(header: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], Callable[[
             yield from ((path, put(value)) for value in [*VALUES, deeply()])
 
 
-def _check_edits(name: str, convert: bool, share: float) -> None:
+def _check_edits(form: str, name: str, convert: bool, share: float) -> None:
     model = converted(make(name)) if convert else make(name)
-    raw, expected = written(model), run(model)[0]
-    header, _ = parts(raw)
+    files, expected = FORMATS[form], run(model)[0]
+    header, body = files.parts(files.written(model))
     draw = random.Random(0)
     for path, edit in _edits(header):
         if draw.random() > share:
@@ -191,35 +221,37 @@ def _check_edits(name: str, convert: bool, share: float) -> None:
             parent = parent[key]
         edit(parent, path[-1])
         try:
-            twin = read(with_header(raw, edited), FLOAT[name]())
+            twin = read(files.built(edited, body), FLOAT[name]())
         except qlr.errors.QLRError as error:
             assert len(str(error)) < 2000, path
             continue
         assert torch.equal(run(twin.eval())[0], expected), path
 
 
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("convert", [False, True], ids=["quantized", "converted"])
 @pytest.mark.parametrize("name", ["gcn", "gat", "appnp"])
-def test_every_field_of_a_header_is_checked(name: str, convert: bool) -> None:
-    _check_edits(name, convert, share=0.02)
+def test_every_field_of_a_header_is_checked(name: str, convert: bool, form: str) -> None:
+    _check_edits(form, name, convert, share=0.01)
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("convert", [False, True], ids=["quantized", "converted"])
 @pytest.mark.parametrize("name", ["gcn", "gat", "appnp", "sage", "smp"])
-def test_many_damaged_files(name: str, convert: bool) -> None:
-    _check_edits(name, convert, share=1.0)
-    _check_forged_bytes(name, convert, range(6000))
+def test_many_damaged_files(name: str, convert: bool, form: str) -> None:
+    _check_edits(form, name, convert, share=1.0)
+    _check_forged_bytes(form, name, convert, range(6000))
     if convert:
-        _check_damaged(name, range(10_000))
+        _check_damaged(form, name, range(10_000))
 
 
 @pytest.mark.parametrize(
     "name", ["header_bytes", "checksum", "data", "version", "release", "format"]
 )
-def test_every_field_of_a_file_is_checked(name: str) -> None:
+def test_every_field_of_an_archive_is_checked(name: str) -> None:
     model = converted(make("appnp"))
-    content = content_of(written(model))
+    content = content_of(old_written(model))
     wide = torch.zeros(1, dtype=torch.uint8).expand(1 << 45)
     tensors = [torch.zeros(3), torch.zeros(2, 2), wide, torch.zeros(0, dtype=torch.uint8)]
     values = [v for v in [*VALUES, deeply(50)] if v != "\ud800"]
@@ -251,7 +283,7 @@ for path in sys.argv[1:]:
 
 
 def _bomb(kind: str) -> bytes:
-    raw = written(converted(make()))
+    raw = old_written(converted(make()))
     if kind == "container":
         out = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(out, "w") as new:
@@ -259,14 +291,14 @@ def _bomb(kind: str) -> bytes:
                 data = old.read(part) if "/data/" not in part.filename else bytes(1 << 28)
                 new.writestr(part.filename, data, zipfile.ZIP_DEFLATED)
         return out.getvalue()
-    header, body = parts(raw)
+    _, body = old_parts(raw)
     squeeze = zlib.compressobj(9)
     blocks = {"spaces": b" " * (1 << 20), "lists": b"[]," * (1 << 18), "nested": b"[" * (1 << 20)}
     start = b"[" if kind == "lists" else b""
     text = [start, *[blocks[kind]] * (1024 if kind == "spaces" else 15)]
     described = b"".join(map(squeeze.compress, text)) + squeeze.flush()
     assert len(described) < 1.1 * (1 << 20)
-    return forged(raw, described, body)
+    return old_closed(described, body)
 
 
 # The second pair is a gigabyte of text, and millions of lists.
@@ -287,21 +319,20 @@ def test_small_files_that_inflate(kinds: tuple[str, str], most: int, tmp_path: P
     assert len(sizes) == len(kinds) and sizes[0] < 200 and sizes[1] < most, done.stdout
 
 
-def test_sizes_that_the_file_does_not_have() -> None:
-    raw = written(converted(make()))
-    header, _ = parts(raw)
+@pytest.mark.parametrize("form", FORMATS)
+def test_sizes_that_the_file_does_not_have(form: str) -> None:
+    files = FORMATS[form]
+    header, body = files.parts(files.written(converted(make())))
+    fresh = FLOAT["gcn"]()
 
-    def edited(edit: Callable[[dict[str, Any]], None]) -> bytes:
+    def edited(edit: Callable[[Any], None]) -> bytes:
         out = copy.deepcopy(header)
-        edit(out)
-        return with_header(raw, out)
+        edit(out if "layers" in out else out["__metadata__"])
+        return bytes(files.built(out, body))
 
     def quantizers(h: dict[str, Any]) -> Any:
         return h["layers"]["convs.0.lin"]["quantizers"]
 
-    fresh = FLOAT["gcn"]()
-    large = edited(lambda h: h["tensors"][0].__setitem__(2, [10**12]))
-    refused(large, fresh, r"damaged: its tensors are 8,000,000,\d+,?\d* bytes by the header")
     groups = edited(lambda h: quantizers(h)["input"].__setitem__("groups", 10**12))
     refused(groups, fresh, r"convs\.0\.lin\.input' needs more bytes than the file has")
     shape = edited(lambda h: quantizers(h)["weight"].update(shape=[10**6] * 2, matrix=[10**6] * 2))
@@ -312,4 +343,23 @@ def test_sizes_that_the_file_does_not_have() -> None:
     refused(family, fresh, r"header\['layers'\]\['convs\.0'\]\['family'\] is 'os', not one of")
     linear = edited(lambda h: h["layers"]["convs.0"].update(family="linear"))
     refused(linear, fresh, r"convs\.0: .*GCNConv is damaged.*cannot be quantized as 'linear'")
-    refused(forged(raw, b"abc", parts(raw)[1]), fresh, "damaged: its header cannot be inflated")
+
+
+def test_tensors_that_the_file_does_not_have() -> None:
+    fresh, model = FLOAT["gcn"](), converted(make())
+    old, body = old_parts(old_written(model))
+    old["tensors"][0][2] = [10**12]
+    large = r"damaged: its tensors are 8,000,000,\d+,?\d* bytes by the header"
+    refused(old_built(old, body), fresh, large)
+    refused(old_closed(b"abc", body), fresh, "damaged: its header cannot be inflated")
+    header, body = parts(written(model))
+    first, second = [name for name, t in header.items() if t.get("dtype") == "I64"][:2]
+    for name, values, words in (
+        (first, {"shape": [10**12]}, large),
+        (first, {"data_offsets": [0, 16]}, "do not follow one another"),
+        (first, {"data_offsets": header[second]["data_offsets"]}, "do not follow one another"),
+        (first, {"dtype": "Q8"}, "no meaning .KeyError: 'Q8'"),
+        ("other", {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "its tensors are"),
+    ):
+        edited = {**header, name: {**header.get(name, {}), **values}}
+        refused(built(edited, body), fresh, words)

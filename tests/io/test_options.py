@@ -24,13 +24,13 @@ from torch_geometric.nn import (
 )
 
 import torch_geometric_qlr as qlr
+from tests.helpers.files import parts
 from tests.helpers.io_cases import (
     EDGES,
     FEATURES,
     FLOAT,
     X,
     basic,
-    content_of,
     converted,
     read,
     refused,
@@ -234,23 +234,32 @@ def test_another_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(raw, Sends(), r"by the kernel 'spmm' \(sum of x\), this one by its own code")
 
 
-# Files of version 1 ###############################################################################
+# Files of older versions ##########################################################################
+
+#: What the release that wrote a file computed.
+OLD = {
+    1: [-0.11258640885353088, -0.11258640885353088, -0.25499820709228516],
+    2: [-0.24408015608787537, -0.538389265537262, -0.1324683427810669],
+}
 
 
 @pytest.mark.parametrize("kind", ["quantized", "converted"])
-def test_files_of_version_1_load(kind: str, request: pytest.FixtureRequest) -> None:
-    path = request.path.parent / "files" / f"version1_{kind}.pt"
+@pytest.mark.parametrize("version", OLD)
+def test_files_of_older_versions_load(
+    version: int, kind: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.path.parent / "files" / f"version{version}_{kind}.pt"
     model = qlr.load(path, GCN(8, 6, num_layers=2, out_channels=3, norm="batch_norm")).eval()
     edges = torch.randint(0, 12, (2, 40), generator=torch.Generator().manual_seed(1))
     (out,) = run(model, torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), edges)
-    # What the release that wrote it computed.
-    expected = torch.tensor([-0.11258640885353088, -0.11258640885353088, -0.25499820709228516])
-    torch.testing.assert_close(out[0], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out[0], torch.tensor(OLD[version]), rtol=1e-6, atol=1e-6)
     assert model.convs[0].quantizers["source_x"][0].bits == 3
+    with pytest.raises(qlr.errors.CheckpointError, match=r"pt: .*not say how its GCN is built"):
+        qlr.load(path)
     again = read(written(model), GCN(8, 6, num_layers=2, out_channels=3, norm="batch_norm"))
     assert torch.equal(run(again.eval(), X, EDGES)[0], run(model, X, EDGES)[0])
 
 
 def test_files_say_which_version_they_are() -> None:
-    content = content_of(written(_quantized(FLOAT["gcn"], False)))
-    assert content["version"] == 2
+    header, _ = parts(written(_quantized(FLOAT["gcn"], False)))
+    assert header["__metadata__"]["version"] == "3"

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 from torch_geometric.nn import GCN, GIN, SAGEConv
 
 import torch_geometric_qlr as qlr
+from tests.helpers.files import content_of, edited, old_written, stored
 from tests.helpers.io_cases import (
     FEATURES,
     FLOAT,
     assert_same,
     basic,
-    content_of,
     converted,
     make,
     read,
     refused,
-    stored,
     written,
 )
 
 
 def test_files_of_other_kinds_and_versions() -> None:
     model = make()
-    content = content_of(written(model))
+    content = content_of(old_written(model))
     fresh = FLOAT["gcn"]()
     refused(stored({**content, "version": 9}), fresh, r"format version 9.*reads version 1.*Upgr")
     refused(stored({**content, "checksum": 1}), fresh, "damaged: its checksum")
@@ -38,7 +41,42 @@ def test_files_of_other_kinds_and_versions() -> None:
     refused(stored(model.state_dict()), fresh, r"not from qlr\.save.*looks like a state_dict")
     refused(stored([1, 2]), fresh, r"not from qlr\.save")
     refused(stored(model), fresh, r"cannot be read.*not from qlr\.save")
-    refused(b"hello", fresh, "cannot be read")
+    for raw in (b"hello", b"", b"P", b"PK", b"PK\3\4", b"\x80\4]."):
+        refused(raw, fresh, "cannot be read")
+    legacy = io.BytesIO()
+    torch.save(model.state_dict(), legacy, _use_new_zipfile_serialization=False)
+    refused(legacy.getvalue(), fresh, "cannot be read: it is no safetensors file")
+
+
+def test_safetensors_of_others_and_of_other_versions(tmp_path: Path) -> None:
+    model, fresh = make(), FLOAT["gcn"]()
+    raw = written(model)
+    newer = edited(raw, lambda h: h.update(version="9"))
+    refused(newer, fresh, r"format version 9, written by release.*reads version 3.*or a newer one")
+    older = edited(raw, lambda h: h.update(version="2"))
+    refused(older, fresh, "format version 2")
+    refused(save(model.state_dict()), fresh, r"damaged, or not from qlr\.save .KeyError")
+    other = save(model.state_dict(), {"format": "pt", "version": "3"})
+    refused(other, fresh, r"its format is 'pt', not 'torch_geometric_qlr\.model'")
+    qlr.loader.PackedFeatureStore.write(tmp_path / "x", torch.rand(3, 4))
+    features = (tmp_path / "x").read_bytes()
+    refused(features, fresh, r"its format is 'torch_geometric_qlr\.features', not")
+    qlr.save(model, tmp_path / "x")
+    with pytest.raises(qlr.errors.CheckpointError, match=r"format is 'torch_geometric_qlr\.model'"):
+        qlr.loader.PackedFeatureStore(tmp_path / "x")
+
+
+def test_no_pickle_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = written(make())
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("unpickles")
+
+    for module in (torch, pickle):
+        monkeypatch.setattr(module, "load", fails)
+    monkeypatch.setattr(pickle, "Unpickler", fails)
+    read(raw, FLOAT["gcn"]())
+    refused(pickle.dumps({"format": "torch_geometric_qlr"}), FLOAT["gcn"](), "no safetensors file")
 
 
 @pytest.mark.parametrize("convert", [False, True], ids=["quantized", "converted"])

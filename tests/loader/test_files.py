@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch_geometric.nn import GCN, GraphSAGE
 
 import torch_geometric_qlr as qlr
+from tests.helpers.files import closed
 from tests.helpers.killed import run_alone
 from torch_geometric_qlr.errors import CheckpointError, ConfigError, InputError
 from torch_geometric_qlr.loader import PackedFeatureStore, file_format, sources
@@ -216,6 +217,7 @@ def test_given_ranges(path: Path) -> None:
 
 _KILLED = """
 import sys, torch
+from tests.helpers.files import closed
 from tests.helpers.killed import kill_writers
 from torch_geometric_qlr.loader import PackedFeatureStore, sources
 
@@ -323,8 +325,8 @@ def test_every_length_but_the_right_one_is_refused(path: Path) -> None:
 
 
 def test_damaged_blocks_are_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_format, "BLOCK", 256)
-    monkeypatch.setattr("torch_geometric_qlr.loader.writing.BLOCK", 256)
+    for module in ("io.tensor_file", "loader.file_format", "loader.writing"):
+        monkeypatch.setattr(f"torch_geometric_qlr.{module}.BLOCK", 256)
     monkeypatch.setattr("torch_geometric_qlr.loader.mapped.BLOCK", 256)
     PackedFeatureStore.write(path, {"paper": torch.rand(30, 64), "tag": torch.rand(2, 1)}, bits=8)
     store = PackedFeatureStore(path)
@@ -342,18 +344,7 @@ def rewritten(raw: bytes, old: str, new: str) -> bytes:
     """With another word in its header, whose length and checksum are right again."""
     size = 8 + int.from_bytes(raw[:8], "little")
     assert raw.count(old.encode(), 8, size) >= 1
-    return closed(raw[8:size], raw[8:size].replace(old.encode(), new.encode()), raw[size:])
-
-
-def closed(old: bytes, header: bytes, data: bytes) -> bytes:
-    """A file of another header, padded as it was, and with its right checksum."""
-    header = header.rstrip(b" ")
-    header += b" " * (-(8 + len(header)) % 64)
-    before = json.loads(old)["__metadata__"]["header_crc32"].encode()
-    blank = header.replace(b'"header_crc32":"' + before, b'"header_crc32":"00000000')
-    length = len(header).to_bytes(8, "little")
-    crc = f"{zlib.crc32(length + blank):08x}".encode()
-    return length + header.replace(b'crc32":"' + before, b'crc32":"' + crc) + data
+    return closed(raw[8:size].replace(old.encode(), new.encode()), raw[size:])
 
 
 @pytest.mark.parametrize(
@@ -405,7 +396,7 @@ def test_whatever_a_header_says_it_is_refused_or_fits(path: Path, data: st.DataO
         data.draw(st.integers(0, 3)),
         data.draw(st.text("0123456789[]{}:,ntx-e. ", max_size=3)),
     )
-    path.write_bytes(closed(old, old[:start] + new.encode() + old[start + gone :], raw[size:]))
+    path.write_bytes(closed(old[:start] + new.encode() + old[start + gone :], raw[size:]))
     try:
         found = PackedFeatureStore(path)
     except CheckpointError:

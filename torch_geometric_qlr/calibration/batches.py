@@ -11,7 +11,7 @@ from torch_geometric.data import Data, HeteroData
 
 from torch_geometric_qlr.errors import ConfigError
 
-__all__ = ["Forward", "Run", "is_callable_only", "run_on", "runs_of", "several"]
+__all__ = ["Forward", "Run", "is_callable_only", "run_on", "runner", "runs_of", "several"]
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -34,13 +34,41 @@ def several(batches: Any) -> Iterable[Any]:
     Args:
         batches (Any): A loader, a list of batches, or one batch.
 
+    Raises:
+        ConfigError: If it is nothing of that kind.
+
     Example:
         >>> batch = torch.ones(2), torch.zeros(2)
         >>> several(batch) == [batch], several([batch, batch]) == [batch, batch]
         (True, True)
     """
-    single = (Tensor, tuple, dict, Data, HeteroData)
-    return [batches] if isinstance(batches, single) else batches
+    if isinstance(batches, (Tensor, tuple, dict, Data, HeteroData)):
+        return [batches]
+    if isinstance(batches, (str, bytes)) or not isinstance(batches, Iterable):
+        raise ConfigError(
+            f"the data is a {type(batches).__name__}; pass a loader, a list of batches, one batch "
+            f"(a tensor, a tuple, a dict, a Data), or a function that runs the model"
+        )
+    return batches
+
+
+def runner(forward: Forward | None) -> Forward:
+    r"""What runs a model on a batch.
+
+    Args:
+        forward (callable, optional): What the user has said.
+
+    Raises:
+        ConfigError: If it cannot be called.
+    """
+    if forward is None:
+        return run_on
+    if not callable(forward):
+        raise ConfigError(
+            f"forward is {forward!r}; it is a function of the model and a batch, such as "
+            f"forward=lambda model, batch: model(batch.x, batch.edge_index)"
+        )
+    return forward
 
 
 def run_on(model: nn.Module, batch: Any) -> Any:
@@ -76,7 +104,7 @@ def runs_of(batches: Any, forward: Forward | None, caller: str) -> list[Run]:
     """
     if is_callable_only(batches):
         return [batches]
-    run = run_on if forward is None else forward
+    run = runner(forward)
     runs: list[Run] = [
         lambda model, batch=batch: run(model, batch)  # type: ignore[misc]
         for batch in several(batches)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from torch_geometric_qlr.calibration.batches import Forward, is_callable_only, run_on, several
+from torch_geometric_qlr.calibration.batches import Forward, is_callable_only, runner, several
 from torch_geometric_qlr.calibration.together import join_others, joined
 from torch_geometric_qlr.calibration.watch import ESTIMATORS, Watch
 from torch_geometric_qlr.errors import (
@@ -21,6 +21,7 @@ from torch_geometric_qlr.errors import (
     NothingToQuantizeError,
     QLRWarning,
 )
+from torch_geometric_qlr.expect import expect_module, expect_number
 from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.nn.packed import PackedLayer
 from torch_geometric_qlr.quantizers import Quantizer
@@ -177,7 +178,7 @@ def calibrate(
         Calibration(observed=3, unobserved=[])
         >>> packed = qlr.convert(model)
     """
-    run = run_on if forward is None else forward
+    run, data = runner(forward), batches if is_callable_only(batches) else several(batches)
     how: Any = {"method": method, "share": share, "resume": resume, "alone": alone}
     with calibrating(model, **how) as calibration:
         if is_callable_only(batches):
@@ -185,7 +186,7 @@ def calibrate(
             calibration.batches += 1
             return calibration
         ran = 0
-        for batch in tqdm(several(batches), desc="calibrating", disable=not progress):
+        for batch in tqdm(data, desc="calibrating", disable=not progress):
             run(model, batch)
             ran += 1
         if ran == 0:
@@ -195,8 +196,10 @@ def calibrate(
 
 
 def _check(model: nn.Module, method: str, share: float) -> None:
+    expect_module(model, "calibrate")
     if method not in ESTIMATORS:
         raise ConfigError(f"method {method!r} is unknown, choose from {', '.join(ESTIMATORS)}")
+    expect_number(share, "share")
     if not 0.5 < share <= 1.0:
         raise ConfigError(f"share is {share}; a range keeps more than half of the values, up to 1")
     if any(isinstance(module, PackedLayer) for module in model.modules()):
@@ -212,6 +215,10 @@ def _check(model: nn.Module, method: str, share: float) -> None:
 
 
 def _check_same(model: nn.Module, resume: Calibration) -> None:
+    if not isinstance(resume, Calibration):
+        raise ConfigError(
+            f"resume is a {type(resume).__name__}; pass what calibrate or calibrating gave before"
+        )
     own = {id(module) for module in model.modules()}
     if any(id(watch.quantizer) not in own for watch in resume.watches.values()):
         raise ConfigError(

@@ -1,9 +1,8 @@
 """Quantized and converted models in one small file: how they are quantized, ranges and codes.
 
-A file is what ``torch.load(path, weights_only=True)`` reads: a dictionary of plain values and one
-tensor of bytes. The bytes are a compressed header (what was done to the layers, and the name, type
-and shape of every tensor) and all tensors one after the other, codes at their own width without
-padding. One stream instead of a record per tensor is what keeps files of small models small.
+A file is a safetensors file: the tensors one after the other, codes at their own width without
+padding, and in its metadata what was done to the layers, as text. Older ones, which
+``torch.save`` wrote, are read as well.
 """
 
 from torch_geometric_qlr.io.reading import load

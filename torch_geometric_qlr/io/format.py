@@ -1,37 +1,30 @@
-"""What :func:`save` and :func:`load` agree on: names, versions, types, limits, the checksum."""
+"""What :func:`save` and :func:`load` agree on: versions, types, arguments."""
 
 from __future__ import annotations
 
 import os
-import zlib
 from typing import IO, Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 
 __all__ = [
     "DTYPES",
-    "FORMAT",
-    "MOST_HEADER_BYTES",
     "VERSION",
     "File",
     "check_file",
     "check_module",
-    "checksum",
     "dtype_name",
     "shown",
 ]
 
 File: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
 
-FORMAT = "torch_geometric_qlr"
-#: 2 added what decides the arithmetic: signatures, options of modules, kernels of messages.
-VERSION = 2
-
-#: A header takes about 1.5 kB per layer before it is compressed: this is for ten thousand.
-MOST_HEADER_BYTES = 1 << 24
+#: 2 added what decides the arithmetic: signatures, options of modules, kernels of messages. 3 is a
+#: safetensors file, and says how the float model is built where that is known.
+VERSION = 3
 
 _REALS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _INTEGERS = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
@@ -40,14 +33,9 @@ _COMPLEX = ("complex128", "complex64", "complex32")
 DTYPES: dict[str, torch.dtype] = {n: getattr(torch, n) for n in (*_REALS, *_INTEGERS, *_COMPLEX)}
 
 
-def dtype_name(t: Tensor) -> str:
-    """The name of a tensor's type: ``"float32"``."""
-    return str(t.dtype).removeprefix("torch.")
-
-
-def checksum(data: Tensor, header_bytes: int) -> int:
-    """A checksum of all bytes, and of where the header ends."""
-    return zlib.crc32(data.numpy().data, header_bytes)
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type: ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def shown(path: File) -> str:

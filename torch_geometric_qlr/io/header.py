@@ -1,30 +1,28 @@
 """What the header of a file may say. All of it is checked before anything is built from it.
 
 A checksum finds damage and no intent: a file may have been made by another program, or by somebody
-who wishes harm. So a header is text of a limited length, then JSON, then exactly the fields below,
-with values that exist and sizes that the bytes of the file account for.
+who wishes harm. So a header is text of a limited length, JSON, and exactly the fields below, with
+values that exist and sizes that the bytes of the file account for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import reprlib
 import sys
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import ConfigError
-from torch_geometric_qlr.io.format import DTYPES, MOST_HEADER_BYTES
+from torch_geometric_qlr.io.format import DTYPES
 from torch_geometric_qlr.nn.packed.kinds import KINDS
 from torch_geometric_qlr.nn.propagation.smooth import SmoothOptions
 from torch_geometric_qlr.nn.recipe import Point, Route
 from torch_geometric_qlr.ops import PACKED_BITS
 
-__all__ = ["Damage", "read_header"]
+__all__ = ["Damage", "check_header"]
 
 Check = Callable[[Any, str], None]
 
@@ -36,24 +34,19 @@ class Damage(ValueError):
     """What is wrong with a file, without its name."""
 
 
-def read_header(described: bytes, num_bytes: int, version: int) -> dict[str, Any]:
-    r"""The header of a file, checked.
+def check_header(header: Any, num_bytes: int, version: int) -> None:
+    r"""Refuses a header that is not what a file of its version says.
 
     Args:
-        described (bytes): The header as it is in the file, compressed.
+        header (dict): From a file, with what it says of its tensors.
         num_bytes (int): How many bytes of tensors follow it.
         version (int): Of the format.
 
     Raises:
-        Damage: If it is not what a file of that version says, with the place and the value.
+        Damage: With the place and the value.
     """
-    text = _inflated(described)
-    try:
-        header: dict[str, Any] = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Damage(f"its header cannot be read ({type(error).__name__}: {error})") from error
     _HEADERS[version](header, "header")
-    if header["byteorder"] != sys.byteorder:
+    if header.get("byteorder", sys.byteorder) != sys.byteorder:
         raise Damage(
             f"its numbers are {header['byteorder']}-endian, and this machine is "
             f"{sys.byteorder}-endian. Save a state_dict with torch.save there, which is converted "
@@ -61,22 +54,6 @@ def read_header(described: bytes, num_bytes: int, version: int) -> dict[str, Any
         )
     _check_tensors(header, num_bytes)
     _check_layers(header, num_bytes)
-    return header
-
-
-def _inflated(described: bytes) -> bytes:
-    stream = zlib.decompressobj()
-    try:
-        text = stream.decompress(described, MOST_HEADER_BYTES)
-    except zlib.error as error:
-        raise Damage(f"its header cannot be inflated ({error})") from error
-    if not stream.eof:
-        cut = not stream.unconsumed_tail
-        reason = "is cut short" if cut else f"inflates to more than {MOST_HEADER_BYTES:,} bytes"
-        raise Damage(f"its header {reason}")
-    if stream.unused_data:
-        raise Damage("something follows its header")
-    return text
 
 
 # What values look like ############################################################################
@@ -175,6 +152,10 @@ def _plain(value: Any, where: str) -> None:
         _plain(one, where)
 
 
+def _any(value: Any, where: str) -> None:
+    """Whatever JSON holds: who uses it looks at it."""
+
+
 def _arguments_of(cls: Any) -> Check:
     """The fields of a dataclass of plain values, by the type of their defaults."""
     kinds: dict[type, Check] = {
@@ -259,8 +240,15 @@ _FIRST: dict[str, Check] = {
     "versions": _mapping(_whole(0, 1 << 31)),
 }
 _SECOND: dict[str, Check] = {**_FIRST, "modules": _mapping(_row(_text, _mapping(_plain)))}
+_CONSTRUCTOR = _fields({"module": _text, "name": _text, "arguments": _mapping(_any)})
+_THIRD: dict[str, Check] = {**_SECOND, "complex": _list(_text), "constructor": _CONSTRUCTOR}
+del _THIRD["byteorder"]
 
-_HEADERS: dict[int, Check] = {1: _fields(_FIRST), 2: _fields(_SECOND)}
+_HEADERS: dict[int, Check] = {
+    1: _fields(_FIRST),
+    2: _fields(_SECOND),
+    3: _fields(_THIRD, optional=("constructor",)),
+}
 
 
 # What must fit together ###########################################################################

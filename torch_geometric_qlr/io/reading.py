@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
-import reprlib
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.config import QuantizerConfig
 from torch_geometric_qlr.errors import (
@@ -24,20 +21,13 @@ from torch_geometric_qlr.errors import (
     LazyModuleError,
 )
 from torch_geometric_qlr.io.architecture import check_fits, check_routes
-from torch_geometric_qlr.io.format import (
-    DTYPES,
-    FORMAT,
-    VERSION,
-    File,
-    check_file,
-    check_module,
-    checksum,
-    dtype_name,
-    shown,
-)
-from torch_geometric_qlr.io.header import Damage, read_header
+from torch_geometric_qlr.io.archive import ARCHIVE, read_archive
+from torch_geometric_qlr.io.building import build, check_trust
+from torch_geometric_qlr.io.format import File, check_file, check_module, dtype_name, shown
+from torch_geometric_qlr.io.header import Damage
+from torch_geometric_qlr.io.model_file import read_model
 from torch_geometric_qlr.io.options import option_differences
-from torch_geometric_qlr.io.versions import complete_state, rename_quantizers
+from torch_geometric_qlr.io.versions import complete_state
 from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.layers.running import follow
 from torch_geometric_qlr.nn.copying import copy_of
@@ -52,16 +42,39 @@ __all__ = ["load", "read_file"]
 M = TypeVar("M", bound=nn.Module)
 
 
-def load(path: File, model: M, *, backend: str = "auto") -> M:
+@overload
+def load(path: File, model: M, *, backend: str = "auto", trust: Sequence[str] = ()) -> M: ...
+
+
+@overload
+def load(
+    path: File, model: None = None, *, backend: str = "auto", trust: Sequence[str] = ()
+) -> nn.Module: ...
+
+
+def load(
+    path: File,
+    model: nn.Module | None = None,
+    *,
+    backend: str = "auto",
+    trust: Sequence[str] = (),
+) -> nn.Module:
     r"""Reads what :func:`save` wrote, into a copy of the float architecture.
 
+    Without a model it is built as the file says: if its class is of PyG, of this package, of a
+    package in :obj:`trust`, or of a module that is imported already, and if all arguments of its
+    constructor are known, which are those that the model keeps under their names as plain values.
+
     Args:
-        path (str or os.PathLike or file): Where from, as for :func:`torch.load`.
-        model (torch.nn.Module): The *float* model that the file's was made from: not quantized, as
-            its constructor builds it. Its weights do not matter; it is not changed. Its device,
-            and of a quantized model its mode, are those of the result.
+        path (str or os.PathLike or file): Where from. Its name may end as it likes.
+        model (torch.nn.Module, optional): The *float* model that the file's was made from: not
+            quantized, as its constructor builds it. Its weights do not matter; it is not changed.
+            Its device, and of a quantized model its mode, are those of the result. By default it
+            is built, on the default device. (default: :obj:`None`)
         backend (str): Who computes packed operations, as for
             :func:`~torch_geometric_qlr.convert`. (default: :obj:`"auto"`)
+        trust (tuple): Names of packages, from which a file may have a class imported. To import a
+            module is to run it. (default: :obj:`()`)
 
     Returns:
         torch.nn.Module: A quantized or converted model, whichever was saved, that computes exactly
@@ -69,10 +82,12 @@ def load(path: File, model: M, *, backend: str = "auto") -> M:
 
     Raises:
         CheckpointError: If the file is not from :func:`save`, damaged, or of a newer version, or
-            if the model has other layers, shapes or options than the saved one.
+            if the model has other layers, shapes or options than the saved one, or has to be
+            given.
         AlreadyQuantizedError: If the model is quantized in another way than the file, or converted.
         LazyModuleError: If a layer has no weights yet, and cannot take their shape from the file.
         BackendError: If the back end is not available.
+        ConfigError: If :obj:`trust` has something else than names.
         InputError: If :obj:`path` is no path and no binary file, or the model holds no values.
         OSError: If the file cannot be opened.
 
@@ -85,19 +100,27 @@ def load(path: File, model: M, *, backend: str = "auto") -> M:
         >>> _ = model(x, edge_index)
         >>> packed = qlr.convert(model)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     qlr.save(packed, f"{folder}/model.pt")
-        ...     again = qlr.load(f"{folder}/model.pt", GCN(8, 16, num_layers=2, out_channels=4))
+        ...     qlr.save(packed, f"{folder}/model.safetensors")
+        ...     again = qlr.load(f"{folder}/model.safetensors")
         >>> torch.equal(again(x, edge_index), packed(x, edge_index))
         True
     """
-    check_module(model)
+    if model is not None:
+        check_module(model)
     check_file(path, "read")
+    check_trust(trust)
     with use_backend(backend):
         pass
-    _check_holds_values(model)
+    if model is not None:
+        _check_holds_values(model)
     version, header, state = read_file(path)
-    out = copy_of(model)
     try:
+        if model is None:
+            num_bytes = sum(t.nbytes for t in state.values())
+            out = build(header.get("constructor"), header["model"], num_bytes, trust)
+            _check_holds_values(out)
+        else:
+            out = copy_of(model)
         _restore(out, version, header, state, backend)
     except CheckpointError as error:
         if not isinstance(path, (str, os.PathLike)):
@@ -138,6 +161,8 @@ def _restore(
 def read_file(path: File) -> tuple[int, dict[str, Any], Any]:
     r"""The version, the header and the state dict of a file, checked.
 
+    What it is is seen by how it begins, whatever it is called.
+
     Args:
         path (str or os.PathLike or file): Where from.
 
@@ -145,114 +170,42 @@ def read_file(path: File) -> tuple[int, dict[str, Any], Any]:
         CheckpointError: If it is not from :func:`save`, damaged, or of a newer version.
         OSError: If it cannot be opened.
     """
-    content = _content(path)
-    version: int = content["version"]
-    try:
-        data, size = _data(content)
-        header = read_header(data[:size].numpy().tobytes(), data.numel() - size, version)
-        state = _state(data[size:], header)
-        if version == 1:
-            state = _renamed(state, header["layers"])
-        return version, header, state
-    except Damage as error:
-        raise CheckpointError(f"{shown(path)} is damaged: {error}. Save it again.") from error
-
-
-def _data(content: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """The bytes of a file, and how many of them are the header."""
-    data: Any = content.get("data")
-    size: Any = content.get("header_bytes")
-    found: Any = content.get("checksum")
-    is_data = type(data) is Tensor and data.dtype == torch.uint8 and data.dim() == 1
-    if not is_data or data.layout != torch.strided or data.is_meta or not data.is_contiguous():
-        raise Damage("its bytes are missing")
-    if type(size) is not int or not 0 < size <= data.numel():
-        raise Damage(f"its header is to have {reprlib.repr(size)} of {data.numel()} bytes")
-    if type(found) is not int or found != checksum(data, size):
-        raise Damage("its checksum is wrong")
-    return data, size
-
-
-def _content(path: File) -> dict[str, Any]:
-    try:
-        with _opened(path) as file:
-            _check_container(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise  # no such file, no permission: said best by the system
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise CheckpointError(
-            f"{shown(path)} cannot be read: it is damaged, cut short, or not from qlr.save "
-            f"({type(error).__name__}: {lines[0][:200]})."
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        state = isinstance(content, dict) and any(isinstance(v, Tensor) for v in content.values())
-        hint = " It looks like a state_dict: model.load_state_dict(torch.load(path))."
-        raise CheckpointError(f"{shown(path)} is not from qlr.save.{hint if state else ''}")
-    version = content.get("version")
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"{shown(path)} is damaged: its version is {reprlib.repr(version)}.")
-    if version > VERSION:
-        raise CheckpointError(
-            f"{shown(path)} has format version {version}, written by release "
-            f"{reprlib.repr(content.get('release'))}; this release ({__version__}) reads version "
-            f"1 to {VERSION}. Upgrade torch_geometric_qlr."
-        )
-    return content
+    with _opened(path) as file:
+        start = file.tell()
+        size = file.seek(0, os.SEEK_END) - start
+        file.seek(start)
+        is_archive = file.read(len(ARCHIVE)) == ARCHIVE
+        file.seek(start)
+        try:
+            if is_archive:
+                return read_archive(file, shown(path))
+            return read_model(file, size, shown(path))
+        except Damage as error:
+            raise CheckpointError(f"{shown(path)} is damaged: {error}. Save it again.") from error
 
 
 @contextmanager
 def _opened(path: File) -> Iterator[IO[bytes]]:
+    """A binary file with places."""
     if isinstance(path, (str, os.PathLike)):
         with open(path, "rb") as file:
-            yield file
-    else:
+            yield file if file.seekable() else io.BytesIO(file.read())
+    elif isinstance(path, io.RawIOBase) and path.seekable():  # may read less than it is asked for
+        whole = io.BufferedReader(path)
+        try:
+            yield whole
+        finally:
+            whole.detach()
+    elif getattr(path, "seekable", bool)():
         yield path
-
-
-def _check_container(file: IO[bytes]) -> None:
-    """Refuses an archive whose parts would take more memory than the file has bytes."""
-    start = file.tell()
-    try:
-        with zipfile.ZipFile(file) as archive:
-            parts = archive.infolist()
-        size = file.seek(0, os.SEEK_END) - start
-    except OSError as error:  # an offset that cannot be: nothing that the system has to say
-        raise Damage(f"no archive: {error}") from error
-    finally:
-        file.seek(start)
-    if sum(part.file_size for part in parts) > size:
-        raise Damage("its parts are larger than the file")
-
-
-def _state(stream: Tensor, header: Mapping[str, Any]) -> Any:
-    state: Any = OrderedDict()
-    at = 0
-    for name, dtype, shape in header["tensors"]:
-        kind = DTYPES[dtype]
-        end = at + torch.Size(shape).numel() * kind.itemsize
-        # A tensor of its own: aligned, and it does not keep the whole stream alive.
-        raw = stream[at:end].clone()
-        if kind == torch.bool and bool((raw > 1).any()):
-            raise Damage(f"the tensor {reprlib.repr(name)} has flags that are neither 0 nor 1")
-        state[name] = raw.view(kind).view(shape)
-        at = end
-    for name, same in header["aliases"].items():
-        state[name] = state[same]
-    modules = {name.rpartition(".")[0] for name in state}
-    state._metadata = OrderedDict(
-        (name, {"version": header["versions"].get(name, 1)})
-        for name in sorted(modules | set(header["versions"]))
-    )
-    return state
-
-
-def _renamed(state: Any, layers: Mapping[str, Any]) -> Any:
-    out: Any = OrderedDict((rename_quantizers(name, layers), t) for name, t in state.items())
-    names = {name: rename_quantizers(name, layers) for name in state._metadata}
-    out._metadata = OrderedDict((names[name], m) for name, m in state._metadata.items())
-    return out
+    else:
+        content: Any = path.read()
+        if not isinstance(content, bytes):
+            raise InputError(
+                f"{type(path).__name__}.read() gives a {type(content).__name__}, not bytes: open "
+                f"the file with open(path, 'rb')."
+            )
+        yield io.BytesIO(content)
 
 
 def _check_holds_values(model: nn.Module) -> None:
@@ -314,7 +267,7 @@ def _tensor_differences(model: nn.Module, state: Mapping[str, Tensor]) -> Iterat
         if name not in state:
             yield f"{name}: the file has no such tensor"
         elif (t.shape, t.dtype) != (state[name].shape, state[name].dtype):
-            there, here = (f"{dtype_name(x)} {list(x.shape)}" for x in (state[name], t))
+            there, here = (f"{dtype_name(x.dtype)} {list(x.shape)}" for x in (state[name], t))
             yield f"{name}: the file has {there}, the model {here}"
     for name in state:
         if name not in own and not name.startswith(packed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from typing import Any
 
@@ -11,23 +12,25 @@ from torch_geometric_qlr.nn.state_metadata import QUANTIZERS
 from torch_geometric_qlr.quantizers import Quantizer
 from torch_geometric_qlr.quantizers.signature import KEY as SIGNATURE
 
-__all__ = ["complete_state", "rename_quantizers"]
+__all__ = ["complete_state", "renamed_state"]
 
 #: Where version 1 kept the quantizers of a layer.
 _OLD_QUANTIZERS = "quantizers"
 
 
-def rename_quantizers(name: str, layers: Collection[str]) -> str:
-    r"""The name that a tensor of version 1 has now.
+def renamed_state(state: Any, layers: Collection[str]) -> Any:
+    r"""A state of version 1 with the names of now.
 
     Args:
-        name (str): Its name in the file.
+        state (dict): The state of a file.
         layers (list): Names of the quantized layers.
-
-    Example:
-        >>> rename_quantizers("quantizers.weight", layers=["convs.0"])
-        'quantizers.weight'
     """
+    out: Any = OrderedDict((_renamed(name, layers), t) for name, t in state.items())
+    out._metadata = OrderedDict((_renamed(n, layers), m) for n, m in state._metadata.items())
+    return out
+
+
+def _renamed(name: str, layers: Collection[str]) -> str:
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part == _OLD_QUANTIZERS and ".".join(parts[:i]) in layers:

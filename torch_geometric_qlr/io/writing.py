@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import InputError, LazyModuleError, NothingToQuantizeError
 from torch_geometric_qlr.io.atomic import replace_file
-from torch_geometric_qlr.io.format import (
-    DTYPES,
-    FORMAT,
-    VERSION,
-    File,
-    check_file,
-    check_module,
-    checksum,
-    dtype_name,
-)
-from torch_geometric_qlr.io.header import Damage, read_header
+from torch_geometric_qlr.io.building import constructor_of
+from torch_geometric_qlr.io.format import DTYPES, File, check_file, check_module, dtype_name
+from torch_geometric_qlr.io.model_file import ModelFile
 from torch_geometric_qlr.io.options import options_of
 from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
+from torch_geometric_qlr.layers.state import unwrapped_class
 from torch_geometric_qlr.nn.read_back import recipe_of
 
 __all__ = ["save"]
 
 
 def save(model: nn.Module, path: File) -> None:
-    r"""Writes a quantized or converted model to one file.
+    r"""Writes a quantized or converted model to one safetensors file.
 
     The file holds how each layer is quantized, the learned ranges, and everything in the
     :obj:`state_dict`, bit for bit. Of a converted model it holds packed codes in place of float
     weights, without padding, so that at :math:`b` bits it has about :math:`b / 32` of the size of
-    the float model's file. It holds no code: :func:`load` is given the float architecture.
+    the float model's file. It holds no code: :func:`load` is given the float architecture, or
+    builds it where the file says with which arguments.
 
     A path is replaced in one step when everything has been written: whatever happens meanwhile,
     what was there before stays.
@@ -47,7 +37,7 @@ def save(model: nn.Module, path: File) -> None:
     Args:
         model (torch.nn.Module): A model from :func:`~torch_geometric_qlr.quantize` or
             :func:`~torch_geometric_qlr.convert`.
-        path (str or os.PathLike or file): Where to, as for :func:`torch.save`.
+        path (str or os.PathLike or file): Where to.
 
     Raises:
         NothingToQuantizeError: If the model is neither quantized nor converted.
@@ -63,20 +53,20 @@ def save(model: nn.Module, path: File) -> None:
         >>> layer = qlr.quantize(torch.nn.Linear(400, 100, bias=False), bits=2).eval()
         >>> _ = layer(torch.rand(5, 400))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     qlr.save(qlr.convert(layer), f"{folder}/layer.pt")
-        ...     os.path.getsize(f"{folder}/layer.pt") < 0.1 * layer.weight.nbytes
+        ...     qlr.save(qlr.convert(layer), f"{folder}/layer.safetensors")
+        ...     os.path.getsize(f"{folder}/layer.safetensors") < 0.1 * layer.weight.nbytes
         True
     """
     check_module(model)
     check_file(path, "write")
     content = _content(model)
     if isinstance(path, (str, os.PathLike)):
-        replace_file(os.fspath(path), lambda file: torch.save(content, file))
+        replace_file(os.fspath(path), content.write)
     else:
-        torch.save(content, path)
+        content.write(path)
 
 
-def _content(model: nn.Module) -> dict[str, Any]:
+def _content(model: nn.Module) -> ModelFile:
     recipe = recipe_of(model)
     if not recipe.layers:
         raise NothingToQuantizeError(
@@ -87,38 +77,16 @@ def _content(model: nn.Module) -> dict[str, Any]:
     tensors, aliases = _unique(_checked(state))
     metadata = getattr(state, "_metadata", {})
     header = {
-        "model": type(model).__name__,
-        "byteorder": sys.byteorder,
+        "model": unwrapped_class(model).__name__,
         **recipe.to_dict(),
         "modules": options_of(model),
-        "tensors": [[n, dtype_name(t), list(t.shape)] for n, t in tensors.items()],
         "aliases": aliases,
         "versions": {n: m["version"] for n, m in metadata.items() if m.get("version", 1) != 1},
     }
-    described = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), level=9)
-    _check_readable(described, sum(t.nbytes for t in tensors.values()))
-    parts = [torch.frombuffer(bytearray(described), dtype=torch.uint8)]
-    parts += [_bytes_of(t) for t in tensors.values()]
-    data = torch.cat(parts)
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "release": __version__,
-        "header_bytes": len(described),
-        "checksum": checksum(data, len(described)),
-        "data": data,
-    }
-
-
-def _check_readable(described: bytes, num_bytes: int) -> None:
-    """Writes nothing that would be refused when it is read."""
-    try:
-        read_header(described, num_bytes, VERSION)
-    except Damage as error:
-        raise InputError(
-            f"The model has more layers, or other names, than a file can describe: {error}. Save "
-            f"parts of the model in files of their own, or its state_dict with torch.save."
-        ) from error
+    constructor = constructor_of(model)
+    if constructor is not None:
+        header["constructor"] = constructor
+    return ModelFile(header, tensors)
 
 
 def _checked(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -132,7 +100,7 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Tensor]:
             raise LazyModuleError(
                 f"{name} is not initialized yet (lazy). Run one forward pass first, then save."
             )
-        is_plain = value.layout == torch.strided and dtype_name(value) in DTYPES
+        is_plain = value.layout == torch.strided and dtype_name(value.dtype) in DTYPES
         if not is_plain or value.is_meta:
             raise InputError(
                 f"{name}: it is a tensor of layout {value.layout} and type {value.dtype} on "
@@ -155,8 +123,3 @@ def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
             known[key] = name
             tensors[name] = t
     return tensors, aliases
-
-
-def _bytes_of(t: Tensor) -> Tensor:
-    plain = t.detach().cpu().resolve_conj().resolve_neg()
-    return plain.contiguous().reshape(-1).view(torch.uint8)

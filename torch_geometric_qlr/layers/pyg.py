@@ -10,6 +10,7 @@ from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 from torch_geometric.utils import is_sparse
 
 __all__ = [
+    "ATTRIBUTES_OF_ARGUMENTS",
     "PROPAGATE_NAMES",
     "check_edges",
     "drop_bound_propagate",
@@ -31,6 +32,9 @@ __all__ = [
 #: PyG writes code for `propagate` when a class is made, unless the class has one of its own, and
 #: switches between the two private names for explanations.
 PROPAGATE_NAMES = ("propagate", "_orig_propagate", "_jinja_propagate")
+
+#: Where models of PyG keep arguments of their constructors that they keep under another name.
+ATTRIBUTES_OF_ARGUMENTS = {"jk": "jk_mode"}
 
 _HOOKS = tuple(
     f"_{name}_forward_{kind}hooks"

@@ -43,6 +43,11 @@ class GatherFeatures(BaseTransform):
     """
 
     def __init__(self, store: FeatureStore | None = None) -> None:
+        if store is not None and not isinstance(store, FeatureStore):
+            raise InputError(
+                f"GatherFeatures: store is a {type(store).__name__}; pass a feature store, such as "
+                f"a PackedFeatureStore, or none for the features of the batch itself."
+            )
         self.store = store
 
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:

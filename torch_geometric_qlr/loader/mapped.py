@@ -14,14 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_geometric_qlr.errors import CheckpointError
-from torch_geometric_qlr.loader.file_format import (
-    BLOCK,
-    Entry,
-    Header,
-    blocks_of,
-    pieces_of,
-    read_header,
-)
+from torch_geometric_qlr.io.tensor_file import BLOCK, buffer_of, contents_of
+from torch_geometric_qlr.loader.file_format import Entry, Header, pieces_of, read_header
 from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["MappedFile"]
@@ -69,7 +63,7 @@ class MappedFile:
         self._pieces = {piece.name: piece for piece in pieces_of(self.entries)}
         checksums = self._tensor("checksums")
         self._checksums: list[int] = checksums.tolist()
-        if zlib.crc32(_buffer(checksums)) != header.checksums:
+        if zlib.crc32(buffer_of(checksums)) != header.checksums:
             raise CheckpointError(f"{path}: its list of checksums is damaged. Write it again.")
 
     def features(self) -> dict[tuple[str | None, str], PackedTensor]:
@@ -101,12 +95,12 @@ class MappedFile:
             CheckpointError: If a block is damaged; it names what lies there.
         """
         damaged = []
-        end = self._pieces["checksums"].start
+        *tensors, last = self._pieces.values()
         bar = tqdm(self._checksums, desc="verify", unit=" MiB", disable=not progress)
         for block, expected in enumerate(bar):
-            data = self._bytes[block * BLOCK : min(end, (block + 1) * BLOCK)]
-            if zlib.crc32(_buffer(data)) != expected:
-                damaged.append(f"block {block} ({', '.join(blocks_of(self.entries, block))})")
+            data = self._bytes[block * BLOCK : min(last.start, (block + 1) * BLOCK)]
+            if zlib.crc32(buffer_of(data)) != expected:
+                damaged.append(f"block {block} ({', '.join(contents_of(tensors, block))})")
         if damaged:
             more = f"; and {len(damaged) - 8} more" if len(damaged) > 8 else ""
             raise CheckpointError(
@@ -122,7 +116,3 @@ def _map(file: Any) -> Tensor:
     else:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return torch.frombuffer(mapped, dtype=torch.uint8)
-
-
-def _buffer(data: Tensor) -> Any:
-    return data.numpy().data.cast("B") if data.numel() else b""

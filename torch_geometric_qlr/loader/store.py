@@ -63,7 +63,7 @@ class PackedFeatureStore(FeatureStore):
         self._tensors: dict[Key, Any] = {}
         self._file: MappedFile | None = None
         if path is not None:
-            self._file = MappedFile(os.path.abspath(os.fspath(path)))
+            self._file = MappedFile(os.path.abspath(_path(path)))
             self._tensors.update(self._file.features())
 
     @staticmethod
@@ -115,9 +115,7 @@ class PackedFeatureStore(FeatureStore):
             >>> PackedFeatureStore(path)[None, "x", None].shape
             torch.Size([100, 64])
         """
-        name = os.fspath(path)
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise InputError(f"{name!r} is no path: pass text without null characters.")
+        name = _path(path)
         sources: dict[Key, Any]
         if isinstance(x, Mapping):
             sources = {(group, attr): values for group, values in x.items()}
@@ -209,6 +207,13 @@ class PackedFeatureStore(FeatureStore):
                 raise CheckpointError(f"{path}: another file has taken its place. Open it anew.")
             found = {**self._file.features(), **found}
         self._tensors = {key: found[key] for key in state["names"]}
+
+
+def _path(path: Any) -> str:
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InputError(f"{name!r} is no path: pass text without null characters.")
+    return name
 
 
 def _is_same(value: Any, mapped: PackedTensor | None) -> bool:

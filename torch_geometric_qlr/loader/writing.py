@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from torch_geometric_qlr.errors import ConfigError, InputError
 from torch_geometric_qlr.io.atomic import replace_file
-from torch_geometric_qlr.loader.file_format import BLOCK, Entry, by_stride, header_of
+from torch_geometric_qlr.io.tensor_file import BLOCK, Checksums, buffer_of
+from torch_geometric_qlr.loader.file_format import Entry, by_stride, header_of
 from torch_geometric_qlr.loader.sources import Source, source_of
 from torch_geometric_qlr.ops import storage_bits
 from torch_geometric_qlr.ops.checks import place_not_finite
@@ -123,7 +124,13 @@ def _given_ends(ranges: Ends, method: MinMax, num_cols: int) -> tuple[Tensor, Te
             "PackedFeatureStore.write: ranges are given per 'feature' or 'tensor'; with "
             "granularity='node' each row has its own"
         )
-    lo, hi = (torch.as_tensor(end, dtype=torch.float32).cpu().reshape(-1) for end in ranges)
+    try:
+        lo, hi = (torch.as_tensor(end, dtype=torch.float32).cpu().reshape(-1) for end in ranges)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"PackedFeatureStore.write: ranges is {ranges!r}; it is a pair (lo, hi) of numbers or "
+            f"of tensors with one for each column"
+        ) from error
     size = num_cols if method.granularity == "feature" else 1
     for end in (lo, hi):
         if end.numel() not in (1, size) or not bool(torch.isfinite(end).all()):
@@ -168,33 +175,17 @@ def _model_job(key: Key, source: Source, model: nn.Module) -> _Job:
 # The file #########################################################################################
 
 
-class _Blocks:
-    """A file that is written from end to end, with a checksum for each block."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.checksums: list[int] = []
-        self._filled = BLOCK
-
-    def write(self, data: Any) -> None:
-        left = memoryview(data).cast("B") if len(data) else memoryview(b"")
-        while len(left):
-            if self._filled == BLOCK:
-                self.checksums.append(0)
-                self._filled = 0
-            part = left[: BLOCK - self._filled]
-            self.checksums[-1] = zlib.crc32(part, self.checksums[-1])
-            self._filled += len(part)
-            self.file.write(part)
-            left = left[len(part) :]
-
-
 def _write(file: IO[bytes], jobs: list[_Job], folder: str, progress: bool) -> None:
     if not file.seekable():
         raise InputError("PackedFeatureStore.write: the path is no ordinary file")
     unknown = header_of([job.entry(0) for job in jobs], 0)
     file.write(unknown)
-    blocks = _Blocks(file)
+    checksums = Checksums()
+
+    def write(data: Any) -> None:
+        checksums.add(data)
+        file.write(data)
+
     rows: dict[Key, int] = {}
     params: dict[Key, tuple[IO[bytes], IO[bytes]]] = {}
     order = [entry.key for entry in by_stride([job.entry(0) for job in jobs])]
@@ -202,17 +193,17 @@ def _write(file: IO[bytes], jobs: list[_Job], folder: str, progress: bool) -> No
     try:
         for key in order:
             params[key] = (_spooled(folder), _spooled(folder))
-            rows[key] = _write_codes(blocks, by_key[key], params[key], progress)
+            rows[key] = _write_codes(write, by_key[key], params[key], progress)
         for key in order:
             for spooled in params[key]:
                 spooled.seek(0)
                 while data := spooled.read(BLOCK):
-                    blocks.write(data)
+                    write(data)
     finally:
         for pair in params.values():
             for spooled in pair:
                 spooled.close()
-    table = np.array(blocks.checksums, dtype="<u4").tobytes()
+    table = np.array(checksums.values, dtype="<u4").tobytes()
     file.write(table)
     file.seek(0)
     entries = [job.entry(rows[job.key]) for job in jobs]
@@ -224,7 +215,7 @@ def _spooled(folder: str) -> Any:
 
 
 def _write_codes(
-    blocks: _Blocks, job: _Job, params: tuple[IO[bytes], IO[bytes]], progress: bool
+    write: Callable[[Any], None], job: _Job, params: tuple[IO[bytes], IO[bytes]], progress: bool
 ) -> int:
     """Writes the codes of all rows, and keeps their scales and zero points; how many they are."""
     by_row = job.granularity == "node"
@@ -236,7 +227,7 @@ def _write_codes(
             if bool(torch.isfinite(batch).all()):
                 raise
             raise InputError(f"features: {_shifted(batch, rows)}") from None
-        blocks.write(packed.data.numpy().reshape(-1))
+        write(buffer_of(packed.data))
         if by_row:
             _keep(packed, params, (len(batch), 1))
         rows += len(batch)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.conv import MessagePassing
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.expect import expect_module, expect_tensor
 
 __all__ = ["layer_sqnr", "sqnr"]
 
@@ -33,6 +34,8 @@ def sqnr(reference: Tensor, approximation: Tensor) -> Tensor:
         >>> sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.5]))
         tensor(20.)
     """
+    expect_tensor(reference, "sqnr: reference")
+    expect_tensor(approximation, "sqnr: approximation")
     if reference.shape != approximation.shape:
         raise InputError(
             f"sqnr: shapes {list(reference.shape)} and {list(approximation.shape)} differ; both "
@@ -76,6 +79,8 @@ def layer_sqnr(
         >>> list(layer_sqnr(model, qmodel, x, edge_index))
         ['convs.0', 'convs.1']
     """
+    expect_module(reference, "layer_sqnr")
+    expect_module(model, "layer_sqnr")
     exact = _layer_outputs(reference, args, kwargs)
     rounded = _layer_outputs(model, args, kwargs)
     if exact.keys() != rounded.keys():

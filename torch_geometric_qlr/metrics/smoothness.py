@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.expect import expect_matrix
 from torch_geometric_qlr.sparse import (
     Adjacency,
     infer_num_nodes,
@@ -64,7 +65,9 @@ def dirichlet_energy(
         >>> dirichlet_energy(torch.tensor([[1.0], [1.0]]), edge_index)
         tensor(0.)
     """
+    expect_matrix(x, "dirichlet_energy: x")
     edge_index, weight = to_edge_index(adj, edge_weight)
+    _check_nodes(edge_index, x.size(0), "dirichlet_energy")
     if weight is None:
         weight = x.new_ones(edge_index.size(1))
     num_nodes = infer_num_nodes(adj, x.size(0))
@@ -144,6 +147,7 @@ def mean_average_distance(x: Tensor, pairs: Adjacency | None = None) -> Tensor:
         >>> mean_average_distance(x)
         tensor(0.6667)
     """
+    expect_matrix(x, "mean_average_distance: x")
     unit = F.normalize(x, dim=-1)
     num_nodes = x.size(0)
     if pairs is None:
@@ -152,6 +156,7 @@ def mean_average_distance(x: Tensor, pairs: Adjacency | None = None) -> Tensor:
         cosine = (unit.double() @ total - itself) / max(num_nodes - 1, 1)
         return (1 - cosine).mean().to(x.dtype) if num_nodes > 1 else x.new_zeros(())
     index, _ = to_edge_index(pairs)
+    _check_nodes(index, num_nodes, "mean_average_distance")
     distance = x.new_zeros(num_nodes)
     count = x.new_zeros(num_nodes)
     for part in _chunks(index.size(1), x.size(-1)):
@@ -162,6 +167,19 @@ def mean_average_distance(x: Tensor, pairs: Adjacency | None = None) -> Tensor:
         count = count.index_add(0, first, other)
     paired = (count > 0).to(x.dtype)
     return (distance / count.clamp(min=1)).sum() / paired.sum().clamp(min=1)
+
+
+def _check_nodes(edge_index: Tensor, num_nodes: int, caller: str) -> None:
+    """Refuses edges of nodes that are not there; a GPU, which this would stall, refuses itself."""
+    if edge_index.device.type != "cpu" or not edge_index.numel():
+        return
+    least, most = (int(end) for end in edge_index.aminmax())
+    if least < 0 or most >= num_nodes:
+        bad = least if least < 0 else most
+        raise InputError(
+            f"{caller}: an edge has the node {bad}, and x has {num_nodes} rows. Pass the features "
+            f"of all nodes."
+        )
 
 
 def _chunks(num_edges: int, num_features: int) -> Iterator[slice]:

@@ -238,7 +238,8 @@ def register_conv(
             f"its input by a weight is registered with register_linear(...)."
         )
     _check_new(cls, replace)
-    _check_kinds(cls, sources, logit_sources, weights, logit_weights, hops)
+    _check_kinds(cls, sources, logit_sources, weights, logit_weights)
+    _check_counts(cls, hops=hops, hop_kinds=hop_kinds)
     _check_facts(cls, forward, message)
     _check_choice("first argument", first_argument, ("features", "any"), cls)
     if family == "edge" and (sources not in ((), ("x",)) or logit_sources):
@@ -289,22 +290,26 @@ def _check_new(cls: type, replace: bool) -> None:
 
 
 def _check_kinds(
-    cls: type, sources: Any, logit_sources: Any, weights: Any, logit_weights: Any, hops: Any
+    cls: type, sources: Any, logit_sources: Any, weights: Any, logit_weights: Any
 ) -> None:
     names = {"sources": sources, "logit_sources": logit_sources, "logit_weights": logit_weights}
     for name, value in names.items():
-        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+        if not isinstance(value, (tuple, list)) or not all(isinstance(v, str) for v in value):
             raise ConfigError(f"{cls.__name__}: {name} is {value!r}; it is a tuple of names.")
     if not isinstance(weights or {}, Mapping):
         raise ConfigError(
             f"{cls.__name__}: weights is {weights!r}; it maps names of parameters to the dimension "
             f"of their output channels, such as weights={{'weight': -1}}."
         )
-    if not callable(hops):
-        raise ConfigError(
-            f"{cls.__name__}: hops is {hops!r}; it is a function of the layer, such as "
-            f"hops=lambda layer: layer.K."
-        )
+
+
+def _check_counts(cls: type, **counts: Any) -> None:
+    for name, value in counts.items():
+        if not callable(value):
+            raise ConfigError(
+                f"{cls.__name__}: {name} is {value!r}; it is a function of the layer, such as "
+                f"{name}=lambda layer: layer.K."
+            )
 
 
 def _check_facts(cls: type, forward: Any, message: Any) -> None:
@@ -378,6 +383,8 @@ def register_linear(
         raise UnsupportedLayerError(
             f"{cls.__name__} is a MessagePassing class; register it with register_conv(...)."
         )
+    if not isinstance(weight, str) or not weight.isidentifier():
+        raise ConfigError(f"{cls.__name__}: weight is {weight!r}; it is the name of a parameter.")
     _check_choice("channel dimension", channel_dim, (0, -1), cls)
     _check_new(cls, replace)
     _note(cls, family="linear", weights={weight: channel_dim})

@@ -68,7 +68,7 @@ def row_layout(num_cols: int, bits: int) -> RowLayout:
         >>> row_layout(128, bits=4).stride
         64
     """
-    if isinstance(bits, bool | float) or bits not in PACKED_BITS:
+    if isinstance(bits, bool | float | str | None) or bits not in PACKED_BITS:
         raise ConfigError(f"packed storage has 1, 2, 4 or 8 bits, not {bits}; see storage_bits()")
     if type(num_cols) is int and num_cols < 0:
         raise ConfigError(f"rows have 0 columns or more, not {num_cols}")
@@ -85,6 +85,6 @@ def storage_bits(bits: int) -> int:
         >>> [storage_bits(b) for b in (1, 2, 3, 4, 5, 8)]
         [1, 2, 4, 4, 8, 8]
     """
-    if isinstance(bits, bool | float) or not 1 <= bits <= 8:
+    if isinstance(bits, bool | float | str | None) or not 1 <= bits <= 8:
         raise ConfigError(f"bits must be an integer from 1 to 8, got {bits!r}")
     return next(width for width in PACKED_BITS if width >= bits)

@@ -18,6 +18,7 @@ from torch_geometric_qlr.quantizers.sparse_values import with_values as with_sto
 __all__ = [
     "Adjacency",
     "adjacency_size",
+    "check_adjacency",
     "compressed_rows",
     "infer_num_nodes",
     "is_compressed",
@@ -185,12 +186,24 @@ def compressed_rows(adj: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return adj.crow_indices(), adj.col_indices(), adj.values()
 
 
-def _checked_edges(adj: Any) -> Tensor:
-    if not isinstance(adj, Tensor):
+def check_adjacency(adj: Any) -> None:
+    r"""Refuses what is none of the forms of an adjacency.
+
+    Args:
+        adj (Any): What was passed as one.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if not isinstance(adj, Tensor) and not is_matrix(adj):
         raise InputError(
             f"{type(adj).__name__} is no adjacency. Pass edge_index, an EdgeIndex, a torch.sparse "
             "matrix or a torch_sparse.SparseTensor."
         )
+
+
+def _checked_edges(adj: Any) -> Tensor:
+    check_adjacency(adj)
     if adj.dtype not in _INDEX_DTYPES or adj.dim() != 2 or adj.size(0) != 2:
         raise InputError(
             f"edge_index has shape {list(adj.shape)} and type {adj.dtype}; it must be [2, E] of "

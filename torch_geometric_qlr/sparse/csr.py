@@ -16,6 +16,7 @@ from torch_geometric_qlr.ops.checks import out_of_range
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
     adjacency_size,
+    check_adjacency,
     compressed_rows,
     infer_num_nodes,
     is_compressed,
@@ -246,6 +247,8 @@ def csr_graph(
         >>> csr_graph(edge_index, torch.tensor([0.5, 2.0])).value
         tensor([0.5000, 2.0000])
     """
+
+    check_adjacency(adj)
 
     def build() -> CSRGraph:
         if is_compressed(adj):

@@ -12,6 +12,7 @@ from torch_geometric.utils import add_remaining_self_loops, scatter
 
 from torch_geometric_qlr.sparse.adjacency import (
     Adjacency,
+    check_adjacency,
     infer_num_nodes,
     is_matrix,
     to_edge_index,
@@ -201,6 +202,7 @@ def propagation_adjacency(
         >>> adj.layout, weight
         (torch.sparse_csr, None)
     """
+    check_adjacency(adj)
     num_nodes = infer_num_nodes(adj, num_nodes)
 
     edges = partial(_edges, adj, edge_weight, num_nodes, normalize, add_self_loops, flow, dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import ConfigError, InputError
+from torch_geometric_qlr.expect import expect_tensor
 from torch_geometric_qlr.ops import affine_params, storage_bits
 from torch_geometric_qlr.ops.checks import Check
 from torch_geometric_qlr.tensor.checks import check_codes, check_values
@@ -130,6 +131,8 @@ class PackedTensor:
             0.125
         """
         width = storage_bits(bits)
+        for name, value in {"x": x, "scale": scale, "zero_point": zero_point}.items():
+            expect_tensor(value, f"PackedTensor.from_float: {name}")
         check_values(x, check)
         data = torch.ops.qlr.quantize_pack(x, scale, zero_point, bits, truncate, skew)
         params = affine_params(scale, zero_point, bits, truncate)
@@ -146,6 +149,8 @@ class PackedTensor:
             >>> PackedTensor.from_codes(codes, torch.tensor(0.5), torch.tensor(0.0), bits=2)
             PackedTensor(shape=[1, 2], bits=2, granularity='tensor', device='cpu', nbytes=24)
         """
+        for name, value in {"codes": codes, "scale": scale, "zero_point": zero_point}.items():
+            expect_tensor(value, f"PackedTensor.from_codes: {name}")
         check_codes(codes, bits)
         width = storage_bits(bits)
         data = torch.ops.qlr.pack(codes, width)
@@ -219,6 +224,7 @@ class PackedTensor:
             >>> packed.index_select(torch.tensor([2, 0])).unpack().flatten()
             tensor([2, 0], dtype=torch.uint8)
         """
+        expect_tensor(index, "PackedTensor.index_select: index")
         return self._with_rows(torch.ops.qlr.index_select(self.data, index), index)
 
     def __getitem__(self, rows: slice) -> PackedTensor:
@@ -243,7 +249,8 @@ class PackedTensor:
     def equal(self, other: PackedTensor) -> bool:
         """Whether codes, scale and zero point are the same, bit for bit."""
         return (
-            self.shape == other.shape
+            isinstance(other, PackedTensor)
+            and self.shape == other.shape
             and self.bits == other.bits
             and torch.equal(self.data, other.data)
             and torch.equal(self.scale, other.scale)

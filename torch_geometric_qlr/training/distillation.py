@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_geometric_qlr.errors import InputError
+from torch_geometric_qlr.expect import expect_tensor
 
 __all__ = ["distill"]
 
@@ -43,12 +44,19 @@ def distill(out: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         >>> loss = qlr.distill(torch.zeros(2, 2, requires_grad=True), teacher)
         >>> loss.backward()
     """
+    expect_tensor(out, "distill: out")
+    expect_tensor(teacher, "distill: teacher")
+    if not (out.is_floating_point() and teacher.is_floating_point()):
+        raise InputError(
+            f"distill: the answers are {out.dtype}, those of the teacher {teacher.dtype}; both are "
+            f"logits, floats of shape [N, C], and not classes."
+        )
     if out.shape != teacher.shape or out.dim() < 2:
         raise InputError(
             f"distill: the answers have shape {list(out.shape)}, those of the teacher "
             f"{list(teacher.shape)}; both are [N, C], of the same nodes."
         )
-    if not temperature > 0.0:
+    if not isinstance(temperature, (int, float)) or not temperature > 0.0:
         raise InputError(
             f"distill: temperature={temperature!r} is out of range; choose more than 0"
         )

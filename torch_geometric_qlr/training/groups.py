@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.expect import expect_module
 from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.nn.recipe import Point
 from torch_geometric_qlr.quantizers import Quantizer
@@ -36,9 +37,9 @@ def quant_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         >>> [len(group["params"]) for group in optimizer.param_groups]
         [2, 2]
     """
-    for module in model.modules():
-        if isinstance(module, Quantizer):
-            yield from module.parameters(recurse=False)
+    expect_module(model, "quant_parameters")
+    quantizers = (module for module in model.modules() if isinstance(module, Quantizer))
+    return (p for quantizer in quantizers for p in quantizer.parameters(recurse=False))
 
 
 def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -53,6 +54,7 @@ def weight_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         >>> [tuple(p.shape) for p in qlr.weight_parameters(model)]
         [(2, 4), (2,)]
     """
+    expect_module(model, "weight_parameters")
     ranges = {id(p) for p in quant_parameters(model)}
     return (p for p in model.parameters() if id(p) not in ranges)
 
@@ -82,6 +84,10 @@ def parameter_groups(
         >>> [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
         [(0.01, 0.0005), (0.01, 0.0), (0.001, 0.0)]
     """
+    expect_module(model, "parameter_groups")
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("range_lr", range_lr)):
+        if not isinstance(value, (int, float, Tensor, type(None))):
+            raise ConfigError(f"{name}={value!r} is no number; choose 0 or more.")
     range_lr = _RANGE_RATE * lr if range_lr is None else range_lr
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("range_lr", range_lr)):
         if not value >= 0.0:

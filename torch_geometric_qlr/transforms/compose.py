@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from torch_geometric_qlr.errors import ConfigError
+
 __all__ = ["Compose"]
 
 
@@ -27,6 +29,12 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence[Callable[[nn.Module], nn.Module]]) -> None:
+        is_list = isinstance(transforms, (tuple, list))
+        if not is_list or not all(map(callable, transforms)):
+            raise ConfigError(
+                f"Compose: {transforms!r} is no list of transforms; pass callables from model to "
+                f"model, such as [Quantize(bits=4)]."
+            )
         self.transforms = list(transforms)
 
     def __call__(self, model: nn.Module) -> nn.Module:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.data import BaseData
 from torch_geometric.transforms import BaseTransform
 
-from torch_geometric_qlr.errors import InputError, NothingToQuantizeError
+from torch_geometric_qlr.errors import ConfigError, InputError, NothingToQuantizeError
 from torch_geometric_qlr.quantizers import MinMax
 from torch_geometric_qlr.tensor import PackedTensor
 
@@ -20,7 +21,15 @@ def node_stores(data: Data | HeteroData) -> Iterator[tuple[str | None, Any]]:
 
     Args:
         data (Data or HeteroData): The graph.
+
+    Raises:
+        InputError: If it is none.
     """
+    if not isinstance(data, BaseData):
+        raise InputError(
+            f"Expected a Data or HeteroData (got {type(data).__name__}). Features alone are packed "
+            f"by PackedTensor.from_float, or pack_features(model, x)."
+        )
     if isinstance(data, HeteroData):
         yield from data.node_items()
     else:
@@ -64,7 +73,11 @@ class PackFeatures(BaseTransform):
         self, bits: int = 8, granularity: str = "node", attrs: Sequence[str] = ("x",)
     ) -> None:
         self.method = MinMax(bits, granularity)
-        self.attrs = (attrs,) if isinstance(attrs, str) else tuple(attrs)
+        names = (attrs,) if isinstance(attrs, str) else attrs
+        is_names = isinstance(names, (tuple, list)) and all(isinstance(n, str) for n in names)
+        if not is_names:
+            raise ConfigError(f"PackFeatures: attrs is {attrs!r}; name attributes, such as ('x',).")
+        self.attrs = tuple(names)
 
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:
         packed = {}

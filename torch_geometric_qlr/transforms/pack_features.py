@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import InputError, NothingToQuantizeError, QLRWarning
+from torch_geometric_qlr.expect import expect_module
 from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.planner import readers_of_input
@@ -73,6 +74,7 @@ def input_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     Raises:
         NothingToQuantizeError: If nothing does.
     """
+    expect_module(model, "pack_features")
     found = {
         f"{name}.{point}" if name else point: _first(state_of(layer)[point])
         for name, layer, point in readers_of_input(model)

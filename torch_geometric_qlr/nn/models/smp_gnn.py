@@ -14,6 +14,7 @@ from torch_geometric.typing import Adj, OptTensor
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.expect import expect_number
 from torch_geometric_qlr.nn.propagation import EMP, SMP
 from torch_geometric_qlr.quantizers.sparse_values import with_values
 
@@ -79,10 +80,14 @@ class SMPGNN(torch.nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ConfigError(f"SMPGNN: num_layers is {num_layers}; it must be 1 or more.")
+        expect_number(dropout, "SMPGNN: dropout", 0)
+        if dropout > 1:
+            raise ConfigError(f"SMPGNN: dropout is {dropout}; it is a probability, 0 to 1.")
         self.in_channels = in_channels
         self.hidden_channels = hidden_channels
         self.out_channels = out_channels
         self.num_layers = num_layers
+        self.K = K
         self.dropout = dropout
         sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
         self.lins = torch.nn.ModuleList(

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.expect import expect_number
 
 Primal = Literal["paper", "lagrangian"]
 MultiplierState = Literal["forward", "persistent"]
 Projection = Literal["nonnegative", "nonpositive"]
+
+
+_NUMBERS = ("mu", "eta", "tau", "eta_lambda", "eta_slack", "init_lambda", "init_slack")
 
 
 def check_options(name: str, options: Any) -> None:
@@ -18,6 +22,8 @@ def check_options(name: str, options: Any) -> None:
         name (str): Whose options they are.
         options (StepOptions): The options, with a :obj:`multiplier_state`.
     """
+    for field in _NUMBERS:
+        expect_number(getattr(options, field), f"{name}: {field}")
     choices = {
         "primal": get_args(Primal),
         "multiplier_state": get_args(MultiplierState),

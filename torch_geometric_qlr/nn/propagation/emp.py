@@ -12,6 +12,7 @@ from torch_geometric.typing import Adj, OptTensor
 from torch_geometric.utils import spmm
 
 from torch_geometric_qlr.errors import ConfigError
+from torch_geometric_qlr.expect import expect_number
 from torch_geometric_qlr.nn.propagation._common import check_features
 from torch_geometric_qlr.sparse import (
     AdjacencyCache,
@@ -112,11 +113,10 @@ class EMP(MessagePassing):
         super().__init__(**kwargs)
         if norm not in get_args(Norm):
             raise ConfigError(f"EMP: norm is {norm!r}; choose one of {list(get_args(Norm))}.")
-        if K < 0 or lambda1 < 0 or lambda2 < 0:
-            raise ConfigError(
-                f"EMP: K, lambda1 and lambda2 are {K}, {lambda1} and {lambda2}; "
-                "all must be 0 or more."
-            )
+        if not isinstance(K, int) or K < 0:
+            raise ConfigError(f"EMP: K is {K!r}; the number of steps is an integer, 0 or more.")
+        expect_number(lambda1, "EMP: lambda1", 0)
+        expect_number(lambda2, "EMP: lambda2", 0)
         self.K = K
         self.lambda1 = lambda1
         self.lambda2 = lambda2

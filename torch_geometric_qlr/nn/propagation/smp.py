@@ -175,8 +175,8 @@ class SMP(MessagePassing):
     ) -> None:
         kwargs.setdefault("aggr", "add")
         super().__init__(**kwargs)
-        if K < 0:
-            raise ConfigError(f"SMP: K is {K}; the number of steps must be 0 or more.")
+        if not isinstance(K, int) or K < 0:
+            raise ConfigError(f"SMP: K is {K!r}; the number of steps is an integer, 0 or more.")
         self.K = K
         self.mu = mu
         self.eta = eta
