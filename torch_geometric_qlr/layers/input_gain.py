@@ -58,11 +58,7 @@ def folded(state: LayerState, name: str, weight: Tensor) -> Tensor:
         weight (torch.Tensor): What is stored under the name.
     """
     gain = state._buffers.get(GAIN)
-    if gain is None or name != "weight":
-        return weight
-    if gain.is_cpu and not torch.compiler.is_compiling() and abs(gain.item()) == 1.0:
-        return weight
-    return weight * gain.abs()
+    return weight if gain is None or name != "weight" else weight * gain.abs()
 
 
 def fold_gain(layer: Any) -> None:

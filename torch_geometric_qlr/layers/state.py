@@ -140,6 +140,15 @@ class LayerState(nn.ModuleDict):
             gain.fill_(-1.0)
             self.gain_is_open = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerState:
+        # Like ranges, the gain stays in float32 under .half(), which has no room for it.
+        gain = self._buffers.get(GAIN)
+        super()._apply(fn, recurse)
+        moved = self._buffers.get(GAIN)
+        if gain is not None and moved is not None and moved.dtype != gain.dtype:
+            self._buffers[GAIN] = gain.to(moved.device)
+        return self
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
