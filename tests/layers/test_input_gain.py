@@ -157,6 +157,16 @@ def test_averages_of_models() -> None:
         assert torch.equal(mean.eval()(x, edges), model.eval()(x, edges))
 
 
+def test_compiled_training_breaks_no_graph() -> None:
+    x, edges, _ = graph(0.1)
+    model = build().train()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(x, edges), build().train()(x, edges), atol=1e-5)
+    assert gain_of(model) == {"convs.0.lin": -1.0}  # left to a step that is not compiled
+    model(x, edges)
+    assert gain_of(model) == {"convs.0.lin": 8.0}
+
+
 class Tied(nn.Module):
     """Multiplies by one weight twice."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_geometric_qlr.layers.state import GAIN, STATE, LayerState, state_of
+from torch_geometric_qlr.layers.state import GAIN, OPEN_GAIN, STATE, LayerState, state_of
 from torch_geometric_qlr.quantizers.agreement import Conversation, Opens, agreement
 from torch_geometric_qlr.quantizers.processes import processes, take_first
 
@@ -35,8 +35,6 @@ __all__ = [
     "take_weight",
 ]
 
-#: What the buffer holds until a training batch has come.
-_OPEN = -1.0
 _LARGEST = 20  # as a power of two
 
 
@@ -46,7 +44,7 @@ def add_gain(state: LayerState) -> None:
     Args:
         state (LayerState): The layer's.
     """
-    state._buffers[GAIN] = torch.tensor(_OPEN)
+    state._buffers[GAIN] = torch.tensor(OPEN_GAIN)
 
 
 def folded(state: LayerState, name: str, weight: Tensor) -> Tensor:
@@ -86,7 +84,7 @@ def take_weight(state: LayerState, loaded: Mapping[str, Any], prefix: str) -> No
     gain = state._buffers.get(GAIN)
     if gain is not None and prefix + GAIN not in loaded:
         is_older = any(key.startswith(prefix) for key in loaded)
-        gain.fill_(1.0 if is_older else _OPEN)
+        gain.fill_(1.0 if is_older else OPEN_GAIN)
 
 
 def lacks_gain(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from torch_geometric_qlr.config import POINTS
 
 __all__ = [
     "GAIN",
+    "OPEN_GAIN",
     "STATE",
     "Call",
     "LayerState",
@@ -36,6 +37,9 @@ STATE = "_qlr"
 #: The buffer of a :class:`LayerState` with the gain of the layer's input, see ``input_gain.py``. A
 #: negative number stands for one, and for a gain that the next training batch may find.
 GAIN = "input_gain"
+
+#: That number.
+OPEN_GAIN = -1.0
 
 
 class MadeClass(NamedTuple):
@@ -127,7 +131,10 @@ class LayerState(nn.ModuleDict):
     # The gain of the input ########################################################################
 
     def lacks_gain(self) -> bool:
-        """Whether the gain of the input is to be found."""
+        """Whether the gain of the input is to be found. Compiled code does not find any: to look
+        would break its graph."""
+        if torch.compiler.is_compiling():
+            return False
         if self.gain_is_open is None:
             gain = self._buffers.get(GAIN)
             self.gain_is_open = gain is not None and not gain.is_meta and bool(gain < 0)
@@ -137,7 +144,7 @@ class LayerState(nn.ModuleDict):
         """The weight was drawn anew: so is the gain, if one was found."""
         gain = self._buffers.get(GAIN)
         if gain is not None:
-            gain.fill_(-1.0)
+            gain.fill_(OPEN_GAIN)
             self.gain_is_open = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerState:

@@ -14,7 +14,7 @@ from torch_geometric_qlr.codes.mode import computes_on_codes, has_codes
 from torch_geometric_qlr.codes.product import check_width, product, why_no_product
 from torch_geometric_qlr.codes.weight_access import weight_codes
 from torch_geometric_qlr.codes.weights import PackedWeight
-from torch_geometric_qlr.layers.input_gain import find_gain, take_weight
+from torch_geometric_qlr.layers.input_gain import find_gain, lacks_gain, take_weight
 from torch_geometric_qlr.layers.layer_spec import facts_of
 from torch_geometric_qlr.layers.state import STATE
 from torch_geometric_qlr.nn.layer import QuantLayer
@@ -77,9 +77,8 @@ class QuantLinearLayer(QuantLayer):
 
 def _find_gain(layer: Any, x: Any) -> None:
     """Takes the gain of the model's features from a step that trains the weight."""
-    weight = layer._parameters.get("weight")
-    learns = weight is not None and weight.requires_grad and torch.is_grad_enabled()
-    if not learns or not runs_plainly() or is_abstract(weight):
+    learns = lacks_gain(layer) and torch.is_grad_enabled() and runs_plainly()
+    if not learns or is_abstract(layer._parameters["weight"]):
         return
     x = x.dequantize() if isinstance(x, PackedTensor) else x
     if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 0:
