@@ -48,7 +48,7 @@ NOT_ON_IMPORT = (
 LAYERS = (
     ("errors", "text", "typing", "_quiet", "_version"),
     ("overrides", "expect"),
-    ("config",),
+    ("config", "files"),
     ("ops",),
     ("tensor",),
     ("quantizers",),
@@ -59,8 +59,7 @@ LAYERS = (
     ("calibration", "training"),
     ("search",),
     ("transforms",),
-    ("io",),
-    ("loader",),
+    ("loader", "io"),
     ("commands",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from torch_geometric_qlr.errors import QLRError
+from torch_geometric_qlr.files.tensor_file import format_of
 from torch_geometric_qlr.io.reading import read_file
-from torch_geometric_qlr.io.tensor_file import format_of
 from torch_geometric_qlr.loader import PackedFeatureStore
 from torch_geometric_qlr.loader.file_format import FORMAT as FEATURES
 from torch_geometric_qlr.loader.mapped import MappedFile

@@ -325,7 +325,7 @@ def test_every_length_but_the_right_one_is_refused(path: Path) -> None:
 
 
 def test_damaged_blocks_are_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("io.tensor_file", "loader.file_format", "loader.writing"):
+    for module in ("files.tensor_file", "loader.file_format", "loader.writing"):
         monkeypatch.setattr(f"torch_geometric_qlr.{module}.BLOCK", 256)
     monkeypatch.setattr("torch_geometric_qlr.loader.mapped.BLOCK", 256)
     PackedFeatureStore.write(path, {"paper": torch.rand(30, 64), "tag": torch.rand(2, 1)}, bits=8)

@@ -17,10 +17,7 @@ from torch import Tensor
 
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import CheckpointError, InputError
-from torch_geometric_qlr.io.format import VERSION, dtype_name
-from torch_geometric_qlr.io.header import Damage, check_header
-from torch_geometric_qlr.io.state import state_of, tensor_of
-from torch_geometric_qlr.io.tensor_file import (
+from torch_geometric_qlr.files.tensor_file import (
     Checksums,
     Frame,
     Kind,
@@ -33,6 +30,9 @@ from torch_geometric_qlr.io.tensor_file import (
     lay_out,
     read_frame,
 )
+from torch_geometric_qlr.io.format import VERSION, dtype_name
+from torch_geometric_qlr.io.header import Damage, check_header
+from torch_geometric_qlr.io.state import state_of, tensor_of
 
 __all__ = ["KIND", "ModelFile", "read_model"]
 

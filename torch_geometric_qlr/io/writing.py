@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import InputError, LazyModuleError, NothingToQuantizeError
-from torch_geometric_qlr.io.atomic import replace_file
+from torch_geometric_qlr.files.atomic import replace_file
 from torch_geometric_qlr.io.building import constructor_of
 from torch_geometric_qlr.io.format import DTYPES, File, check_file, check_module, dtype_name
 from torch_geometric_qlr.io.model_file import ModelFile

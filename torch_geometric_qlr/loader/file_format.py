@@ -2,7 +2,7 @@
 
 ::
 
-    header      as of all files of this package, see ``io/tensor_file.py``
+    header      as of all files of this package, see ``files/tensor_file.py``
     codes       of each entry, the rows of its PackedTensor, those of wider rows first
     scale,      of each entry, float32
     zero_point
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.errors import CheckpointError, ConfigError
-from torch_geometric_qlr.io.tensor_file import (
+from torch_geometric_qlr.files.tensor_file import (
     BLOCK,
     Kind,
     Piece,

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from torch_geometric_qlr.errors import CheckpointError
-from torch_geometric_qlr.io.tensor_file import BLOCK, buffer_of, contents_of
+from torch_geometric_qlr.files.tensor_file import BLOCK, buffer_of, contents_of
 from torch_geometric_qlr.loader.file_format import Entry, Header, pieces_of, read_header
 from torch_geometric_qlr.tensor import PackedTensor
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torch_geometric_qlr.errors import ConfigError, InputError
-from torch_geometric_qlr.io.atomic import replace_file
-from torch_geometric_qlr.io.tensor_file import BLOCK, Checksums, buffer_of
+from torch_geometric_qlr.files.atomic import replace_file
+from torch_geometric_qlr.files.tensor_file import BLOCK, Checksums, buffer_of
 from torch_geometric_qlr.loader.file_format import Entry, by_stride, header_of
 from torch_geometric_qlr.loader.sources import Source, source_of
 from torch_geometric_qlr.ops import storage_bits
