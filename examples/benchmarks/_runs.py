@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import statistics
@@ -13,7 +14,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-__all__ = ["Job", "Record", "mean_std", "pyplot", "recorded", "run_all", "show"]
+__all__ = [
+    "Job",
+    "Record",
+    "add_run_options",
+    "mean_std",
+    "pyplot",
+    "recorded",
+    "run_all",
+    "run_asked",
+    "show",
+    "write_rows",
+]
 
 #: What tells one run from another, as plain values; and the same with what came out.
 Job = Mapping[str, Any]
@@ -38,6 +50,29 @@ def run_all(
                     file.write(json.dumps({"job": job, "result": result}) + "\n")
             bar.update()
     return [{**job, **done[_key(job)]} for job in jobs]
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of :func:`run_asked` and :func:`write_rows`."""
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON lines of the runs")
+    parser.add_argument("--recorded", action="store_true", help="only what --out holds")
+    parser.add_argument("--json", type=Path, help="what is printed, as plain values")
+    parser.add_argument("--markdown", type=Path, help="the table, as a file")
+
+
+def run_asked(
+    args: argparse.Namespace, jobs: Sequence[Job], work: Callable[[Job], Record]
+) -> list[Record]:
+    """:func:`run_all` as the options say."""
+    todo = recorded(jobs, args.out) if args.recorded else jobs
+    return run_all(todo, work, args.out, args.workers)
+
+
+def write_rows(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What a table was made of, if it was asked for."""
+    if args.json is not None:
+        args.json.write_text(json.dumps({"epochs": args.epochs, "rows": rows}, indent=1) + "\n")
 
 
 def recorded(jobs: Sequence[Job], out: Path) -> list[Job]:

@@ -14,9 +14,7 @@ import argparse
 import copy
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +36,7 @@ from _recipe import (
     sparse_edges,
     sparse_words,
 )
-from _runs import Job, Record, mean_std, recorded, run_all, show
+from _runs import Job, Record, add_run_options, mean_std, run_asked, show, write_rows
 from readme_loop import NODE_SETS
 
 from _common import Score, evaluate, fit, make_optimizer, score_of, train_epoch  # isort: skip
@@ -125,20 +123,13 @@ def _extend(parser: argparse.ArgumentParser) -> None:
         "--models", nargs="+", default=["GCN", "SAGE", "GAT", "APPNP"], choices=MODELS
     )
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON lines of the runs")
-    parser.add_argument("--recorded", action="store_true", help="only what --out holds")
-    parser.add_argument("--json", type=Path, help="what is printed, as plain values")
-    parser.add_argument("--markdown", type=Path, help="the table, as a file")
+    add_run_options(parser)
 
 
 def main() -> None:
     args = parse_args(__doc__, epochs=120, seeds=3, extend=_extend)
     args.datasets = reachable(args, args.datasets)
-    todo = jobs(args)
-    if args.recorded:
-        todo = recorded(todo, args.out)
-    done = run_all(todo, functools.partial(work, place_of(args)), args.out, args.workers)
+    done = run_asked(args, jobs(args), functools.partial(work, place_of(args)))
     found = list(rows(done))
     print("\ntest accuracy; the float model's epoch is the best on the validation nodes")
     cells = [
@@ -146,8 +137,7 @@ def main() -> None:
         for r in found
     ]
     show(["data set", "model", *COLUMNS], cells, args.markdown)
-    if args.json is not None:
-        args.json.write_text(json.dumps({"epochs": args.epochs, "rows": found}, indent=1) + "\n")
+    write_rows(args, found)
 
 
 if __name__ == "__main__":

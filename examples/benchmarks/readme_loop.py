@@ -15,10 +15,8 @@ import argparse
 import copy
 import functools
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch_geometric.data import Data
@@ -35,7 +33,7 @@ from _recipe import (
     recipe_of,
     run,
 )
-from _runs import Job, Record, mean_std, recorded, run_all, show
+from _runs import Job, Record, add_run_options, mean_std, run_asked, show, write_rows
 
 NODE_SETS = ("Cora", "CiteSeer", "PubMed", "CS", "Physics", "Photo", "Computers")
 
@@ -124,26 +122,18 @@ def _extend(parser: argparse.ArgumentParser) -> None:
         "--widths", nargs="+", default=["FP32", "INT4", "INT2-mixed", "INT2"], choices=WIDTHS
     )
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON lines of the runs")
-    parser.add_argument("--recorded", action="store_true", help="only what --out holds")
-    parser.add_argument("--json", type=Path, help="what is printed, as plain values")
-    parser.add_argument("--markdown", type=Path, help="the table, as a file")
+    add_run_options(parser)
 
 
 def main() -> None:
     args = parse_args(__doc__, epochs=120, seeds=3, extend=_extend)
     args.datasets = reachable(args, args.datasets)
-    todo = jobs(args)
-    if args.recorded:
-        todo = recorded(todo, args.out)
-    done = run_all(todo, functools.partial(work, place_of(args)), args.out, args.workers)
+    done = run_asked(args, jobs(args), functools.partial(work, place_of(args)))
     found = list(rows(done))
     print("\ntest accuracy at the best-validation epoch (epochs of the escapes)")
     head = ["data set", "model", "features times", *args.widths]
     show(head, table(found, args.widths), args.markdown)
-    if args.json is not None:
-        args.json.write_text(json.dumps({"epochs": args.epochs, "rows": found}, indent=1) + "\n")
+    write_rows(args, found)
 
 
 if __name__ == "__main__":
