@@ -104,6 +104,22 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data) 
     optimizer.step()
 
 
+def train_on_batches(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Iterable[Data],
+    device: str | torch.device,
+) -> None:
+    """One pass over the training nodes, each batch a sampled subgraph around its seed nodes."""
+    model.train()
+    for batch in loader:
+        batch = batch.to(device)
+        optimizer.zero_grad()
+        out = model(batch.x, batch.edge_index)[: batch.batch_size]
+        F.cross_entropy(out, batch.y[: batch.batch_size]).backward()
+        optimizer.step()
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, data: Data) -> Score:
     """Accuracy on the validation and the test nodes."""

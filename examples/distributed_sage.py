@@ -17,7 +17,6 @@ import os
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric import seed_everything
@@ -27,7 +26,7 @@ from torch_geometric.nn import GraphSAGE
 from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
 import torch_geometric_qlr as qlr
-from _common import make_optimizer, parse_args, require, score_of
+from _common import make_optimizer, parse_args, require, score_of, train_on_batches
 from _data import load_citation
 from graphsage_sampled import BUILD
 
@@ -54,19 +53,6 @@ def own_seeds(mask: Tensor, rank: int, world: int) -> Tensor:
     """Every process has as many, so that none waits for the last batch of another."""
     nodes = mask.nonzero().view(-1)
     return nodes[rank : len(nodes) // world * world : world]
-
-
-def train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loader: NeighborLoader, device: torch.device
-) -> None:
-    """One pass over the seeds of this process."""
-    model.train()
-    for batch in loader:
-        batch = batch.to(device)
-        optimizer.zero_grad()
-        out = model(batch.x, batch.edge_index)[: batch.batch_size]
-        F.cross_entropy(out, batch.y[: batch.batch_size]).backward()
-        optimizer.step()
 
 
 def report(model: nn.Module, data: Data) -> None:
@@ -98,7 +84,7 @@ def main() -> None:
     )
     optimizer = make_optimizer(model)
     for _ in range(args.epochs):
-        train_epoch(parallel, optimizer, loader, device)
+        train_on_batches(parallel, optimizer, loader, device)
     if rank == 0:
         print(f"{graph.description}, {world} processes on {device.type}")
         report(model, data.to(device))

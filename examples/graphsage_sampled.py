@@ -10,14 +10,22 @@ the latter for the torch that is installed:
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 from torch_geometric.loader import NeighborLoader
 from torch_geometric.nn import GraphSAGE
 from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
-from _common import Score, compare, evaluate, fit, make_optimizer, parse_args, print_table, require
+from _common import (
+    Score,
+    compare,
+    evaluate,
+    fit,
+    make_optimizer,
+    parse_args,
+    print_table,
+    require,
+    train_on_batches,
+)
 from _data import load_citation
 
 # A package index holds the sources of torch-sparse alone, and nothing of pyg-lib.
@@ -31,19 +39,6 @@ VARIANTS = {
     "INT4": {"bits": 4},
     "INT2": {"bits": 2},
 }
-
-
-def train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loader: NeighborLoader, device: str
-) -> None:
-    """One pass over the training nodes, each batch a sampled subgraph around its seed nodes."""
-    model.train()
-    for batch in loader:
-        batch = batch.to(device)
-        optimizer.zero_grad()
-        out = model(batch.x, batch.edge_index)[: batch.batch_size]
-        F.cross_entropy(out, batch.y[: batch.batch_size]).backward()
-        optimizer.step()
 
 
 def main() -> None:
@@ -68,7 +63,7 @@ def main() -> None:
         return fit(
             label,
             args.epochs,
-            train=lambda: train_epoch(model, optimizer, loader, args.device),
+            train=lambda: train_on_batches(model, optimizer, loader, args.device),
             score=lambda: evaluate(model, on_device),
         )
 

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric import seed_everything
 from torch_geometric.data import Data
@@ -24,7 +23,7 @@ from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 from tqdm import tqdm
 
 import torch_geometric_qlr as qlr
-from _common import human, make_optimizer, parse_args, require, share
+from _common import human, make_optimizer, parse_args, require, share, train_on_batches
 from _data import load_citation
 from graphsage_sampled import BUILD
 
@@ -32,19 +31,6 @@ from graphsage_sampled import BUILD
 def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, default=4, help="of features, weights and messages")
     parser.add_argument("--workers", type=int, default=2, help="processes of a loader")
-
-
-def train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loader: NeighborLoader, device: str
-) -> None:
-    """One pass over the training nodes."""
-    model.train()
-    for batch in loader:
-        batch = batch.to(device)
-        optimizer.zero_grad()
-        out = model(batch.x, batch.edge_index)[: batch.batch_size]
-        F.cross_entropy(out, batch.y[: batch.batch_size]).backward()
-        optimizer.step()
 
 
 @torch.no_grad()
@@ -99,7 +85,7 @@ def main() -> None:
         model = qlr.quantize(model.to(args.device), bits=args.bits)
         optimizer = make_optimizer(model)
         for _ in tqdm(range(args.epochs), desc="training", leave=False, disable=None):
-            train_epoch(model, optimizer, train, args.device)
+            train_on_batches(model, optimizer, train, args.device)
         packed = qlr.convert(model.eval())
         print(
             f"features  {human(data.x.nbytes)} as floats, {human(path.stat().st_size)} in the file"
