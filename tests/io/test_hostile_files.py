@@ -41,7 +41,7 @@ from tests.helpers.io_cases import (
     run,
     written,
 )
-from torch_geometric_qlr.io import tensor_file
+from torch_geometric_qlr.files import tensor_file
 from torch_geometric_qlr.io.reading import read_file
 
 #: What a field of a header may be replaced by.
