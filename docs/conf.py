@@ -22,9 +22,10 @@ extensions = [
     "myst_parser",  # the changelog is Markdown
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     "conv_status",
+    "mathml",
 ]
 exclude_patterns = ["_build", "_ext", "_templates", "results"]
 templates_path = ["_templates"]
@@ -40,6 +41,9 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shapes"]
 
 html_theme = "furo"
+html_math_renderer = "mathml"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # what is copied runs: no prompts, and no output
+copybutton_prompt_is_regexp = True
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_title = f"QLR for PyG {release}"

@@ -60,7 +60,7 @@ LAYERS = (
     ("search",),
     ("transforms",),
     ("loader", "io"),
-    ("commands",),
+    ("commands", "self_check"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -135,7 +135,7 @@ def test_installed_metadata() -> None:
     core = {re.split(r"[^\w.-]", line)[0] for line in requires if "extra ==" not in line}
     assert core == {"torch", "torch_geometric", "brevitas", "numpy", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert extras == {"sparse", "triton", "examples", "docs", "style", "test", "dev"}
+    assert extras == {"sparse", "triton", "examples", "docs", "style", "test", "wheel", "dev"}
 
 
 def test_is_typed() -> None:

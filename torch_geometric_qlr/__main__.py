@@ -1,4 +1,5 @@
-"""`python -m torch_geometric_qlr`: versions, back ends, kernels, for a bug report; or a command."""
+"""`python -m torch_geometric_qlr`: versions, kernels and a check of them, for a bug report; or a
+command."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch_geometric_qlr
 from torch_geometric_qlr.commands import run_command
 from torch_geometric_qlr.ops import backend_info, kernels_on
 from torch_geometric_qlr.ops.schemas import NAMES
+from torch_geometric_qlr.self_check import Checked, self_check
 
 _OPTIONAL = ("torch_sparse", "pyg_lib", "triton")
 
@@ -40,8 +42,19 @@ def _gpus() -> dict[str, str]:
     return {**rows, "GPU kernels": f"none: {reason}" if reason else count}
 
 
+def _in_words(found: Checked) -> str:
+    if found.wrong:
+        return f"WRONG: {'; '.join(found.wrong)}"
+    return f"passed: {found.calls} results as the reference computes them"
+
+
 def main() -> None:
-    """Prints what computes here, and why."""
+    """Prints what computes here, and why, and whether it computes what it should.
+
+    Raises:
+        SystemExit: If it does not, with status 1.
+    """
+    checked = self_check()
     info = backend_info()
     rows = {
         "torch_geometric_qlr": torch_geometric_qlr.__version__,
@@ -55,10 +68,13 @@ def main() -> None:
         **{f"back end {name}": f"none: {reason}" for name, reason in info["unavailable"].items()},
         "VNNI, OpenMP": f"{'yes' if info['vnni'] else 'no'}, {'yes' if info['openmp'] else 'no'}",
         **_gpus(),
+        **{f"check of {found.backend}": _in_words(found) for found in checked},
     }
     width = max(len(name) for name in rows)
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
+    if any(found.wrong for found in checked):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
