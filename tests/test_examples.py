@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,17 @@ def test_model_bytes_counts_every_weight_once(monkeypatch: pytest.MonkeyPatch, h
     assert model_bytes(model, None) == 4 * (weights + biases)
     assert model_bytes(model, {"bits": 8}) == weights + 4 * biases + 8 * ranges
     assert model_bytes(model, {"bits": 2}) == weights // 4 + 4 * biases + 8 * ranges
+
+
+def test_lightning(run_example: Any) -> None:
+    pytest.importorskip("lightning", reason="needs Lightning: pip install lightning")
+    # What the trainer says of one process and few batches is its own affair.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        printed = run_example("lightning_gcn.py", "--generated", "--epochs", "3", "--device", "cpu")
+    assert re.search(
+        r"^seed 0: test accuracy [\d.]+ %.* converted, 0 answers differ$", printed, re.M
+    )
 
 
 def test_readme_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
