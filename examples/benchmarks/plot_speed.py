@@ -4,9 +4,8 @@
     python examples/benchmarks/plot_speed.py arxiv.json reddit.json --markdown speed.md
     python examples/benchmarks/plot_speed.py arxiv.json reddit.json --summary s.md --into README.md
 
-A panel per table: how many times faster than the fastest FP32 path of PyG each candidate is. Peers
-are grey, this package's float kernel is hatched: the part of a bar that reaches beyond it is owed
-to fewer bits. Bars with dots have another configuration than the default one, which they name.
+In the picture three bars per model: how many times faster than the fastest FP32 path of PyG it is,
+in the default configuration or the nearest one that was measured, and marks for the strongest peer.
 
 The summary has a line per model: the default configuration with float features and with packed
 ones, over the strongest FP32 peer there is, which nobody's library calls, and over the fastest path
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,6 @@ from _runs import pyplot
 from _timing import Times, markdown
 
 COLORS = {"INT8": "#9ecae1", "INT4": "#4292c6", "INT2": "#084594"}
-OWN = ("own fp32", "own float kernel")
 
 WIDTHS = ("INT8", "INT4", "INT2")
 #: Rows of a table that the summary shows, by the end of their names.
@@ -146,15 +143,6 @@ def write_into(path: Path, text: str) -> None:
 # As a picture ####################################################################################
 
 
-def style(name: str) -> dict[str, Any]:
-    if name in OWN:
-        return {"color": "white", "edgecolor": "black", "hatch": "///"}
-    # The default configuration stands out.
-    other = any(option in name for option in OPTIONS)
-    option = {"hatch": "...", "edgecolor": "white"} if other else {}
-    return {"color": COLORS.get(name[:4], "#bdbdbd"), **option}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("json", nargs="+", type=Path)
@@ -171,41 +159,44 @@ def main() -> None:
     if args.into is not None:
         write_into(args.into, summary(found))
     if args.out is not None:
-        draw(args.out, [table for table in found if table.fastest is not None])
+        draw(args.out, found)
 
 
-def draw(path: Path, panels: list[Table]) -> None:
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    longest = max(len(panel.ratios) for panel in panels)
+def draw(path: Path, found: list[Table]) -> None:
+    """A group of bars per model: its configuration nearest to the default one."""
+    models = [(table, kind) for table in found if (kind := drawn(table)) is not None]
     plt = pyplot()
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(7 * columns, (0.28 * longest + 1.1) * rows),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        peer = str(panel.fastest)
-        ratios = {name: by_peer[peer] for name, by_peer in panel.ratios.items()}
-        # Packing is a cost beside the sums, not another way to take them.
-        names = sorted(
-            (name for name in ratios if not name.endswith("quantize and pack")),
-            key=lambda name: ratios[name],
-        )
-        for place, name in enumerate(names):
-            axis.barh(place, ratios[name], **style(name))
-            axis.text(ratios[name], place, f" {ratios[name]:.1f}", va="center", fontsize=8)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_xlim(0, 1.1 * max(ratios[name] for name in names))
-        axis.set_title(panel.title, fontsize=10)
-        axis.set_xlabel(f"times faster than {peer}")
-    figure.savefig(path, dpi=120)
+    figure, axis = plt.subplots(figsize=(6, 0.6 + 0.52 * len(models)), layout="constrained")
+    for place, (table, kind) in enumerate(models):
+        strongest = peer_of(table, STRONGEST)
+        for number, width in enumerate(WIDTHS):
+            row = table.ratios[width + ROWS[kind]]
+            ratio, y = row[str(table.fastest)], place + 0.26 * (number - 1)
+            axis.barh(y, ratio - 1, 0.24, left=1, color=COLORS[width])
+            text = {"ha": "left" if ratio >= 1 else "right", "va": "center", "fontsize": 7}
+            axis.annotate(shown(ratio), (ratio, y), (3, 0), textcoords="offset points", **text)
+            if strongest not in (None, table.fastest):
+                axis.plot(row[strongest], y, "|", color="black", markersize=6)
+    axis.set_yticks(range(len(models)), [table.title for table, _ in models], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.margins(x=0.14)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xlabel("times faster than PyG's fastest path", fontsize=8)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[width]) for width in WIDTHS]
+    mark = plt.Line2D([], [], color="black", marker="|", linestyle="none")
+    labels = [*WIDTHS, "over the strongest FP32 peer"]
+    figure.legend([*handles, mark], labels, loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=160)
     print(f"written: {path}")
+
+
+def drawn(table: Table) -> str | None:
+    """What of a model is drawn; nothing of a table of single operations."""
+    kinds = (kind for kind, suffix in ROWS.items() if WIDTHS[0] + suffix in table.ratios)
+    return next(kinds, None) if table.fastest is not None else None
 
 
 if __name__ == "__main__":
