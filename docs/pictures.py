@@ -2,8 +2,8 @@
 
     sphinx-build -W docs docs/_build/html && python docs/pictures.py docs/_build/html --out pictures
 
-Needs Chromium. Every page is loaded at 390 and at 1280 pixels, in light and in dark; the exit status
-is 1 if one is wider than its window.
+Needs Chromium. Every page is loaded at 390 and at 1280 pixels, in light and in dark; the exit
+status is 1 if one is wider than its window.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ HEIGHT = 2400
 FRAME = "_picture.html"
 
 # A window is never as narrow as a phone; a frame in it can be. What scrolls by itself is excepted.
-HARNESS = """<!doctype html><meta charset="utf-8"><style>body {{ margin: 0; overflow: hidden }}</style>
+HARNESS = """<!doctype html><meta charset="utf-8">
+<style>body {{ margin: 0; overflow: hidden }}</style>
 <iframe id="page" src="{page}" width="{width}" height="{height}" style="border: 0"></iframe>
 <script>
 page.onload = () => {{
