@@ -19,6 +19,7 @@ from torch_geometric_qlr.codes.promise import (
     promised_codes,
     realised,
 )
+from torch_geometric_qlr.codes.readings import Readings
 from torch_geometric_qlr.codes.recorder import Recorder, Watched
 from torch_geometric_qlr.codes.stage import Stage
 from torch_geometric_qlr.layers.running import is_own_hook, running_model
@@ -145,7 +146,7 @@ def _has_foreign_hooks(model: nn.Module) -> bool:
 
 def with_promise(value: Any) -> Any:
     """Packed features as tensors, which any model can pass on."""
-    if isinstance(value, PackedTensor):
+    if isinstance(value, (PackedTensor, Readings)):
         return Promise(value, tuple(value.shape), value.device)
     if type(value) in (tuple, list):
         return type(value)(with_promise(v) for v in value)

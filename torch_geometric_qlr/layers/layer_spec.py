@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
+
+from torch_geometric_qlr.sparse import is_matrix
+
 __all__ = [
     "REWRITTEN",
     "EdgePreparation",
@@ -61,6 +65,14 @@ class EdgePreparation:
     extra: str = ""
     options: tuple[str, ...] = ()
     takes_pairs: bool = False
+
+    def takes(self, edges: Any) -> bool:
+        r"""Whether it can be done for edges in this form. Of the others the forward sees to itself.
+
+        Args:
+            edges (torch.Tensor or EdgeIndex or SparseTensor): Edges ``[2, E]`` or a matrix.
+        """
+        return isinstance(edges, Tensor) or (is_matrix(edges) and self.extra == "edge_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
