@@ -383,6 +383,11 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
 # What is refused ##################################################################################
 
 
+class FindsNeighbours(SAGEConv):
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(x, torch.cdist(x, x).lt(1.0).nonzero().t())
+
+
 def test_layers_that_look_further() -> None:
     data = graph()
     for model, words in (
@@ -391,6 +396,7 @@ def test_layers_that_look_further() -> None:
         (made(GCN, data, norm="pair_norm"), "PairNorm looks at all nodes"),
         (APPNP(K=3, alpha=0.1).eval(), "propagates 3 times"),
         (GCNConv(IN, OUT, flow="target_to_source").eval(), "its flow is 'target_to_source'"),
+        (FindsNeighbours(IN, OUT).eval(), "finds its neighbours itself"),
         (Net().eval(), r"nobody can see which layers Net calls.*layers=\["),
     ):
         with pytest.raises(UnsupportedLayerError, match=words):

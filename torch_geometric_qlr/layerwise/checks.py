@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -74,6 +75,12 @@ def _check_conv(where: str, conv: Any) -> None:
             f"{where}: {type(conv).__name__} propagates {hops} times in one layer, and a block has "
             f"the neighbours of its nodes only. Call the model on the whole graph, or on batches "
             f"of a NeighborLoader with as many hops."
+        )
+    if not {"edge_index", "adj_t"} & set(inspect.signature(conv.forward).parameters):
+        raise UnsupportedLayerError(
+            f"{where}: {type(conv).__name__} takes no edge_index, so it finds its neighbours "
+            f"itself, and a block has few of the nodes. Find them for the whole graph, or name the "
+            f"edges edge_index if it takes them."
         )
     if conv.flow != "source_to_target":
         raise UnsupportedLayerError(
