@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_geometric.nn as pyg_nn
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -244,6 +245,26 @@ def test_modules_of_the_model() -> None:
     assert torch.equal(found, two(data.x, data.edge_index))
 
 
+@pytest.mark.parametrize("name", ["GraphConv", "GATv2Conv", "GINEConv", "TransformerConv"])
+def test_convolutions_alone(name: str) -> None:
+    cls = getattr(pyg_nn, name)
+    data = graph(edge_attr=torch.rand(EDGES, IN))
+    if name == "GraphConv":
+        check_all(cls(IN, OUT).eval(), graph(), data.x, data.edge_index)
+    elif name == "GINEConv":
+        check_all(cls(nn.Linear(IN, OUT)).eval(), data, data.x, data.edge_index, data.edge_attr)
+    else:
+        model = cls(IN, OUT, heads=2, edge_dim=IN).eval()
+        check_all(model, data, data.x, data.edge_index, data.edge_attr)
+
+
+def test_a_chain_that_is_none() -> None:
+    first = (SAGEConv(IN, IN), "x, edge_index -> h")
+    model = Sequential("x, edge_index", [first, (SAGEConv(IN, OUT), "x, edge_index -> x")])
+    with pytest.raises(UnsupportedLayerError, match="no chain from features to features"):
+        qlr.inference(model.eval(), graph(), **SMALL)
+
+
 def test_convolutions_side_by_side_are_one_layer() -> None:
     data = graph()
     data.edge_index = torch.cat([data.edge_index, data.edge_index.flip(0)], dim=1)
@@ -384,7 +405,7 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class FindsNeighbours(SAGEConv):
-    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Any:
         return super().forward(x, torch.cdist(x, x).lt(1.0).nonzero().t())
 
 

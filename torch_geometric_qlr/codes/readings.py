@@ -22,13 +22,11 @@ class Readings:
     Args:
         codes (dict): The codes by the quantizer that makes them; not empty without :obj:`values`.
         values (torch.Tensor, optional): The floats. Then codes are made when a quantizer asks.
-
-    Attributes:
-        is_read (bool): Whether somebody else than a quantizer has read the floats.
     """
 
     def __init__(self, codes: Mapping[Any, PackedTensor], values: Tensor | None = None) -> None:
-        self.codes, self.values, self.is_read = dict(codes), values, False
+        self.codes, self.values = dict(codes), values
+        self._is_read, self._parts = False, list[Readings]()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,9 +50,31 @@ class Readings:
             self.codes[quantizer] = quantizer.pack(self._floats())
         return self.codes[quantizer]
 
+    def rows(self, rows: slice) -> Readings:
+        r"""Some of the rows, which tell the readers of the whole as well.
+
+        Args:
+            rows (slice): Which.
+        """
+        if self.values is None:
+            return Readings({quantizer: codes[rows] for quantizer, codes in self.codes.items()})
+        self._parts.append(part := Readings({}, self.values[rows]))
+        return part
+
+    @property
+    def readers(self) -> list[Any]:
+        """The quantizers that have read it, or a part of it."""
+        found = [*self.codes, *(quantizer for part in self._parts for quantizer in part.readers)]
+        return list(dict.fromkeys(found))
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody else than a quantizer has read the floats, or some of them."""
+        return self._is_read or any(part.is_read for part in self._parts)
+
     def dequantize(self) -> Tensor:
         """The floats themselves."""
-        self.is_read = True
+        self._is_read = True
         return self._floats()
 
     def _floats(self) -> Tensor:

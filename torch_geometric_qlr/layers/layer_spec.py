@@ -139,6 +139,9 @@ class ForwardFacts:
         edges (EdgePreparation, optional): What it does to its edges.
         chain (HopChain, optional): The one operation that computes all of it.
         own_term (OwnTerm, optional): What it adds to its messages, which one operation may do.
+        pairs (bool): Whether a pair of features, of nodes that send and of some of them that
+            receive, gives for the latter what the features of all nodes give, bit for bit, without
+            a thing to do to its edges.
         computes (str): Of other layers: :obj:`"product"` if it is
             :math:`\mathbf{X} \mathbf{W}^{\top} + \mathbf{b}`, :obj:`"lookup"` if it takes rows of
             its weight.
@@ -147,6 +150,7 @@ class ForwardFacts:
     edges: EdgePreparation | None = None
     chain: HopChain | None = None
     own_term: OwnTerm | None = None
+    pairs: bool = False
     computes: Literal["", "product", "lookup"] = ""
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,27 +28,40 @@ class EdgeTable:
     def __init__(self, adj: Any, extras: Mapping[str, Tensor], num_nodes: int) -> None:
         self.extras = dict(extras)
         self._form = "edges"
-        if is_matrix(adj):
+        if is_matrix(adj):  # its size is that of all nodes
             self._form = "SparseTensor" if isinstance(adj, SparseTensor) else "matrix"
         self.csr: CSRGraph = csr_graph(adj, num_src=num_nodes, num_dst=num_nodes)
 
-    def part(self, block: Block) -> tuple[Any, dict[str, Tensor]]:
-        r"""The edges into the nodes of a block, in the form that the graph has, and what belongs to
-        them.
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the graph is a matrix."""
+        return self._form != "edges"
+
+    def edges_of(self, block: Block, *, as_pair: bool = False) -> Any:
+        r"""The edges into the nodes of a block, in the form that the graph has.
 
         Args:
             block (Block): The block, whose numbers of nodes they are given in.
+            as_pair (bool): Whether its own nodes are numbered by themselves as targets.
         """
         rowptr = self.csr.rowptr[block.start : block.end + 1]
         begin, end = int(rowptr[0]), int(rowptr[-1])
         rowptr, col = rowptr - begin, block.local(self.csr.col[begin:end])
-        # The other nodes have no edges, and come before and behind.
-        after = block.nodes.numel() - block.own.stop
-        counts = torch.cat([rowptr[:1].expand(block.own.start), rowptr, rowptr[-1:].expand(after)])
+        if not as_pair:  # the other nodes have no edges, and come before and behind
+            before, after = block.own.start, block.nodes.numel() - block.own.stop
+            rowptr = torch.cat([rowptr[:1].expand(before), rowptr, rowptr[-1:].expand(after)])
         value = None if self.csr.value is None else self.csr.value[begin:end].to(block.device)
-        edges = self.in_form(counts.to(block.device), col.to(block.device), value)
+        return self.in_form(rowptr.to(block.device), col.to(block.device), value)
+
+    def extras_of(self, block: Block) -> dict[str, Tensor]:
+        r"""What belongs to these edges.
+
+        Args:
+            block (Block): The block.
+        """
+        begin, end = (int(self.csr.rowptr[i]) for i in (block.start, block.end))
         perm = slice(begin, end) if self.csr.perm is None else self.csr.perm[begin:end].long()
-        return edges, {n: v[perm].to(block.device) for n, v in self.extras.items()}
+        return {n: v[perm].to(block.device) for n, v in self.extras.items()}
 
     def in_form(self, rowptr: Tensor, col: Tensor, value: Tensor | None) -> Any:
         r"""Rows of sources in the form that the graph has.
@@ -123,8 +137,6 @@ class Block:
     Attributes:
         nodes (torch.Tensor): All nodes of the block, in the order of the graph: so are edges then.
         own (slice): Which of them it is made for.
-        edges (torch.Tensor or SparseTensor): What a layer takes for its edges.
-        extras (dict): Weights or features of the edges, by name.
     """
 
     def __init__(
@@ -140,7 +152,22 @@ class Block:
         self.own = slice(before, before + end - start)
         inside[self.nodes] = False
         position[self.nodes] = torch.arange(self.nodes.numel(), device=position.device)
-        self.edges, self.extras = whole.table.part(self)
+
+    @cached_property
+    def edges(self) -> Any:
+        """What a layer takes for its edges."""
+        return self.whole.table.edges_of(self)
+
+    @cached_property
+    def pair_edges(self) -> Any:
+        """The same where a layer takes nodes that send and nodes that receive apart: the latter are
+        the block's own, numbered by themselves."""
+        return self.whole.table.edges_of(self, as_pair=True)
+
+    @cached_property
+    def extras(self) -> dict[str, Tensor]:
+        """Weights or features of the edges, by name."""
+        return self.whole.table.extras_of(self)
 
     def local(self, nodes: Tensor) -> Tensor:
         r"""The numbers that nodes have in the block.

@@ -113,7 +113,8 @@ class InBlocks:
         self._check_one_hop(path, next(iter(given.values())))
         if known is None:
             return None
-        if given["edge_index"] is not block.edges:
+        as_pair = isinstance(next(iter(given.values())), tuple)
+        if given["edge_index"] is not (block.pair_edges if as_pair else block.edges):
             raise InputError(
                 f"inference: {path} is called with other edges than those of its layer. It "
                 f"normalises or completes them, which needs the whole graph: do that before, and "
@@ -121,10 +122,9 @@ class InBlocks:
             )
         extra = self._extra(path, block, known, given)
         table = _prepared(conv, path, known, block.whole, extra)
-        edges, extras = table.part(block)
-        given["edge_index"] = edges
+        given["edge_index"] = table.edges_of(block, as_pair=as_pair)
         if known.extra:
-            given[known.extra] = extras.get(known.extra)
+            given[known.extra] = table.extras_of(block).get(known.extra)
         return (), given
 
     def _check_one_hop(self, path: str, x: Any) -> None:

@@ -122,7 +122,7 @@ def readers_of(rows: Tensor, read: Reader) -> list[Any]:
     """
     readings = Readings({}, rows)
     read(readings)
-    return [] if readings.is_read else list(readings.codes)
+    return [] if readings.is_read else readings.readers
 
 
 def keep(

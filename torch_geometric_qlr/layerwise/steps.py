@@ -12,10 +12,13 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.nn import Sequential as PyGSequential
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from torch_geometric_qlr.codes.chains import rows_of
 from torch_geometric_qlr.errors import InputError, UnsupportedLayerError
 from torch_geometric_qlr.layers.pyg import sequential_children
+from torch_geometric_qlr.layers.state import float_class
 from torch_geometric_qlr.layerwise.blocks import Block
 from torch_geometric_qlr.layerwise.prepared import InBlocks
+from torch_geometric_qlr.nn.registry import class_facts
 
 __all__ = ["Step", "steps_of"]
 
@@ -64,11 +67,7 @@ def _of_user(runs: InBlocks, layer: Any, name: str) -> Step:
     if isinstance(layer, nn.Module):
         module = runs.of(layer)
         named = _named(layer.forward, 2, name)
-
-        def call_module(x: Any, block: Block) -> Tensor:
-            return _own(module(x, block.edges, **_extras(named, block)), block)
-
-        return call_module
+        return lambda x, block: _convolved(module, x, block, **_extras(named, block))
     if not callable(layer):
         raise InputError(f"inference: {name} is a {type(layer).__name__}, and no layer.")
     named = _named(layer, 3, name)
@@ -97,6 +96,15 @@ def _extras(named: set[str], block: Block) -> dict[str, Tensor]:
     return {name: value for name, value in block.extras.items() if name in named}
 
 
+def _convolved(conv: Any, x: Any, block: Block, *args: Any, **extras: Tensor) -> Tensor:
+    """What a convolution gives for a block's own nodes. One that takes those that receive apart is
+    spared all other nodes of the block, which are many times as many."""
+    if block.whole.table.is_matrix or not class_facts(float_class(conv)).forward.pairs:
+        return _own(conv(x, block.edges, *args, **extras), block)
+    out: Tensor = conv((x, rows_of(x, block.own)), block.pair_edges, *args, **extras)
+    return out
+
+
 def _own(out: Any, block: Block) -> Tensor:
     """The rows of a block's own nodes."""
     if not isinstance(out, Tensor) or out.dim() == 0 or out.size(0) != block.nodes.numel():
@@ -122,8 +130,7 @@ def _of_basic_gnn(model: Any) -> list[Step]:
         def run(x: Any, block: Block) -> Tensor:
             earlier = x[block.own] if joins and i > 0 else None
             own = x[:, -model.hidden_channels :].contiguous() if joins and i > 0 else x
-            out = model.convs[i](own, block.edges, **_extras(set(names), block))
-            out = out[block.own]
+            out = _convolved(model.convs[i], own, block, **_extras(set(names), block))
             if i < last or model.jk_mode is not None:
                 out = _activated(model, model.norms[i], out)
             if earlier is not None:
@@ -154,7 +161,8 @@ def _of_sequential(model: Any) -> list[Step]:
     features, has_conv = None, False
     for module, taken, made in sequential_children(model):
         others = taken[1:]
-        if (features not in (None, taken[0])) or not set(others) <= set(_GRAPH) or len(made) != 1:
+        is_chain = features in (None, taken[0]) and len(made) == 1
+        if not is_chain or (others and not _are_of_a_graph(others)):
             raise UnsupportedLayerError(
                 f"inference: {type(module).__name__} of the Sequential takes "
                 f"{', '.join(taken)} and gives {', '.join(made)}: its layers are no chain from "
@@ -168,11 +176,19 @@ def _of_sequential(model: Any) -> list[Step]:
     return [_in_a_row(group) for group in groups]
 
 
+def _are_of_a_graph(names: list[str]) -> bool:
+    return names[0] in ("edge_index", "adj_t") and set(names[1:]) <= {"edge_weight", "edge_attr"}
+
+
 def _in_a_row(children: list[tuple[Any, list[str]]]) -> Step:
     def run(x: Any, block: Block) -> Tensor:
-        known = {"edge_index": block.edges, "adj_t": block.edges, **block.extras}
+        is_own = False
         for module, others in children:
-            x = module(x, *(known[name] for name in others))
-        return _own(x, block)
+            if not others:
+                x = module(x)
+            else:
+                extras = (block.extras.get(name) for name in others[1:])
+                x, is_own = _convolved(module, x, block, *extras), True
+        return x if is_own else _own(x, block)
 
     return run
