@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ import torch_geometric_qlr as qlr
 from tests.helpers.optional import needs_torch_sparse
 from torch_geometric_qlr.errors import ConfigError, InputError, UnsupportedLayerError
 from torch_geometric_qlr.layerwise import rows as rows_module
+from torch_geometric_qlr.layerwise.blocks import WholeGraph
 from torch_geometric_qlr.loader import PackedFeatureStore
 from torch_geometric_qlr.transforms import PackFeatures
 
@@ -391,6 +394,32 @@ def test_the_model_stays_as_it_is() -> None:
         assert conv.normalize and not conv._forward_pre_hooks
 
 
+def test_nothing_is_left_of_a_graph() -> None:
+    """Without waiting for a collection of circles."""
+    gc.collect()
+    gc.disable()
+    try:
+        data = graph()
+        model = converted(trained(made(GCN, data), data.x, data.edge_index))
+        qlr.inference(model, data, **SMALL)
+        left = weakref.ref(data.edge_index)
+        del data
+        assert left() is None
+        assert not any(isinstance(thing, WholeGraph) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("cls", [GCN, GAT])
+def test_floats_of_another_width(cls: Any) -> None:
+    data = graph()
+    data.x = data.x.double()
+    model = made(cls, data).double()
+    found = qlr.inference(model, data, **SMALL)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(data.x, data.edge_index))
+
+
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     data = graph()
     model = converted(trained(made(GCN, data), data.x, data.edge_index))
@@ -497,6 +526,8 @@ def test_other_input() -> None:
         qlr.inference(made(GCN, data).train(), data)
     with pytest.raises(ConfigError, match="batch_size is 0"):
         qlr.inference(model, data, batch_size=0)
+    with pytest.raises(ConfigError, match="a folder that is there"):
+        qlr.inference(model, data, store="nowhere")
 
 
 def test_a_direction_of_its_own_is_refused() -> None:

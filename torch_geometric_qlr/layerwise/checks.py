@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -163,11 +164,12 @@ def check_features(x: Any) -> None:
         )
 
 
-def check_options(batch_size: Any) -> None:
-    r"""Whether a number of nodes is one.
+def check_options(batch_size: Any, store: Any) -> None:
+    r"""Whether a number of nodes is one, and a folder is there.
 
     Args:
         batch_size (int, optional): The number.
+        store (str or os.PathLike, optional): The folder.
 
     Raises:
         ConfigError: If it is not.
@@ -175,3 +177,5 @@ def check_options(batch_size: Any) -> None:
     is_count = isinstance(batch_size, int) and not isinstance(batch_size, bool)
     if batch_size is not None and not (is_count and batch_size >= 1):
         raise ConfigError(f"inference: batch_size is {batch_size!r}; it is a number of nodes.")
+    if store is not None and not os.path.isdir(store):
+        raise ConfigError(f"inference: store is {store!r}; it is a folder that is there.")

@@ -90,7 +90,7 @@ def inference(
         >>> torch.equal(out, packed(data.x, data.edge_index))
         True
     """
-    check_options(batch_size)
+    check_options(batch_size, store)
     check_model(model)
     check_data(data)
     x = _features(data, features)
@@ -143,7 +143,9 @@ def _outputs(
     for block in graph.blocks(batch_size):
         runs.enter(block)
         out: Tensor = plain(step(rows.select(block.nodes, block.device), block))
-        yield block.start, out
+        start = block.start
+        del block  # before the next one is made
+        yield start, out
         bar.update(len(out))
 
 

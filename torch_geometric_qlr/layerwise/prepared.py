@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -93,8 +94,12 @@ class InBlocks:
         if known is not None:
             setattr(new, known.flag, False)
 
+        around = weakref.ref(self)  # or the graph would stay until a circle is looked for
+
         def hook(layer: Any, args: Any, kwargs: Any) -> Any:
-            return self._with_block(conv, path, known, args, kwargs)
+            runs = around()
+            assert runs is not None
+            return runs._with_block(conv, path, known, args, kwargs)
 
         new.register_forward_pre_hook(hook, with_kwargs=True)
         return new
@@ -110,10 +115,12 @@ class InBlocks:
         arguments = signature.bind(*args, **kwargs)
         arguments.apply_defaults()
         given = arguments.arguments
-        self._check_one_hop(path, next(iter(given.values())))
+        x = next(iter(given.values()))
+        as_pair = isinstance(x, tuple)
+        source = x[0] if as_pair else x
+        self._check_one_hop(path, source)
         if known is None:
             return None
-        as_pair = isinstance(next(iter(given.values())), tuple)
         if given["edge_index"] is not (block.pair_edges if as_pair else block.edges):
             raise InputError(
                 f"inference: {path} is called with other edges than those of its layer. It "
@@ -121,14 +128,13 @@ class InBlocks:
                 f"switch {known.flag} off."
             )
         extra = self._extra(path, block, known, given)
-        table = _prepared(conv, path, known, block.whole, extra)
+        table = _prepared(conv, known, block.whole, extra, source.dtype)
         given["edge_index"] = table.edges_of(block, as_pair=as_pair)
         if known.extra:
             given[known.extra] = table.extras_of(block).get(known.extra)
         return (), given
 
-    def _check_one_hop(self, path: str, x: Any) -> None:
-        source = x[0] if isinstance(x, (tuple, list)) else x
+    def _check_one_hop(self, path: str, source: Any) -> None:
         if self._first is None:
             self._first = (path, source)
         elif self._first[1] is not source:
@@ -162,15 +168,15 @@ def _preparation(conv: nn.Module, adj: Any) -> EdgePreparation | None:
 
 
 def _prepared(
-    conv: Any, path: str, known: EdgePreparation, whole: WholeGraph, extra: str
+    conv: Any, known: EdgePreparation, whole: WholeGraph, extra: str, dtype: torch.dtype
 ) -> EdgeTable:
     """The edges of the whole graph as a convolution makes them; layers that make the same ones
     share them."""
     options = tuple(repr(getattr(conv, name, None)) for name in known.options)
-    key = (known, options, extra)
+    key = (known, options, extra, dtype)
     if key not in whole.prepared:
         table, num_nodes = whole.table, whole.num_nodes
-        features = torch.empty(num_nodes, 1, device="meta")  # the row reads their number
+        features = torch.empty(num_nodes, 1, dtype=dtype, device="meta")
         given = table.extras.get(extra) if extra else None
         arguments = {"x": features, "edge_index": whole.adj}
         out = known.prepare(conv, arguments, whole.adj, given)

@@ -46,7 +46,7 @@ class FloatRows:
         self.values = values
 
     def select(self, nodes: Tensor, device: torch.device) -> Any:
-        return self.values.index_select(0, nodes).to(device)
+        return self.values.index_select(0, nodes.to(self.values.device)).to(device)
 
 
 class GivenRows:
@@ -61,7 +61,7 @@ class GivenRows:
         self.values, self.as_codes = values, as_codes
 
     def select(self, nodes: Tensor, device: torch.device) -> Any:
-        rows = self.values.index_select(nodes).to(device)
+        rows = self.values.index_select(nodes.to(self.values.device)).to(device)
         return with_promise(rows) if self.as_codes else rows.dequantize()
 
 
@@ -76,7 +76,8 @@ class PackedRows:
         self.codes = codes
 
     def select(self, nodes: Tensor, device: torch.device) -> Any:
-        rows = {q: packed.index_select(nodes).to(device) for q, packed in self.codes.items()}
+        kept = self.codes.items()
+        rows = {q: x.index_select(nodes.to(x.device)).to(device) for q, x in kept}
         return with_promise(Readings(rows))
 
 
