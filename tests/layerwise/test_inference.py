@@ -104,11 +104,14 @@ def check_all(model: nn.Module, data: Data, *args: Any, **options: Any) -> None:
 # The models that are known ########################################################################
 
 
-@pytest.mark.parametrize("cls", [GCN, GraphSAGE, GIN, GAT, PNA, EdgeCNN])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"norm": "batch_norm", "act_first": True}, {"jk": "cat"}, {"jk": "last"}, {"jk": "max"}],
-    ids=["plain", "norm", "jk-cat", "jk-last", "jk-max"],
+    "cls, options",
+    [
+        *((cls, {}) for cls in (GCN, GraphSAGE, GIN, GAT, PNA, EdgeCNN)),
+        *((cls, {"norm": "batch_norm", "act_first": True}) for cls in (GCN, GIN)),
+        *((GraphSAGE, {"jk": jk}) for jk in ("last", "cat", "max", "lstm")),
+        (GAT, {"jk": "cat", "heads": 2, "norm": "batch_norm"}),
+    ],
 )
 def test_answers_are_those_of_the_whole_graph(cls: Any, options: Any) -> None:
     data = graph()
