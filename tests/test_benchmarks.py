@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.optional import needs_sampler
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "examples" / "benchmarks"
 SMALLEST = ("--generated", "--epochs", "1", "--seeds", "1", "--device", "cpu", "--hidden", "4")
 
@@ -185,6 +187,24 @@ def test_memory_is_measured_in_processes_of_their_own(
     assert measured["INT2"]["features"] < floats["features"] / 10
     if graph == "pubmed":  # the other one is small beside the code itself
         assert measured["INT2"]["peak"] < 0.75 * floats["peak"]
+
+
+@needs_sampler
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without a 'pyg-lib':UserWarning")
+def test_a_large_graph_in_small(run_benchmark: Any, tmp_path: Path) -> None:
+    out, store = tmp_path / "large.json", tmp_path / "rows"
+    store.mkdir()
+    sizes = ("--nodes", "3000", "--edges", "30000", "--features", "128", "--seeds", "600")
+    how = ("--batch-size", "20", "--store", str(store), "--json", str(out))
+    rows = cells(run_benchmark("large_graph.py", *sizes, *how))
+    stages = ["graph", "features", "training", "conversion", "inference"]
+    assert [row[0] for row in rows[2:]] == stages
+    found = json.loads(out.read_text())
+    assert list(found["stages"]) == stages
+    assert found["peak_mb"] == max(stage["peak_mb"] for stage in found["stages"].values())
+    assert found["bytes"]["file"] < found["bytes"]["floats"] / 5 and found["rows_in_files"]
+    assert found["accuracy"] > 3 / 40 and found["loss"][1] < found["loss"][0]
 
 
 def test_exactness_counts_codes(run_benchmark: Any) -> None:

@@ -59,7 +59,7 @@ LAYERS = (
     ("calibration", "training"),
     ("search",),
     ("transforms",),
-    ("loader", "io"),
+    ("loader", "io", "layerwise"),
     ("commands", "self_check"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -16,6 +16,7 @@ from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.io import load, save
+from torch_geometric_qlr.layerwise import inference
 from torch_geometric_qlr.nn import register_conv, register_linear
 from torch_geometric_qlr.search import search_bits
 from torch_geometric_qlr.training import (
@@ -45,6 +46,7 @@ __all__ = [
     "convert_",
     "distill",
     "errors",
+    "inference",
     "load",
     "loader",
     "metrics",

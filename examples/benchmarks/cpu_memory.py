@@ -36,6 +36,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 import torch_geometric_qlr as qlr
 from _graphs import SHAPES, generate
+from _memory import forget_peak, memory
 from _timing import environment
 from torch_geometric_qlr.ops import row_layout
 from torch_geometric_qlr.sparse import csr_graph, sparse_csr
@@ -47,17 +48,6 @@ PEERS = ("float, adj_t", "float, sparse.mm sum")
 
 
 # One candidate, in a process of its own ##########################################################
-
-
-def memory(key: str) -> float:
-    """Resident memory in MB now (VmRSS), or the largest so far (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
-def forget_peak() -> None:
-    """The largest so far becomes what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def build(candidate: str, features: int) -> nn.Module:

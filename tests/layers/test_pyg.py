@@ -54,6 +54,15 @@ def test_uncompiled_propagate_propagates() -> None:
     assert torch.equal(out, conv.propagate(EDGES, x=(X, X)))
 
 
+def test_children_of_a_sequential() -> None:
+    conv, relu = GCNConv(8, 4), nn.ReLU()
+    model = pyg_nn.Sequential("x, edge_index", [(conv, "x, edge_index -> h"), relu])
+    assert pyg.sequential_children(model) == [
+        (conv, ["x", "edge_index"], ["h"]),
+        (relu, ["h"], ["h"]),
+    ]
+
+
 def test_own_propagate() -> None:
     for cls in (GCNConv, Inherits, GATConv):
         cls(8, 4)  # PyG writes the code of a class when its first object is made

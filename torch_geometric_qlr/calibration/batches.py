@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Data, HeteroData, TemporalData
 
 from torch_geometric_qlr.errors import ConfigError
 
@@ -42,7 +42,7 @@ def several(batches: Any) -> Iterable[Any]:
         >>> several(batch) == [batch], several([batch, batch]) == [batch, batch]
         (True, True)
     """
-    if isinstance(batches, (Tensor, tuple, dict, Data, HeteroData)):
+    if isinstance(batches, (Tensor, tuple, dict, Data, HeteroData, TemporalData)):
         return [batches]
     if isinstance(batches, (str, bytes)) or not isinstance(batches, Iterable):
         raise ConfigError(
@@ -85,7 +85,7 @@ def run_on(model: nn.Module, batch: Any) -> Any:
         return model(**batch)
     if isinstance(batch, HeteroData):
         return model(batch.x_dict, batch.edge_index_dict)
-    if isinstance(batch, Data):
+    if isinstance(batch, (Data, TemporalData)):
         return model(**_arguments(model, batch))
     return model(batch)
 
@@ -114,7 +114,7 @@ def runs_of(batches: Any, forward: Forward | None, caller: str) -> list[Run]:
     return runs
 
 
-def _arguments(model: nn.Module, data: Data) -> dict[str, Any]:
+def _arguments(model: nn.Module, data: Data | TemporalData) -> dict[str, Any]:
     """What a data object has of the arguments that a forward names."""
     names = inspect.signature(model.forward).parameters
     return {name: data[name] for name in names if name in data and data[name] is not None}

@@ -159,9 +159,10 @@ def calibrate(
             in place.
         batches (Any): A loader or a list of batches, one batch, or a callable that is given the
             model and runs it. A batch is a tensor, a tuple of positional arguments, a dict of
-            keyword arguments, or a :class:`~torch_geometric.data.Data` or
-            :class:`~torch_geometric.data.HeteroData`, of which the arguments are taken that
-            the model's forward names.
+            keyword arguments, or a :class:`~torch_geometric.data.Data`,
+            :class:`~torch_geometric.data.HeteroData` or
+            :class:`~torch_geometric.data.TemporalData`, of which the arguments are taken that the
+            model's forward names.
         forward (callable, optional): Called with the model and a batch, to run it.
         method, share, resume, alone (optional): As in :func:`calibrating`.
         progress (bool): Whether a bar tells how far it is. (default: :obj:`True`)

@@ -19,13 +19,14 @@ from torch_geometric_qlr.codes.promise import (
     promised_codes,
     realised,
 )
+from torch_geometric_qlr.codes.readings import Readings
 from torch_geometric_qlr.codes.recorder import Recorder, Watched
 from torch_geometric_qlr.codes.stage import Stage
 from torch_geometric_qlr.layers.running import is_own_hook, running_model
 from torch_geometric_qlr.layers.state import LayerState
 from torch_geometric_qlr.tensor import PackedTensor
 
-__all__ = ["Chains", "codes_of", "handed_out", "may_wait", "plain", "with_promise"]
+__all__ = ["Chains", "codes_of", "handed_out", "may_wait", "plain", "rows_of", "with_promise"]
 
 #: Which result: the layer, and the how manieth of this call of the model.
 Key = tuple[Any, int]
@@ -145,13 +146,26 @@ def _has_foreign_hooks(model: nn.Module) -> bool:
 
 def with_promise(value: Any) -> Any:
     """Packed features as tensors, which any model can pass on."""
-    if isinstance(value, PackedTensor):
+    if isinstance(value, (PackedTensor, Readings)):
         return Promise(value, tuple(value.shape), value.device)
     if type(value) in (tuple, list):
         return type(value)(with_promise(v) for v in value)
     if type(value) is dict:
         return {k: with_promise(v) for k, v in value.items()}
     return value
+
+
+def rows_of(x: Any, rows: slice) -> Any:
+    r"""Some rows of what a layer may be given as features, packed as they are.
+
+    Args:
+        x (torch.Tensor): The features, or a promise of them.
+        rows (slice): Which.
+    """
+    made_of = x._qlr_promise if isinstance(x, Promise) else x
+    if isinstance(made_of, Readings):
+        return with_promise(made_of.rows(rows))
+    return with_promise(made_of[rows]) if isinstance(made_of, PackedTensor) else x[rows]
 
 
 def _scope() -> _Scope | None:

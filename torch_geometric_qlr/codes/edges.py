@@ -81,7 +81,7 @@ def ready_edges(layer: Any, arguments: dict[str, Any]) -> tuple[Any, Any] | None
         return None
     if getattr(layer, "cached", False):
         return None
-    if not isinstance(edges, Tensor) and not (is_matrix(edges) and known.extra == "edge_weight"):
+    if not known.takes(edges):
         return None
     x = arguments.get("x")
     if x is None or not (isinstance(x, Tensor) or known.takes_pairs):

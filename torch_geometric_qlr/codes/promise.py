@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_geometric_qlr.codes.readings import Readings
 from torch_geometric_qlr.codes.stage import NO_EPILOGUE, Epilogue, Stage
 from torch_geometric_qlr.codes.steps import (
     HARMLESS,
@@ -170,7 +171,7 @@ class Chain:
 class Promise(Tensor):
     """A float tensor whose values are computed when somebody needs them after all."""
 
-    _qlr_promise: Any  # a Chain, or a PackedTensor that a user passed
+    _qlr_promise: Any  # a Chain, a PackedTensor that a user passed, or Readings
     _position: int
 
     # What is asked most often, answered without the way through torch's functions.
@@ -342,7 +343,7 @@ def _floats(x: Promise) -> Tensor:
     made_of = x._qlr_promise
     if isinstance(made_of, Chain):
         return made_of.value(x._position, x.shape)
-    if isinstance(made_of, PackedTensor):
+    if isinstance(made_of, (PackedTensor, Readings)):
         # From here on somebody may write into them.
         made_of = x._qlr_promise = made_of.dequantize()
     floats: Tensor = made_of.view(x.shape)
@@ -368,6 +369,8 @@ def promised_codes(x: Promise, quantizer: Any) -> PackedTensor | None:
     made_of = x._qlr_promise
     if isinstance(made_of, PackedTensor):
         return made_of if tuple(x.shape) == tuple(made_of.shape) else None
+    if isinstance(made_of, Readings):
+        return made_of.codes_for(quantizer) if tuple(x.shape) == made_of.shape else None
     if not isinstance(made_of, Chain) or made_of.plan.quantizer is not quantizer:
         return None
     at_end = x._position == len(made_of.plan.steps) and not made_of.has_floats(x._position)

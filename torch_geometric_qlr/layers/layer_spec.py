@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
+
+from torch_geometric_qlr.sparse import is_matrix
+
 __all__ = [
     "REWRITTEN",
     "EdgePreparation",
@@ -61,6 +65,14 @@ class EdgePreparation:
     extra: str = ""
     options: tuple[str, ...] = ()
     takes_pairs: bool = False
+
+    def takes(self, edges: Any) -> bool:
+        r"""Whether it can be done for edges in this form. Of the others the forward sees to itself.
+
+        Args:
+            edges (torch.Tensor or EdgeIndex or SparseTensor): Edges ``[2, E]`` or a matrix.
+        """
+        return isinstance(edges, Tensor) or (is_matrix(edges) and self.extra == "edge_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +139,9 @@ class ForwardFacts:
         edges (EdgePreparation, optional): What it does to its edges.
         chain (HopChain, optional): The one operation that computes all of it.
         own_term (OwnTerm, optional): What it adds to its messages, which one operation may do.
+        pairs (bool): Whether a pair of features, of nodes that send and of some of them that
+            receive, gives for the latter what the features of all nodes give, bit for bit, without
+            a thing to do to its edges.
         computes (str): Of other layers: :obj:`"product"` if it is
             :math:`\mathbf{X} \mathbf{W}^{\top} + \mathbf{b}`, :obj:`"lookup"` if it takes rows of
             its weight.
@@ -135,6 +150,7 @@ class ForwardFacts:
     edges: EdgePreparation | None = None
     chain: HopChain | None = None
     own_term: OwnTerm | None = None
+    pairs: bool = False
     computes: Literal["", "product", "lookup"] = ""
 
     @property

@@ -26,6 +26,7 @@ __all__ = [
     "message_arguments",
     "node_counts",
     "sends_from_sources",
+    "sequential_children",
     "uncompiled_propagate",
 ]
 
@@ -137,6 +138,16 @@ def sends_from_sources(layer: Any, source: str) -> bool:
         source (str): Their name in :meth:`propagate`.
     """
     return all(name == f"{source}_j" or name[-2:] not in ("_i", "_j") for name in layer._user_args)
+
+
+def sequential_children(model: Any) -> list[tuple[Any, list[str], list[str]]]:
+    r"""The children of a :class:`torch_geometric.nn.Sequential` in order, each with the names of
+    what it takes and of what it gives.
+
+    Args:
+        model (torch_geometric.nn.Sequential): The model.
+    """
+    return [(getattr(model, c.name), c.param_names, c.return_names) for c in model._children]
 
 
 def fuses(layer: Any, adj: Any) -> bool:

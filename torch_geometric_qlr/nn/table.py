@@ -64,8 +64,14 @@ def _softmax(conv: Any) -> str:
     return ""
 
 
-def _prepares(edges: EdgePreparation, chain: HopChain | None = None) -> ForwardFacts:
-    return ForwardFacts(edges=edges, chain=chain)
+#: Takes those that send and those that receive apart.
+_PAIRS = ForwardFacts(pairs=True)
+
+
+def _prepares(
+    edges: EdgePreparation, chain: HopChain | None = None, *, pairs: bool = False
+) -> ForwardFacts:
+    return ForwardFacts(edges=edges, chain=chain, pairs=pairs)
 
 
 def _one_plus_eps(conv: Any) -> float | None:
@@ -91,21 +97,21 @@ CONVS: Mapping[str, LayerSpec] = {
     "SimpleConv": copy_spec(first=True, rough=_mean),
     "GCNConv": copy_spec(rough=_normalized, forward=_prepares(GCN_NORM)),
     "ChebConv": copy_spec(first=True, hops=lambda conv: max(1, len(conv.lins) - 1)),
-    "SAGEConv": copy_spec(first=True, rough=_mean),
+    "SAGEConv": copy_spec(first=True, rough=_mean, forward=_PAIRS),
     "CuGraphSAGEConv": _container(note=_EXTERNAL),
-    "GraphConv": copy_spec(first=True, rough=_mean),
+    "GraphConv": copy_spec(first=True, rough=_mean, forward=_PAIRS),
     "GravNetConv": copy_spec(),
     "GatedGraphConv": copy_spec(weights={"weight": -1}, hops=lambda conv: conv.num_layers),
     "ResGatedGraphConv": edge_spec(),
     "GATConv": attention_spec(
         logit_weights=("att_src", "att_dst", "att_edge"),
         rough=_softmax,
-        forward=_prepares(ATTENTION_LOOPS),
+        forward=_prepares(ATTENTION_LOOPS, pairs=True),
     ),
     "CuGraphGATConv": _container(note=_EXTERNAL),
     "FusedGATConv": _container(note=_EXTERNAL),
     "GATv2Conv": attention_spec(
-        logit_weights=("att",), rough=_softmax, forward=_prepares(ATTENTION_LOOPS)
+        logit_weights=("att",), rough=_softmax, forward=_prepares(ATTENTION_LOOPS, pairs=True)
     ),
     "TransformerConv": attention_spec(
         sources=("value",), logit_sources=("key",), message=_attends("value", obstacle=_adds_edges)
@@ -125,9 +131,9 @@ CONVS: Mapping[str, LayerSpec] = {
     "GINConv": copy_spec(
         first=True,
         rough=_mean,
-        forward=ForwardFacts(own_term=OwnTerm(factor=_one_plus_eps, then="nn")),
+        forward=ForwardFacts(own_term=OwnTerm(factor=_one_plus_eps, then="nn"), pairs=True),
     ),
-    "GINEConv": edge_spec(),
+    "GINEConv": edge_spec(forward=_PAIRS),
     "ARMAConv": copy_spec(
         weights={"weight": -1, "init_weight": -1, "root_weight": -1},
         hops=lambda conv: conv.num_layers,
@@ -164,7 +170,7 @@ CONVS: Mapping[str, LayerSpec] = {
     "SplineConv": edge_spec(weights={"weight": -1}),
     "NNConv": edge_spec(),
     "CGConv": edge_spec(),
-    "EdgeConv": edge_spec(),
+    "EdgeConv": edge_spec(forward=_PAIRS),
     "DynamicEdgeConv": edge_spec(note="neighbours are found in floating point"),
     "XConv": _container(note="works on dense neighbourhoods; its Linear layers are quantized"),
     "PPFConv": edge_spec(),
