@@ -5,7 +5,8 @@ padding, and in its metadata what was done to the layers, as text. Older ones, w
 ``torch.save`` wrote, are read as well.
 """
 
+from torch_geometric_qlr.io.exporting import Exported, export
 from torch_geometric_qlr.io.reading import load
 from torch_geometric_qlr.io.writing import save
 
-__all__ = ["load", "save"]
+__all__ = ["Exported", "export", "load", "save"]
