@@ -10,19 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from torch_geometric_qlr.errors import (
     ConfigError,
-    ExportError,
     InputError,
     LazyModuleError,
     NothingToQuantizeError,
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.files.atomic import replace_file
+from torch_geometric_qlr.io.answers import Difference, answer, compare
 from torch_geometric_qlr.io.compiled_program import compiled_program, saved_program, traced
 from torch_geometric_qlr.io.example_inputs import GraphInputs, check_plain
 from torch_geometric_qlr.io.format import check_module
@@ -36,9 +34,6 @@ from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["Exported", "export"]
 
-#: How far answers may be from those of the model, of their largest value.
-TOLERANCE = 1e-5
-
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
@@ -49,21 +44,19 @@ class Exported:
         kind (str): What it is.
         dynamic (str): Which dimensions may change.
         compared (int): On how many inputs its answers were compared.
-        difference (float): The largest difference to the answers of the model, as a share of their
-            largest value; 0 if all bits are the same.
+        difference (Difference): To the answers of the model.
     """
 
     path: str
     kind: str
     dynamic: str
     compared: int
-    difference: float
+    difference: Difference
 
     def __str__(self) -> str:
-        same = "in every bit" if self.difference == 0 else f"to {self.difference:.1e} of their size"
         return (
             f"{self.path}: {self.kind}, for any number of {self.dynamic}; its answers are those of "
-            f"the model {same}, compared on {self.compared} inputs"
+            f"the model {self.difference}, compared on {self.compared} inputs"
         )
 
 
@@ -125,7 +118,7 @@ def export(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = f"{folder}/layer.pt2"
         ...     done = qlr.export(qlr.convert(layer), path, (torch.rand(5, 4),), compiled=False)
-        >>> done.dynamic, done.difference
+        >>> done.dynamic, done.difference.largest
         ('5 nodes (dimension 0 of input 0)', 0.0)
     """
     target = _target(path)
@@ -143,11 +136,11 @@ def export(
         )
     else:
         trace_with, shapes, dynamic = example, dynamic_shapes, str(dynamic_shapes)
-    wanted = [(inputs, _answer(model, inputs)) for inputs in (example, *others)]
+    wanted = [(inputs, answer(model, inputs)) for inputs in (example, *others)]
     with tempfile.TemporaryDirectory() as folder:
         made = os.path.join(folder, "model" + target.suffix)
         run, kind = _write(model, made, (trace_with, shapes), compiled)
-        difference = max(_difference(run, *one) for one in wanted)
+        difference = max(compare(run, *one) for one in wanted)
         with open(made, "rb") as file:
             replace_file(str(target), lambda out: shutil.copyfileobj(file, out))
     return Exported(str(target), kind, dynamic, len(wanted), difference)
@@ -232,49 +225,3 @@ def _check_ranges(layers: dict[str, Any]) -> None:
                         f"{quantizer.path or type(layer).__name__} has never seen data, so it has "
                         f"no range. Train the model, or run it on data that reaches this layer."
                     )
-
-
-# Compared before it is there ######################################################################
-
-
-def _answer(model: Callable[..., Any], inputs: tuple[Any, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
-
-
-def _difference(run: Callable[..., Any], inputs: tuple[Any, ...], wanted: list[Tensor]) -> float:
-    """The largest difference, as a share of the largest value."""
-    shapes = ", ".join(str(tuple(t.shape)) for t in inputs if isinstance(t, Tensor))
-    where = f"With inputs of shape {shapes}"
-    try:
-        found = _answer(run, inputs)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(
-            f"{where} the file that was made fails: {reason} Nothing has been written."
-        ) from error
-    if [t.shape for t in found] != [t.shape for t in wanted]:
-        raise ExportError(
-            f"{where} the file that was made answers with shapes "
-            f"{[tuple(t.shape) for t in found]}, the model with "
-            f"{[tuple(t.shape) for t in wanted]}. Nothing has been written."
-        )
-    worst = 0.0
-    for at, (a, b) in enumerate(zip(found, wanted, strict=True)):
-        share = _share(a, b)
-        if not share <= TOLERANCE:
-            raise ExportError(
-                f"{where} answer {at} of the file that was made differs from the model's by "
-                f"{share:.2e} of its largest value, which is more than {TOLERANCE:.0e}. Nothing "
-                f"has been written."
-            )
-        worst = max(worst, share)
-    return worst
-
-
-def _share(a: Tensor, b: Tensor) -> float:
-    if torch.equal(a, b) or a.numel() == 0:
-        return 0.0
-    a, b = a.double(), b.double()
-    largest = b.abs().max()
-    return float((a - b).abs().max() / (largest if largest > 0 else 1))
