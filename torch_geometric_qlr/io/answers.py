@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch_geometric_qlr.errors import ExportError
 
-__all__ = ["FEW", "TOLERANCE", "Difference", "answer", "compare"]
+__all__ = ["FEW", "TOLERANCE", "Difference", "answer", "compare", "first_line", "shapes_of"]
 
 #: How far a value may be from that of the model, as a share of the largest one.
 TOLERANCE = 1e-5
@@ -59,6 +59,16 @@ def answer(model: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor]:
         return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; torch adds many lines to it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shapes_of(inputs: Sequence[Any]) -> str:
+    """Of the tensors, for messages."""
+    return ", ".join(str(tuple(t.shape)) for t in inputs if isinstance(t, Tensor))
+
+
 def compare(run: Callable[..., Any], inputs: Sequence[Any], wanted: Sequence[Tensor]) -> Difference:
     r"""Runs what was made, and compares its answers.
 
@@ -70,14 +80,12 @@ def compare(run: Callable[..., Any], inputs: Sequence[Any], wanted: Sequence[Ten
     Raises:
         ExportError: If it fails, or its answers are others.
     """
-    shapes = ", ".join(str(tuple(t.shape)) for t in inputs if isinstance(t, Tensor))
-    where = f"With inputs of shape {shapes}"
+    where = f"With inputs of shape {shapes_of(inputs)}"
     try:
         found = answer(run, inputs)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExportError(
-            f"{where} the file that was made fails: {reason} Nothing has been written."
+            f"{where} the file that was made fails: {first_line(error)} Nothing has been written."
         ) from error
     sizes = [[tuple(t.shape) for t in each] for each in (found, wanted)]
     if sizes[0] != sizes[1]:

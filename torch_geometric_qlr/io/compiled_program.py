@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torch_geometric_qlr.errors import ExportError
+from torch_geometric_qlr.io.answers import first_line
 
 __all__ = ["compiled_program", "saved_program", "traced"]
 
@@ -39,6 +40,7 @@ def saved_program(program: torch.export.ExportedProgram, path: str) -> Callable[
     Returns:
         callable: What the file computes.
     """
+    program.example_inputs = None  # they are nobody's business, and large
     torch.export.save(program, path)
     return torch.export.load(path).module()
 
@@ -69,9 +71,7 @@ def _words(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
-            f"torch cannot {what} the model: {reason[0]} See what it says below of the line that "
-            f"it stopped at; a number that is read from a tensor (batch.max()) is the usual one, "
-            f"and is passed as an argument instead."
+            f"torch cannot {what} the model: {first_line(error)} The usual reason is a number that "
+            f"is read from a tensor, as the number of graphs from a batch; pass it as an argument."
         ) from error

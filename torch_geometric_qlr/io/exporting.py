@@ -10,17 +10,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torch_geometric_qlr.errors import (
     ConfigError,
+    ExportError,
     InputError,
     LazyModuleError,
     NothingToQuantizeError,
     UnsupportedLayerError,
 )
 from torch_geometric_qlr.files.atomic import replace_file
-from torch_geometric_qlr.io.answers import Difference, answer, compare
+from torch_geometric_qlr.io.answers import Difference, answer, compare, first_line, shapes_of
 from torch_geometric_qlr.io.compiled_program import compiled_program, saved_program, traced
 from torch_geometric_qlr.io.example_inputs import GraphInputs, check_plain
 from torch_geometric_qlr.io.format import check_module
@@ -30,6 +31,7 @@ from torch_geometric_qlr.layers.state import parameter_of, state_of
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.nn.copying import copy_of
 from torch_geometric_qlr.nn.packed import PackedLayer
+from torch_geometric_qlr.ops import backend_info
 from torch_geometric_qlr.quantizers import Quantizer
 
 __all__ = ["Exported", "export"]
@@ -122,7 +124,7 @@ def export(
         ('5 nodes (dimension 0 of input 0)', 0.0)
     """
     target = _target(path)
-    model = _checked_model(model, target)
+    model = _checked_model(model, target, compiled)
     example = check_plain(example_inputs, "example_inputs")
     others = [check_plain(each, f"other_inputs[{i}]") for i, each in enumerate(other_inputs)]
     if dynamic_shapes is None:
@@ -136,7 +138,7 @@ def export(
         )
     else:
         trace_with, shapes, dynamic = example, dynamic_shapes, str(dynamic_shapes)
-    wanted = [(inputs, answer(model, inputs)) for inputs in (example, *others)]
+    wanted = [(example, answer(model, example)), *((each, _asked(model, each)) for each in others)]
     with tempfile.TemporaryDirectory() as folder:
         made = os.path.join(folder, "model" + target.suffix)
         run, kind = _write(model, made, (trace_with, shapes), compiled)
@@ -144,6 +146,19 @@ def export(
         with open(made, "rb") as file:
             replace_file(str(target), lambda out: shutil.copyfileobj(file, out))
     return Exported(str(target), kind, dynamic, len(wanted), difference)
+
+
+def _asked(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """What the model says to inputs of another size."""
+    try:
+        return answer(model, inputs)
+    except Exception as error:
+        raise ExportError(
+            f"The model takes the example, but not inputs of shape {shapes_of(inputs)}, and a file "
+            f"is checked on several sizes: {first_line(error)} A layer that caches its graph "
+            f"(cached=True) takes one only; if the model asks for more of a graph than inputs made "
+            f"of the example have, pass other_inputs=[...]."
+        ) from error
 
 
 def _write(
@@ -177,8 +192,8 @@ def _target(path: Any) -> Path:
     return target
 
 
-def _checked_model(model: nn.Module, target: Path) -> nn.Module:
-    """The model, or a copy of it that observes nothing."""
+def _checked_model(model: nn.Module, target: Path, compiled: bool) -> nn.Module:
+    """A copy of the model that observes nothing."""
     check_module(model)
     if model.training:
         raise InputError(
@@ -204,10 +219,13 @@ def _checked_model(model: nn.Module, target: Path) -> nn.Module:
                 f"{converted[0] or type(model).__name__} is converted, and its packed kernels are "
                 f"no operators of ONNX. Export the quantized model that it was made of."
             )
+    elif compiled and converted and backend_info()["library"] is None:
+        raise ExportError(
+            f"The kernels that compiled code calls are not here: {backend_info()['reason']}. Build "
+            f"them, or export with compiled=False."
+        )
     _check_ranges(layers)
-    if converted:
-        return model
-    copied = copy_of(model)
+    copied = copy_of(model)  # what it remembers of graphs stays what it is, too
     for module in copied.modules():
         if isinstance(module, Quantizer):
             module.fix()

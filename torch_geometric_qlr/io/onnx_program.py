@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torch_geometric_qlr.errors import ExportError
+from torch_geometric_qlr.io.answers import first_line
 from torch_geometric_qlr.io.qdq import OPSET, SMALL_CODES, with_qdq
 
 __all__ = ["check_onnx", "onnx_program"]
@@ -51,6 +52,7 @@ def onnx_program(
     Raises:
         ExportError: If the model does something that ONNX has no operator for.
     """
+    input_names, output_names = _names(program)
     with torch.no_grad(), _quiet():
         try:
             made: Any = torch.onnx.export(
@@ -59,19 +61,23 @@ def onnx_program(
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
                 verbose=False,
-                input_names=_input_names(program),
+                input_names=input_names,
+                output_names=output_names,
             )
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ExportError(f"torch.onnx cannot write the model: {reason}") from error
+            raise ExportError(f"torch.onnx cannot write the model: {first_line(error)}") from error
     _narrow(made.model)
+    _clear(made.model)
     made.save(path, external_data=False)
     return _Session(path)
 
 
-def _input_names(program: torch.export.ExportedProgram) -> list[str]:
-    """Those of the arguments that are tensors."""
-    return list(program.graph_signature.user_inputs)
+def _names(program: torch.export.ExportedProgram) -> tuple[list[str], list[str]]:
+    """Inputs as the forward names them, without those that are no tensors, and outputs."""
+    signature = program.graph_signature
+    inputs = [name for name in signature.user_inputs if isinstance(name, str)]
+    count = sum(isinstance(name, str) for name in signature.user_outputs)
+    return inputs, ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
 def _narrow(model: Any) -> None:
@@ -84,6 +90,16 @@ def _narrow(model: Any) -> None:
             codes = value.const_value.numpy().astype(ml_dtypes.uint4)
             value.const_value = onnx_ir.Tensor(codes, name=name)
             value.type = onnx_ir.TensorType(onnx_ir.DataType.UINT4)
+
+
+def _clear(model: Any) -> None:
+    """Where in the user's files each operation comes from stays out of the file."""
+    model.graph.metadata_props.clear()
+    for each in (*model.graph, *model.graph.inputs, *model.graph.initializers.values()):
+        each.metadata_props.clear()
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 @contextlib.contextmanager
