@@ -184,8 +184,7 @@ class _Pair:
         if scale.dim() == 2:
             self.attrs["axis"] = 1 if isinstance(scale.size(0), int) and scale.size(0) == 1 else 0
             scale, level = scale.reshape(-1), level.reshape(-1)
-        self.scale, self.type = scale, _UINT4 if bits <= 4 else _UINT8
-        self.level = _symbolic("Cast", (level,), {"to": self.type}, torch.uint8, level)
+        self.scale, self.level = scale, _integers(level, _UINT4 if bits <= 4 else _UINT8)
 
     def quantized(self, x: Tensor) -> Tensor:
         return _symbolic("QuantizeLinear", (x, self.scale, self.level), self.attrs, torch.uint8, x)
@@ -193,6 +192,15 @@ class _Pair:
     def dequantized(self, codes: Tensor) -> Tensor:
         given = (codes, self.scale, self.level)
         return _symbolic("DequantizeLinear", given, self.attrs, torch.float32, codes)
+
+
+def _integers(level: Tensor, kind: int) -> Tensor:
+    """Zero points in the type of their codes."""
+    by_row = level.dim() == 1 and isinstance(level.size(0), torch.SymInt)
+    if by_row and kind == _UINT4:  # to which not every onnxruntime casts
+        one = torch.ones(())
+        return _symbolic("QuantizeLinear", (level, one), {"output_dtype": kind}, torch.uint8, level)
+    return _symbolic("Cast", (level,), {"to": kind}, torch.uint8, level)
 
 
 def _symbolic(
