@@ -24,6 +24,7 @@ from torch_geometric_qlr.errors import (
 )
 from torch_geometric_qlr.io import exporting
 from torch_geometric_qlr.io.answers import FEW, TOLERANCE, Difference, compare
+from torch_geometric_qlr.io.compiled_program import traced
 from torch_geometric_qlr.io.example_inputs import GraphInputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,3 +285,14 @@ def test_compiled_files_run_in_python_without_the_package_and_in_cpp(tmp_path: P
     subprocess.run([*build, *link], check=True)
     ran = subprocess.run([program, *files], capture_output=True, text=True)
     assert ran.stdout == f"{said}true\n", ran.stderr
+
+
+def test_what_layers_compute_of_a_graph_is_there_once() -> None:
+    """Sorted edges, their normalisation and its codes: for all layers, as eager ones remember."""
+    packed = qlr.convert(quantized(a_gcn()))
+    example = GraphInputs(EXAMPLE)
+    program = traced(packed, example.larger(), example.dynamic_shapes)
+    for op in ("qlr.csr.default", "qlr.quantize_edges.default", "aten.rsqrt.default"):
+        assert [str(node.target) for node in program.graph.nodes].count(op) == 1
+    for one in (EXAMPLE, graph(35, 90)):
+        assert torch.equal(program.module()(*one), packed(*one))

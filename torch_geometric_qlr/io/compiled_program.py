@@ -11,12 +11,13 @@ from torch import nn
 
 from torch_geometric_qlr.errors import ExportError
 from torch_geometric_qlr.io.answers import first_line
+from torch_geometric_qlr.io.shared_terms import functional_module, share_terms
 
 __all__ = ["compiled_program", "saved_program", "traced"]
 
 
 def traced(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> torch.export.ExportedProgram:
-    r"""The operations of a model.
+    r"""The operations of a model, each once.
 
     Args:
         model (torch.nn.Module): The model.
@@ -27,7 +28,10 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> torch.expo
         ExportError: If torch cannot follow the model.
     """
     with torch.no_grad(), _words("trace"):
-        return torch.export.export(model, inputs, dynamic_shapes=shapes)
+        module = functional_module(torch.export.export(model, inputs, dynamic_shapes=shapes))
+        share_terms(module)
+        # Once more, for sizes that the terms which are left agree on.
+        return torch.export.export(module, inputs, dynamic_shapes=shapes)
 
 
 def saved_program(program: torch.export.ExportedProgram, path: str) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from torch_geometric_qlr.io.shared_terms import functional_module
 from torch_geometric_qlr.ops.groups import QParams
 from torch_geometric_qlr.ops.reference import affine_params, quantize, truncation_step
 
@@ -44,8 +45,7 @@ def with_qdq(program: torch.export.ExportedProgram) -> fx.GraphModule:
     Args:
         program (torch.export.ExportedProgram): A traced quantized model.
     """
-    # Without operations in place, which would write to what is computed once.
-    module: Any = program.run_decompositions({}).module(check_guards=False)
+    module = functional_module(program)
     constants = _Constants(module)
     for node in list(module.graph.nodes):
         if node.target is torch.ops.qlr.fake_quantize.default:
