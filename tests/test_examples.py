@@ -101,6 +101,23 @@ def test_several_processes() -> None:
     assert re.search(r"test accuracy +[\d.]+ quantized, [\d.]+ converted", done.stdout)
 
 
+def test_export(run_example: Any, tmp_path: Path) -> None:
+    printed = run_example("export.py", *SMALLEST, "--traced", "--out", str(tmp_path))
+    assert "answers are those of the model in every bit, compared on 3 inputs" in printed
+    assert {file.name for file in tmp_path.iterdir()} == {"model.pt2", "inputs.pt"}
+
+
+@pytest.mark.heavy
+def test_export_compiled_and_as_onnx(
+    run_example: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    printed = run_example("export.py", *SMALLEST, "--onnx", "--out", str(tmp_path))
+    assert re.search(r"[\d.]+ ms eager, [\d.]+ ms compiled, 1 threads", printed)
+    assert (tmp_path / "model.onnx").stat().st_size < (tmp_path / "inputs.pt").stat().st_size / 30
+    assert "equal to the model's: True" in capfd.readouterr().out
+
+
 def test_custom_conv(run_example: Any) -> None:
     printed = run_example("custom_conv.py", *SMALLEST)
     assert list(rows(printed)) == ["FP32", "INT4", "INT4, registered"]

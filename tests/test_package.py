@@ -31,6 +31,8 @@ NOT_ON_IMPORT = (
     "hypothesis",
     "matplotlib",
     "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pandas",
     "pyarrow",
     "pytest",
@@ -135,7 +137,11 @@ def test_installed_metadata() -> None:
     core = {re.split(r"[^\w.-]", line)[0] for line in requires if "extra ==" not in line}
     assert core == {"torch", "torch_geometric", "brevitas", "numpy", "tqdm"}
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert extras == {"sparse", "triton", "examples", "docs", "style", "test", "wheel", "dev"}
+    of_use, of_work = (
+        {"sparse", "triton", "examples", "onnx"},
+        {"docs", "style", "test", "wheel", "dev"},
+    )
+    assert extras == of_use | of_work
 
 
 def test_is_typed() -> None:

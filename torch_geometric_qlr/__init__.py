@@ -15,7 +15,7 @@ from torch_geometric_qlr import errors, loader, metrics, nn, quantizers, tensor,
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.config import QLRConfig
-from torch_geometric_qlr.io import load, save
+from torch_geometric_qlr.io import export, load, save
 from torch_geometric_qlr.layerwise import inference
 from torch_geometric_qlr.nn import register_conv, register_linear
 from torch_geometric_qlr.search import search_bits
@@ -46,6 +46,7 @@ __all__ = [
     "convert_",
     "distill",
     "errors",
+    "export",
     "inference",
     "load",
     "loader",

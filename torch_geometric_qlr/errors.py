@@ -14,6 +14,7 @@ __all__ = [
     "AlreadyQuantizedError",
     "LazyModuleError",
     "CheckpointError",
+    "ExportError",
     "BackendError",
     "QLRWarning",
 ]
@@ -60,6 +61,11 @@ class LazyModuleError(QLRError, ValueError):
 
 class CheckpointError(QLRError, ValueError):
     r"""A checkpoint that is damaged, of another version, or of another configuration."""
+
+
+class ExportError(QLRError, RuntimeError):
+    r"""A model that could not be exported: torch cannot follow it, a package is missing, or the
+    file that was made computes something else."""
 
 
 class BackendError(QLRError, RuntimeError):

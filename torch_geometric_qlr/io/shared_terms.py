@@ -1,0 +1,59 @@
+"""What several layers compute of one graph is computed once in an exported program.
+
+Run by Python, layers share what is remembered of a graph: sorted edges, normalisation, codes of
+weights. A traced program remembers nothing, and has all of it once for each layer.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["functional_module", "share_terms"]
+
+#: On sizes, and what takes a result apart.
+_BUILTIN = frozenset({operator.getitem, operator.add, operator.sub, operator.mul})
+
+
+def functional_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    r"""The operations of a program, none of which writes to what another one reads.
+
+    Args:
+        program (torch.export.ExportedProgram): The program.
+    """
+    return program.run_decompositions({}).module(check_guards=False)
+
+
+def share_terms(module: fx.GraphModule) -> None:
+    r"""One node in the place of all that do the same to the same.
+
+    Args:
+        module (torch.fx.GraphModule): Of operations that are functions.
+
+    Example:
+        >>> def twice(x):
+        ...     return torch.ops.aten.neg.default(x) * torch.ops.aten.neg.default(x)
+        >>> module = fx.symbolic_trace(twice)
+        >>> share_terms(module)
+        >>> sum(node.op == "call_function" for node in module.graph.nodes)
+        2
+    """
+    known: dict[Any, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or not node.users or not _is_function(node.target):
+            continue
+        first = known.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _is_function(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
+        return target in _BUILTIN
+    random = torch.Tag.nondeterministic_seeded in target.tags
+    return not (random or target._schema.is_mutable)
