@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,20 @@ def test_accuracy_of_the_readme() -> None:
             assert float(tenth) == pytest.approx(weak[width]["test"][0], abs=ROUNDED)
         else:
             assert tenth == "–"
+
+
+def test_accuracy_of_the_recipes() -> None:
+    text = (ROOT / "docs" / "recipes.rst").read_text()
+    widths = {"(none)": "FP32", '``"int4"``': "INT4", '``"int2"``': "INT2"}
+    widths['``"int2-mixed"``'] = "INT2-mixed"
+    for name, width in widths.items():
+        row = text.split(f"   * - {name}\n")[1].split("   * - ")[0]
+        said = [
+            [float(n) for n in pair] for pair in re.findall(r"- ([\d.]+) ± ([\d.]+)$", row, re.M)
+        ]
+        for model, cell in zip(("GCN", "APPNP"), said, strict=True):
+            found = scores("readme_table.json", dataset="Cora", model=model)[width]["test"]
+            assert cell == pytest.approx(found, abs=ROUNDED)
 
 
 def test_speed_of_the_readme(plot_speed: Any) -> None:
