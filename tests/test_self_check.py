@@ -50,3 +50,13 @@ def test_a_fault_is_named_and_is_the_exit_status(
     said = capsys.readouterr().out
     assert "check of portable" in said and "WRONG: packed_spmm, 4 bits" in said
     assert ("RuntimeError" in said) is (fault == "error")
+
+
+def test_a_device_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def calls(device: str) -> Iterator[tuple[str, Any]]:
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+        yield
+
+    monkeypatch.setattr(self_check, "_calls", calls)
+    found = self_check._check("portable", "cuda")
+    assert found.calls == 0 and found.wrong == ["no tensors on cuda (RuntimeError)"]

@@ -53,8 +53,12 @@ def self_check() -> list[Checked]:
 
 
 def _check(name: str, device: str) -> Checked:
-    count, wrong = 0, []
-    for label, call in _calls(device):
+    count, wrong = 0, list[str]()
+    try:
+        calls = list(_calls(device))
+    except Exception as error:  # a device that is found, and does not work
+        return Checked(name, device, 0, [f"no tensors on {device} ({type(error).__name__})"])
+    for label, call in calls:
         count += 1
         with use_backend("reference"):
             expected = call()
