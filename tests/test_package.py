@@ -173,7 +173,7 @@ def test_main_says_what_computes_on_gpus(
 
     gpu = SimpleNamespace(name="Fast", total_memory=80 << 30, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("torch_geometric_qlr.self_check.self_check", lambda: [])  # no GPU answers
+    monkeypatch.setattr("torch_geometric_qlr.self_check.self_check", list)  # no GPU answers
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     for found, words in (
