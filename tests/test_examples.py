@@ -17,6 +17,7 @@ from torch_geometric.nn import GCN
 from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
 from tests.helpers.optional import needs_sampler
+from torch_geometric_qlr.errors import QLRWarning
 from torch_geometric_qlr.nn import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,6 +100,15 @@ def test_several_processes() -> None:
     assert done.returncode == 0, done.stderr
     assert "2 processes on" in done.stdout
     assert re.search(r"test accuracy +[\d.]+ quantized, [\d.]+ converted", done.stdout)
+
+
+def test_types_of_nodes(run_example: Any) -> None:
+    with pytest.warns(QLRWarning, match="k_rel"):  # has no packed form
+        printed = run_example("hetero_dblp.py", *SMALLEST)
+    table, answers = printed.split("\nafter the last epoch")
+    assert list(rows(table)) == ["FP32", "INT8", "INT4"]
+    quantized, converted = re.findall(r"([\d.]+) (?:quantized|converted)", answers)
+    assert quantized == converted
 
 
 def test_custom_conv(run_example: Any) -> None:
