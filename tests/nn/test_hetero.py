@@ -278,12 +278,12 @@ def error_of(model: nn.Module, quantized: nn.Module, batch: Batch) -> dict[str, 
 
 def test_strong_features_of_one_type_leave_the_others_their_levels() -> None:
     strong = {**X, "author": 100 * X["author"]}, EDGES
-    han = built("HAN").first
+    han = built("HAN").get_submodule("first")
     usual = error_of(han, qlr.quantize(han, bits=4), WHOLE)
     error = error_of(han, qlr.quantize(han, bits=4), strong)
     assert all(error[name] < 2 * usual[name] for name in error)
     # The messages of HGTConv are in one tensor for all types: a range for each node does the same.
-    hgt, nodes = built("HGT").first, {"activation": "node", "message": "node"}
+    hgt, nodes = built("HGT").get_submodule("first"), {"activation": "node", "message": "node"}
     error = error_of(hgt, qlr.quantize(hgt, bits=8, granularity=nodes), strong)
     assert all(value < 0.02 for value in error.values())
 
@@ -291,7 +291,7 @@ def test_strong_features_of_one_type_leave_the_others_their_levels() -> None:
 def test_the_order_of_types_means_nothing() -> None:
     """A type of edges that is missing, or comes later, does not pass its range on to another."""
     strong = {**X, "author": 100 * X["author"]}, EDGES
-    han = built("HAN").first
+    han = built("HAN").get_submodule("first")
     for hops in ("per_hop", "shared"):
         quantized = qlr.quantize(han, bits=4, hop_quantizers=hops)
         quantized.train()(*strong)
