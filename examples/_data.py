@@ -13,8 +13,8 @@ import torch.nn.functional as F
 import torch_geometric.transforms as T
 from aiohttp import ClientError
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.datasets import Planetoid, TUDataset
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.datasets import DBLP, Planetoid, TUDataset
 from torch_geometric.utils import (
     coalesce,
     degree,
@@ -82,6 +82,26 @@ def load_graphs(root: Path, name: str, generated: bool) -> tuple[Sequence[Data],
     return graphs, graphs[0].num_node_features, 3, f"generated graphs ({len(graphs)})"
 
 
+def load_dblp(root: Path, generated: bool) -> tuple[HeteroData, str]:
+    """DBLP, or a generated graph of authors and papers; conferences have one constant feature."""
+    if not generated:
+        require(
+            find_spec("scipy") is not None,
+            "PyG reads DBLP with scipy",
+            f"{EXTRA}, or pass --generated",
+        )
+        try:
+            data = DBLP(str(root / "dblp"), transform=T.Constant(node_types="conference"))[0]
+            return data, f"DBLP ({data.num_nodes} nodes, {data.num_edges} edges)"
+        except DOWNLOAD_ERRORS as error:
+            announce(
+                f"DBLP is not under {root} and could not be downloaded ({type(error).__name__})."
+            )
+    announce("Using a GENERATED graph of authors and papers. Its accuracies say nothing of DBLP.")
+    data = bibliography_graph()
+    return data, f"generated bibliography ({data.num_nodes} nodes, {data.num_edges} edges)"
+
+
 def announce(message: str) -> None:
     """A line that cannot be overlooked, on stderr so that the table stays clean."""
     print(f"*** {message}", file=sys.stderr, flush=True)
@@ -118,6 +138,36 @@ def citation_like_graph(
         data = Data(x=x, edge_index=edge_index, y=y)
         split = T.RandomNodeSplit("random", num_train_per_class=20, num_val=500, num_test=1000)
         return split(data)
+
+
+def bibliography_graph(num_papers: int = 600, num_classes: int = 4, seed: int = 0) -> HeteroData:
+    """Papers of a few fields, with an author and a conference that mostly are of the same field."""
+    rng = torch.Generator().manual_seed(seed)
+    fields = {
+        kind: torch.arange(count) % num_classes
+        for kind, count in (("author", 200), ("paper", num_papers), ("conference", 12))
+    }
+    data = HeteroData()
+    for kind, width in (("author", 32), ("paper", 64)):
+        of_field = torch.randn(num_classes, width, generator=rng)
+        noise = torch.randn(len(fields[kind]), width, generator=rng)
+        data[kind].x = 0.3 * of_field[fields[kind]] + noise
+    data["conference"].x = torch.ones(len(fields["conference"]), 1)
+    papers = torch.arange(num_papers)
+    for kind in ("author", "conference"):
+        per_field = len(fields[kind]) // num_classes
+        other = torch.randint(num_classes, (num_papers,), generator=rng)
+        strays = torch.rand(num_papers, generator=rng) < 0.2
+        field = torch.where(strays, other, fields["paper"])
+        ends = field + num_classes * torch.randint(per_field, (num_papers,), generator=rng)
+        data[kind, "to", "paper"].edge_index = torch.stack([ends, papers])
+        data["paper", "to", kind].edge_index = torch.stack([papers, ends])
+    data["author"].y = fields["author"]
+    order = torch.randperm(len(fields["author"]), generator=rng)
+    for name, nodes in zip(("train", "val", "test"), order.split([60, 60, 80]), strict=True):
+        data["author"][f"{name}_mask"] = torch.zeros(len(order), dtype=torch.bool)
+        data["author"][f"{name}_mask"][nodes] = True
+    return data
 
 
 def degree_profile_graphs(num_graphs: int = 300, num_nodes: int = 24, seed: int = 0) -> list[Data]:

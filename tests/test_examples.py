@@ -17,6 +17,7 @@ from torch_geometric.nn import GCN
 from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
 from tests.helpers.optional import needs_sampler
+from torch_geometric_qlr.errors import QLRWarning
 from torch_geometric_qlr.nn import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +119,15 @@ def test_export_compiled_and_as_onnx(tmp_path: Path) -> None:
     assert re.search(r"[\d.]+ ms eager, [\d.]+ ms with .* [\d.]+ ms compiled, 1 threads", printed)
     assert (tmp_path / "model.onnx").stat().st_size < (tmp_path / "inputs.pt").stat().st_size / 30
     assert "equal to the model's: True" in printed
+
+
+def test_types_of_nodes(run_example: Any) -> None:
+    with pytest.warns(QLRWarning, match="k_rel"):  # has no packed form
+        printed = run_example("hetero_dblp.py", *SMALLEST)
+    table, answers = printed.split("\nafter the last epoch")
+    assert list(rows(table)) == ["FP32", "INT8", "INT4"]
+    quantized, converted = re.findall(r"([\d.]+) (?:quantized|converted)", answers)
+    assert quantized == converted
 
 
 def test_custom_conv(run_example: Any) -> None:

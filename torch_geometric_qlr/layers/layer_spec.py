@@ -142,6 +142,8 @@ class ForwardFacts:
         pairs (bool): Whether a pair of features, of nodes that send and of some of them that
             receive, gives for the latter what the features of all nodes give, bit for bit, without
             a thing to do to its edges.
+        kinds (callable, optional): Which of its quantizers each call of :obj:`propagate` takes,
+            from the layer and what the forward is called with; by default they take turns.
         computes (str): Of other layers: :obj:`"product"` if it is
             :math:`\mathbf{X} \mathbf{W}^{\top} + \mathbf{b}`, :obj:`"lookup"` if it takes rows of
             its weight.
@@ -151,6 +153,7 @@ class ForwardFacts:
     chain: HopChain | None = None
     own_term: OwnTerm | None = None
     pairs: bool = False
+    kinds: Callable[..., tuple[int, ...]] | None = None
     computes: Literal["", "product", "lookup"] = ""
 
     @property
@@ -202,6 +205,7 @@ class LayerSpec:
         hop_kinds (callable): How many different things those calls propagate in turn, from the
             layer: quantizers that hops share are shared by every so many calls.
         propagates_input (bool): Whether the layer propagates before it transforms.
+        input_children (tuple): The children that its input goes through first; by default each may.
         first_argument (str): What the forward takes first: :obj:`"features"`, which are checked to
             be floats, or :obj:`"any"`, which is left to the layer.
         features_last (bool): Whether the features are the last dimension of what it takes.
@@ -227,6 +231,7 @@ class LayerSpec:
     hops: Callable[[Any], int] = lambda layer: 1
     hop_kinds: Callable[[Any], int] = lambda layer: 1
     propagates_input: bool = False
+    input_children: tuple[str, ...] = ()
     first_argument: Literal["features", "any"] = "features"
     features_last: bool = True
     rough: Callable[[Any], str] = lambda layer: "its operator is not known to be normalised"

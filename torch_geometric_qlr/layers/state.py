@@ -59,7 +59,7 @@ class MadeClass(NamedTuple):
 class Call:
     """One call of a layer, in one thread."""
 
-    __slots__ = ("arguments", "hop", "inside", "prepared", "weights")
+    __slots__ = ("arguments", "hop", "inside", "kinds", "prepared", "weights")
 
     def __init__(self, arguments: Any = None, inside: frozenset[str] = frozenset()) -> None:
         #: Replaced methods that are running: what they call by the same name is the class's.
@@ -68,10 +68,17 @@ class Call:
         self.arguments = arguments
         #: How many times `propagate` has run.
         self.hop = 0
+        #: Which of several quantizers each `propagate` takes, where they do not take turns.
+        self.kinds: tuple[int, ...] = ()
         #: The flag that the layer sees switched off, because its edges come prepared.
         self.prepared = ""
         #: Weights as the layer multiplies by them, made when they are first read.
         self.weights: dict[str, Tensor] = {}
+
+    @property
+    def turn(self) -> int:
+        """The place of the quantizer that acts now among several."""
+        return self.kinds[self.hop] if self.hop < len(self.kinds) else self.hop
 
 
 class _Calls(threading.local):
@@ -242,7 +249,7 @@ class LayerState(nn.ModuleDict):
         if not isinstance(found, nn.ModuleList):
             return found
         call = self.call
-        return found[(0 if call is None else call.hop) % len(found)]
+        return found[(0 if call is None else call.turn) % len(found)]
 
     def quantize_at(self, point: str, value: Any) -> Any:
         """The value through the quantizer of that place, if there is one. Tensors in a tuple or a

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.nn import HeteroDictLinear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.codes.chains import plain
@@ -188,9 +189,15 @@ def _looks_up_codes(layer: Any, index: Tensor) -> bool:
 
 class QuantDictLinearLayer(QuantLayer):
     r"""A :class:`~torch_geometric.nn.HeteroDictLinear` whose Linears are quantized: each is called,
-    never fused with the others."""
+    never fused with the others. A forward that somebody else has written runs as it is."""
 
     lins: nn.ModuleDict
 
-    def _qlr_forward(self, x_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
+        written = type(self)._qlr_made.base.forward
+        if written is not HeteroDictLinear.forward or "forward" in self._qlr.replaced:
+            return super()._qlr_forward(*args, **kwargs)
+        return self._qlr_call_each(*args, **kwargs)
+
+    def _qlr_call_each(self, x_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: lin(x_dict[key]) for key, lin in self.lins.items() if key in x_dict}

@@ -83,8 +83,11 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
     """
 
     def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
-        if facts_of(self).expects_features:
+        facts, call = facts_of(self), self._qlr.call
+        if facts.expects_features:
             _check_features(self, args[0] if args else kwargs.get("x"))
+        if facts.forward.kinds is not None and call is not None:
+            call.kinds = facts.forward.kinds(self, *args, **kwargs)
         if not computes_on_codes(self, args, kwargs) or "forward" in self._qlr.replaced:
             return super()._qlr_forward(*args, **kwargs)
         args = tuple(with_promise(value) for value in args)
@@ -92,11 +95,10 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
             # Before any training evaluation makes the ranges. What several hops share is known when
             # the last one has been seen; then all of them are computed.
             out = super()._qlr_forward(*args, **kwargs)
-            call = self._qlr.call
             if call is None or call.hop <= 1:
                 return out
             self._qlr.restart()
-        if facts_of(self).forward.runs_as_it_is:
+        if facts.forward.runs_as_it_is:
             return super()._qlr_forward(*args, **kwargs)
         arguments = _by_name(self, args, kwargs)
         done = all_hops(self, arguments)

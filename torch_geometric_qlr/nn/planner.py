@@ -189,9 +189,21 @@ class _ModuleTree:
             if name == unit:
                 return True
             if _inside(name, unit):
-                branch = f"{unit}.{name.removeprefix(unit + '.').partition('.')[0]}"
-                return name == next((n for n in self._linears() if _within(n, branch)), None)
+                child = name.removeprefix(f"{unit}.").partition(".")[0]
+                spec = self.specs[unit]
+                if spec is not None and child not in (spec.input_children or (child,)):
+                    return False
+                first = next((n for n in self._linears() if _within(n, f"{unit}.{child}")), "")
+                return name in self._beside(first)
         return False
+
+    def _beside(self, name: str) -> set[str]:
+        """A module and those beside it, one per node or edge type: ``HeteroConv``, ``to_hetero``
+        and the like keep them in a ``ModuleDict``."""
+        parent = name.rpartition(".")[0]
+        if not isinstance(self.named.get(parent), nn.ModuleDict):
+            return {name}
+        return {n for n in self.named if n.rpartition(".")[0] == parent}
 
     def _linears(self) -> Iterator[str]:
         return (n for n, spec in self.specs.items() if spec is not None and spec.family == "linear")
@@ -206,15 +218,9 @@ class _ModuleTree:
         if not units:
             return set(), set()
 
-        def beside(unit: str) -> set[str]:
-            # One layer per node or edge type: HeteroConv and to_hetero keep them in a ModuleDict.
-            parent = unit.rpartition(".")[0]
-            if unit and isinstance(self.named.get(parent), nn.ModuleDict):
-                return {u for u in units if u.rpartition(".")[0] == parent}
-            return {unit}
-
         # A bare layer is not a model: it does not know whether its input is a hidden one.
-        return set() if units[0] == "" else beside(units[0]), beside(units[-1])
+        first = set() if units[0] == "" else self._beside(units[0])
+        return first & {*units}, self._beside(units[-1]) & {*units}
 
     def _read_by(self, fact: str) -> Iterator[tuple[str, str]]:
         for name, spec in self.specs.items():

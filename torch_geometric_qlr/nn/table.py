@@ -74,6 +74,18 @@ def _prepares(
     return ForwardFacts(edges=edges, chain=chain, pairs=pairs)
 
 
+def _node_types(conv: Any) -> int:
+    return len(conv.in_channels)
+
+
+def _types_that_send(
+    conv: Any, x_dict: Any, edge_index_dict: Any, *args: Any, **kwargs: Any
+) -> tuple[int, ...]:
+    """The type of the nodes that each type of edges starts from: it has features of its own."""
+    types = list(conv.in_channels)
+    return tuple(types.index(source) for source, *_ in edge_index_dict)
+
+
 def _one_plus_eps(conv: Any) -> float | None:
     eps = conv.eps
     if eps.numel() != 1 or eps.dtype != torch.float32 or eps.device.type != "cpu":
@@ -198,10 +210,22 @@ CONVS: Mapping[str, LayerSpec] = {
     "EGConv": copy_spec(),
     "PDNConv": copy_spec(rough=_normalized),
     "GeneralConv": edge_spec(logit_weights=("att_msg",)),
-    "HGTConv": attention_spec(sources=("v",), logit_sources=("k",), message=_attends("v")),
-    "HEATConv": edge_spec(),
+    "HGTConv": attention_spec(
+        sources=("v",),
+        logit_sources=("k",),
+        input_children=("kqv_lin",),
+        message=_attends("v"),
+    ),
+    "HEATConv": edge_spec(input_children=("hetero_lin", "edge_attr_emb")),
     "HeteroConv": _container(),
-    "HANConv": attention_spec(logit_weights=("q",), message=_attends("x")),
+    "HANConv": attention_spec(
+        logit_weights=("q",),
+        input_children=("proj",),
+        hops=_node_types,
+        hop_kinds=_node_types,
+        forward=ForwardFacts(kinds=_types_that_send),
+        message=_attends("x"),
+    ),
     "LGConv": copy_spec(first=True, rough=_normalized, forward=_prepares(GCN_NORM_WITHOUT_LOOPS)),
     "PointGNNConv": edge_spec(),
     "GPSConv": _container(),
