@@ -221,6 +221,18 @@ def test_lightning(run_example: Any) -> None:
     )
 
 
+def test_graphgym() -> None:
+    pytest.importorskip("yacs", reason="GraphGym needs it: pip install yacs pytorch-lightning")
+    pytest.importorskip("pytorch_lightning", reason="GraphGym needs it")
+    # Its settings and what is registered belong to the process.
+    options = ("--generated", "--epochs", "2", "--device", "cpu")
+    script = (sys.executable, str(EXAMPLES / "graphgym_network.py"))
+    done = subprocess.run([*script, *options], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    quantized, converted = re.findall(r"([\d.]+) (?:quantized|converted)", done.stdout)
+    assert quantized == converted
+
+
 def test_readme_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # one of them saves a file
     text = (ROOT / "README.md").read_text()
