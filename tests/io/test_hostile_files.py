@@ -98,6 +98,13 @@ def test_every_block_of_a_file_is_checked(monkeypatch: pytest.MonkeyPatch) -> No
     refused(bytes(broken), FLOAT["gcn"](), f"damaged: the {place}")
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_length_of_the_header_that_is_wrong_is_damage(bit: int) -> None:
+    raw = bytearray(FORMATS["safetensors"].written(converted(make("appnp"))))
+    raw[0] ^= 1 << bit
+    refused(bytes(raw), FLOAT["appnp"](), "damaged")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("form", FORMATS)

@@ -273,7 +273,8 @@ def read_frame(file: Any, size: int, kind: Kind) -> Frame:
             f"{known}"
         )
     if length % _ALIGNMENT:
-        raise CheckpointError(f"its header has {length} bytes, no multiple of {_ALIGNMENT}")
+        words = f"its header is damaged: {length} bytes are no multiple of {_ALIGNMENT}"
+        raise CheckpointError(words)
     crc = metadata.pop("header_crc32", None)
     blank = raw.replace(_header_checksum(str(crc)), _header_checksum(_NO_CHECKSUM), 1)
     if crc != f"{zlib.crc32(blank):08x}":

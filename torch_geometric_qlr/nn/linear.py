@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import HeteroDictLinear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from torch_geometric_qlr.codes.chains import plain
@@ -194,8 +193,8 @@ class QuantDictLinearLayer(QuantLayer):
     lins: nn.ModuleDict
 
     def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
-        written = type(self)._qlr_made.base.forward
-        if written is not HeteroDictLinear.forward or "forward" in self._qlr.replaced:
+        by = type(self)._qlr_made.base.forward.__module__
+        if not by.startswith("torch_geometric.") or "forward" in self._qlr.replaced:
             return super()._qlr_forward(*args, **kwargs)
         return self._qlr_call_each(*args, **kwargs)
 
