@@ -27,6 +27,7 @@ from torch_geometric.nn import (
     EdgeCNN,
     GATConv,
     GCNConv,
+    GraphNorm,
     GraphSAGE,
     SAGEConv,
     Sequential,
@@ -436,6 +437,10 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
 # What is refused ##################################################################################
 
 
+class GraphWise(GraphNorm):
+    """A user's own, which looks at all nodes as the one it inherits from."""
+
+
 class FindsNeighbours(SAGEConv):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x, torch.cdist(x, x).lt(1.0).nonzero().t())
@@ -445,6 +450,7 @@ def test_layers_that_look_further() -> None:
     data = graph()
     for model, words in (
         (made(GCN, data, norm="graph_norm"), "GraphNorm looks at all nodes"),
+        (made(GCN, data, norm=GraphWise(32)), "GraphWise looks at all nodes"),
         (made(GCN, data, norm="layer_norm"), "LayerNorm looks at all nodes"),
         (made(GCN, data, norm="pair_norm"), "PairNorm looks at all nodes"),
         (APPNP(K=3, alpha=0.1).eval(), "propagates 3 times"),

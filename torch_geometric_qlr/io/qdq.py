@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from torch_geometric_qlr.io.shared_terms import functional_module
+from torch_geometric_qlr.io.shared_terms import functional_module, is_random
 from torch_geometric_qlr.ops.groups import QParams
 from torch_geometric_qlr.ops.reference import affine_params, quantize, truncation_step
 
@@ -70,7 +70,7 @@ class _Constants:
         if node.op == "get_attr":
             self.values[node] = operator.attrgetter(str(node.target))(self.module)
         elif node.op == "call_function" and all(n in self.values for n in node.all_input_nodes):
-            if not _is_random(node.target) and node.users:
+            if not is_random(node.target) and node.users:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
                 self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
 
@@ -94,10 +94,6 @@ class _Constants:
             if node.op == "call_function" and read and isinstance(value, Tensor):
                 with self.module.graph.inserting_before(node):
                     node.replace_all_uses_with(self.buffer(value, "constant"))
-
-
-def _is_random(target: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
 def _replace(node: fx.Node, constants: _Constants) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["functional_module", "share_terms"]
+__all__ = ["functional_module", "is_random", "share_terms"]
 
 #: On sizes, and what takes a result apart.
 _BUILTIN = frozenset({operator.getitem, operator.add, operator.sub, operator.mul})
@@ -55,5 +55,13 @@ def share_terms(module: fx.GraphModule) -> None:
 def _is_function(target: Any) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return target in _BUILTIN
-    random = torch.Tag.nondeterministic_seeded in target.tags
-    return not (random or target._schema.is_mutable)
+    return not (is_random(target) or target._schema.is_mutable)
+
+
+def is_random(target: Any) -> bool:
+    r"""Whether an operation gives something else in each call.
+
+    Args:
+        target (Any): What a node of a program calls.
+    """
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())

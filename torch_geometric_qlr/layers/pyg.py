@@ -21,6 +21,7 @@ __all__ = [
     "has_own_product",
     "has_own_propagate",
     "is_left_alone",
+    "is_of_pyg",
     "is_own_conv",
     "is_uninitialized_parameter",
     "message_arguments",
@@ -64,6 +65,11 @@ def _is_generated(cls: type, method: Any) -> bool:
     if method in (uncompiled_propagate(), MessagePassing.propagate):
         return True
     return bool(getattr(method, "__module__", "") == f"{cls.__module__}_{cls.__name__}_propagate")
+
+
+def is_of_pyg(written: Any) -> bool:
+    """Whether a class or a function was written in PyG."""
+    return bool(written.__module__.startswith("torch_geometric."))
 
 
 def is_own_conv(cls: type) -> bool:

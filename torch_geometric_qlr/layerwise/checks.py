@@ -14,6 +14,7 @@ from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import ConfigError, InputError, UnsupportedLayerError
 from torch_geometric_qlr.expect import expect_module
+from torch_geometric_qlr.layers.pyg import is_of_pyg
 from torch_geometric_qlr.layers.state import STATE, LayerState, parameter_of, state_of
 from torch_geometric_qlr.nn import QuantLayer
 from torch_geometric_qlr.nn.registry import find_spec
@@ -22,7 +23,8 @@ from torch_geometric_qlr.tensor import PackedTensor
 
 __all__ = ["check_data", "check_features", "check_model", "check_options"]
 
-#: Layers that look at all nodes at once, by class name, unless they are set up otherwise.
+#: PyG's layers that look at all nodes at once, and what is made of them, unless they are set up
+#: otherwise.
 _LOOKS_AT_ALL: Mapping[str, Callable[[Any], bool]] = {
     "GPSConv": lambda layer: True,
     "GraphNorm": lambda layer: True,
@@ -55,8 +57,7 @@ def check_model(model: Any) -> None:
         )
     for name, module in named:
         where = name or type(module).__name__
-        looks = _LOOKS_AT_ALL.get(type(module).__name__)
-        if looks is not None and looks(module):
+        if _looks_at_all(module):
             raise UnsupportedLayerError(
                 f"{where}: {type(module).__name__} looks at all nodes at once, and a block has few "
                 f"of them. Call the model on the whole graph, or use a norm of each node, such as "
@@ -66,6 +67,12 @@ def check_model(model: Any) -> None:
             _check_conv(where, module)
     for quantizer in _quantizers_of_features(model):
         _check_range(quantizer)
+
+
+def _looks_at_all(module: nn.Module) -> bool:
+    """Whether a class of the table is among those that a module inherits from."""
+    own = (cls.__name__ for cls in type(module).__mro__ if is_of_pyg(cls))
+    return any(_LOOKS_AT_ALL[name](module) for name in own if name in _LOOKS_AT_ALL)
 
 
 def _check_conv(where: str, conv: Any) -> None:

@@ -16,6 +16,7 @@ from torch_geometric_qlr.codes.weight_access import weight_codes
 from torch_geometric_qlr.codes.weights import PackedWeight
 from torch_geometric_qlr.layers.input_gain import find_gain, lacks_gain, take_weight
 from torch_geometric_qlr.layers.layer_spec import facts_of
+from torch_geometric_qlr.layers.pyg import is_of_pyg
 from torch_geometric_qlr.layers.state import STATE
 from torch_geometric_qlr.nn.layer import QuantLayer
 from torch_geometric_qlr.nn.registry import class_facts
@@ -193,8 +194,8 @@ class QuantDictLinearLayer(QuantLayer):
     lins: nn.ModuleDict
 
     def _qlr_forward(self, *args: Any, **kwargs: Any) -> Any:
-        by = type(self)._qlr_made.base.forward.__module__
-        if not by.startswith("torch_geometric.") or "forward" in self._qlr.replaced:
+        written = type(self)._qlr_made.base.forward
+        if not is_of_pyg(written) or "forward" in self._qlr.replaced:
             return super()._qlr_forward(*args, **kwargs)
         return self._qlr_call_each(*args, **kwargs)
 
