@@ -15,7 +15,7 @@ from torch_geometric_qlr import errors, loader, metrics, nn, quantizers, tensor,
 from torch_geometric_qlr._version import __version__
 from torch_geometric_qlr.calibration import calibrate, calibrating
 from torch_geometric_qlr.config import QLRConfig
-from torch_geometric_qlr.io import export, load, save
+from torch_geometric_qlr.io import export, from_pretrained, load, save, save_pretrained
 from torch_geometric_qlr.layerwise import inference
 from torch_geometric_qlr.nn import register_conv, register_linear
 from torch_geometric_qlr.search import search_bits
@@ -48,6 +48,7 @@ __all__ = [
     "errors",
     "export",
     "inference",
+    "from_pretrained",
     "load",
     "loader",
     "metrics",
@@ -63,6 +64,7 @@ __all__ = [
     "register_linear",
     "report",
     "save",
+    "save_pretrained",
     "search_bits",
     "tensor",
     "transforms",

@@ -225,6 +225,15 @@ class Fuzzer:
         edges = graph["col"].numel()
         if op == "packed_extremum":
             return {**graph, **packed, "largest": self.draw.random() < 0.5}
+        if op == "edge_softmax":
+            heads = self.draw.choice((1, 2, 3, 4, 8, 9))
+            return {
+                **graph,
+                "x": self.floats(sources, heads),
+                "target": self.maybe(lambda: self.floats(rows, heads)),
+                "edge": self.maybe(lambda: self.floats(edges, heads)),
+                "negative_slope": self.draw.choice((0.2, 1.5, -1.0)),
+            }
         if op == "packed_attention":
             heads = self.draw.choice([h for h in (1, 2, 3, 16, 33) if cols % h == 0])
             bias, relu = self.maybe(lambda: self.floats(cols)), self.draw.random() < 0.5

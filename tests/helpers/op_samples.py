@@ -35,6 +35,13 @@ def samples() -> dict[str, list[tuple]]:
             (case.rowptr, case.col, torch.rand(edges)),
             (case.rowptr, case.col, torch.randn(edges), 4, torch.rand(12)),
         ],
+        "edge_softmax": [
+            (case.rowptr, case.col, torch.randn(12, 4)),
+            (
+                *(case.rowptr, case.col, torch.randn(12, 3)),
+                *(torch.randn(case.rowptr.numel() - 1, 3), torch.randn(edges, 3), 0.1),
+            ),
+        ],
         "pack": [(case.codes, 4)],
         "unpack": [packed[:3]],
         "dequantize_packed": [packed],

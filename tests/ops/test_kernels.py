@@ -625,3 +625,35 @@ def test_nan_and_infinite_weights_reach_the_result(isa):
         with use_backend(isa):
             y = qlr.packed_spmm(case.rowptr, case.col, *case.packed, weight)
         assert not torch.isfinite(y).all()
+
+
+@examples
+@given(seed_strategy, st.integers(0, 9), st.booleans(), st.booleans())
+def test_softmax_along_rows(seed, heads, has_target, has_edge):
+    case, rng = problem(seed, cols=4, bits=8), torch.Generator().manual_seed(seed)
+    rows, edges = case.rowptr.numel() - 1, case.col.numel()
+    spread = (1.0, 30.0, 1e4)[seed % 3]
+    logits = [torch.randn(n, heads, generator=rng) * spread for n in (12, rows, edges)]
+    given = dict(zip(("x", "target", "edge"), logits, strict=True))
+    if not has_target:
+        del given["target"]
+    if not has_edge:
+        del given["edge"]
+    slope = (0.2, 0.0, 1.0, -0.5)[seed % 4]
+    ours = qlr.edge_softmax(case.rowptr, case.col, **given, negative_slope=slope)
+    with use_backend("reference"):
+        expected = qlr.edge_softmax(case.rowptr, case.col, **given, negative_slope=slope)
+    assert torch.allclose(ours, expected, rtol=2e-6 * max(1.0, spread / 10), atol=1e-30)
+
+
+def test_softmax_of_logits_that_are_no_numbers():
+    nan, inf = torch.nan, torch.inf
+    rowptr, col = torch.tensor([0, 2, 4, 6, 8, 8]), torch.arange(8, dtype=torch.int32)
+    x = torch.tensor([[0.0], [nan], [0.0], [inf], [0.0], [-inf], [-inf], [-inf]])
+    ours = qlr.edge_softmax(rowptr, col, x)
+    with use_backend("reference"):
+        expected = qlr.edge_softmax(rowptr, col, x)
+    assert torch.equal(ours.isnan(), expected.isnan())
+    assert ours[:4].isnan().all() and ours[4:6].flatten().tolist() == [1, 0]
+    with pytest.raises(REFUSED, match=r"target has shape \[8, 1\], expected \[5, 1\]"):
+        qlr.edge_softmax(rowptr, col, x, x)

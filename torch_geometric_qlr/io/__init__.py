@@ -7,7 +7,8 @@ padding, and in its metadata what was done to the layers, as text. Older ones, w
 
 from torch_geometric_qlr.io.answers import Difference
 from torch_geometric_qlr.io.exporting import Exported, export
+from torch_geometric_qlr.io.hub import from_pretrained, save_pretrained
 from torch_geometric_qlr.io.reading import load
 from torch_geometric_qlr.io.writing import save
 
-__all__ = ["Difference", "Exported", "export", "load", "save"]
+__all__ = ["Difference", "Exported", "export", "from_pretrained", "load", "save", "save_pretrained"]

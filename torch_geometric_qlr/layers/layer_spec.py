@@ -13,6 +13,7 @@ from torch_geometric_qlr.sparse import is_matrix
 __all__ = [
     "REWRITTEN",
     "EdgePreparation",
+    "EdgeUpdateFacts",
     "Facts",
     "Family",
     "ForwardFacts",
@@ -187,6 +188,38 @@ class MessageFacts:
     obstacle: Callable[[Any], str] = lambda layer: ""
 
 
+def _no_logits(layer: Any, arguments: dict[str, Any]) -> Tensor | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeUpdateFacts:
+    r"""What is known of the code of :obj:`edge_update`, where it is attention:
+
+    .. math::
+        \alpha_{ij} = \mathrm{softmax}_j \left( \mathrm{LeakyReLU} (a_j + b_i + e_{ij}) \right)
+
+    for each head, and after that nothing but dropout. On codes one operation computes it. It holds
+    for every class that runs this very method.
+
+    Args:
+        logits (str): The argument of :obj:`edge_updater` with :math:`a` and :math:`b`, a pair of
+            matrices ``[N, H]`` and ``[M, H]``; empty if the method does something else.
+        edge_logits (callable): :math:`e`, a matrix ``[E, H]``, from the layer and the arguments of
+            :obj:`edge_updater` by name; :obj:`None` if there is none.
+        slope (str): The attribute that holds the slope of the LeakyReLU.
+
+    Example:
+        >>> import torch_geometric_qlr as qlr
+        >>> qlr.nn.EdgeUpdateFacts(logits="alpha").slope
+        'negative_slope'
+    """
+
+    logits: str = ""
+    edge_logits: Callable[[Any, dict[str, Any]], Tensor | None] = _no_logits
+    slope: str = "negative_slope"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     r"""How a layer class is quantized, and what is known of how it computes.
@@ -213,6 +246,7 @@ class LayerSpec:
             :obj:`""` if it is a linear operator on the features, with normalised weights.
         forward (ForwardFacts): What is known of the code of its forward.
         message (MessageFacts): What is known of the code of its :obj:`message`.
+        edge_update (EdgeUpdateFacts): What is known of the code of its :obj:`edge_update`.
         reads_anywhere (str): The child that a model reads as a tensor wherever it likes, so that no
             quantizer could act.
         reads_in_forward (str): The child whose weights the forward reads instead of calling it.
@@ -237,6 +271,7 @@ class LayerSpec:
     rough: Callable[[Any], str] = lambda layer: "its operator is not known to be normalised"
     forward: ForwardFacts = ForwardFacts()
     message: MessageFacts = MessageFacts()
+    edge_update: EdgeUpdateFacts = EdgeUpdateFacts()
     reads_anywhere: str = ""
     reads_in_forward: str = ""
     calls_children: bool = False
@@ -266,6 +301,7 @@ class Facts(NamedTuple):
     Args:
         forward (ForwardFacts): Of the forward that it runs.
         message (MessageFacts): Of the :obj:`message` that it runs.
+        edge_update (EdgeUpdateFacts): Of the :obj:`edge_update` that it runs.
         reads_in_forward (str): The child whose weights its forward reads.
         expects_features (bool): Whether the first argument of its forward must hold features.
         hops (callable): Number of :obj:`propagate` calls in a forward, from the layer.
@@ -273,6 +309,7 @@ class Facts(NamedTuple):
 
     forward: ForwardFacts = ForwardFacts()
     message: MessageFacts = MessageFacts()
+    edge_update: EdgeUpdateFacts = EdgeUpdateFacts()
     reads_in_forward: str = ""
     expects_features: bool = False
     hops: Callable[[Any], int] = lambda layer: 1

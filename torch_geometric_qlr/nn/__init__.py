@@ -13,6 +13,7 @@ import torch_geometric.nn as _pyg_nn
 from torch_geometric_qlr.layers.layer_spec import (
     REWRITTEN,
     EdgePreparation,
+    EdgeUpdateFacts,
     ForwardFacts,
     HopChain,
     LayerSpec,
@@ -37,6 +38,7 @@ from torch_geometric_qlr.nn.rewrite import class_for
 __all__ = [
     "EMP",
     "EdgePreparation",
+    "EdgeUpdateFacts",
     "ForwardFacts",
     "HopChain",
     "LayerSpec",

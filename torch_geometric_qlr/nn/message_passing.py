@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.codes.chains import plain, with_promise
+from torch_geometric_qlr.codes.coefficients import edge_coefficients
 from torch_geometric_qlr.codes.edge_weights import round_weights
 from torch_geometric_qlr.codes.edges import ReadyFlag, released, with_ready_edges
 from torch_geometric_qlr.codes.gather import gather
@@ -168,9 +169,13 @@ class QuantMessagePassing(QuantLayer, MessagePassing):
         flag = facts.forward.edges.flag if facts.forward.edges is not None else ""
         own: dict[str, Any] = {flag: ReadyFlag(flag)} if flag else {}
 
-        def edge_updater(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def edge_updater(self: Any, edge_index: Any, *args: Any, **kwargs: Any) -> Any:
+            if facts.edge_update.logits and computes_on_codes(self, kwargs, edge_index):
+                alpha = edge_coefficients(self, edge_index, kwargs)
+                if alpha is not None:
+                    return alpha
             # PyG writes the one of a class when its first object is made.
-            return base.edge_updater(self, *args, **kwargs)
+            return base.edge_updater(self, edge_index, *args, **kwargs)
 
         return {**own, "_qlr_facts": facts, "edge_updater": edge_updater}
 

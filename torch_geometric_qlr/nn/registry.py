@@ -12,7 +12,13 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from torch_geometric_qlr.errors import ConfigError, UnsupportedLayerError
-from torch_geometric_qlr.layers.layer_spec import Facts, ForwardFacts, LayerSpec, MessageFacts
+from torch_geometric_qlr.layers.layer_spec import (
+    EdgeUpdateFacts,
+    Facts,
+    ForwardFacts,
+    LayerSpec,
+    MessageFacts,
+)
 from torch_geometric_qlr.layers.pyg import is_own_conv
 from torch_geometric_qlr.layers.state import float_class
 from torch_geometric_qlr.nn.layer import forget_classes
@@ -127,6 +133,7 @@ def class_facts(cls: type[nn.Module]) -> Facts:
     return Facts(
         forward=of("forward", ForwardFacts()),
         message=of("message", MessageFacts()),
+        edge_update=of("edge_update", EdgeUpdateFacts()),
         reads_in_forward=next(filter(None, read), ""),
         expects_features=has_features and _first_argument(cls) == "x",
         hops=rows[0][1].hops if rows else LayerSpec.hops,
@@ -181,6 +188,7 @@ def register_conv(
     normalized: bool = False,
     forward: ForwardFacts | None = None,
     message: MessageFacts | None = None,
+    edge_update: EdgeUpdateFacts | None = None,
     note: str = "",
     replace: bool = False,
 ) -> type[MessagePassing]:
@@ -215,6 +223,8 @@ def register_conv(
             remembered, and whether one operation computes all of its hops.
         message (MessageFacts, optional): What its :obj:`message` does, where that is a multiple of
             a source and cannot be found out by trying.
+        edge_update (EdgeUpdateFacts, optional): What its :obj:`edge_update` does, where that is
+            attention.
         note (str): Shown by :func:`torch_geometric_qlr.plan`.
         replace (bool): Whether to forget what was registered for this class before.
 
@@ -240,7 +250,7 @@ def register_conv(
     _check_new(cls, replace)
     _check_kinds(cls, sources, logit_sources, weights, logit_weights)
     _check_counts(cls, hops=hops, hop_kinds=hop_kinds)
-    _check_facts(cls, forward, message)
+    _check_facts(cls, forward, message, edge_update)
     _check_choice("first argument", first_argument, ("features", "any"), cls)
     if family == "edge" and (sources not in ((), ("x",)) or logit_sources):
         raise UnsupportedLayerError(
@@ -266,6 +276,7 @@ def register_conv(
         rough=_NORMALIZED if normalized else LayerSpec.rough,
         forward=forward or ForwardFacts(),
         message=message or MessageFacts(),
+        edge_update=edge_update or EdgeUpdateFacts(),
         note=note,
     )
     return cls
@@ -312,8 +323,12 @@ def _check_counts(cls: type, **counts: Any) -> None:
             )
 
 
-def _check_facts(cls: type, forward: Any, message: Any) -> None:
-    kinds = {"forward": (forward, ForwardFacts), "message": (message, MessageFacts)}
+def _check_facts(cls: type, forward: Any, message: Any, edge_update: Any) -> None:
+    kinds = {
+        "forward": (forward, ForwardFacts),
+        "message": (message, MessageFacts),
+        "edge_update": (edge_update, EdgeUpdateFacts),
+    }
     for name, (value, kind) in kinds.items():
         if value is not None and not isinstance(value, kind):
             raise ConfigError(
@@ -325,6 +340,7 @@ def _check_facts(cls: type, forward: Any, message: Any) -> None:
 _SUCH_AS = {
     "forward": "qlr.nn.ForwardFacts(chain=qlr.nn.HopChain())",
     "message": "qlr.nn.MessageFacts(coefficients='x')",
+    "edge_update": "qlr.nn.EdgeUpdateFacts(logits='alpha')",
 }
 
 

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torch_geometric_qlr.layers.layer_spec import (
     EdgePreparation,
+    EdgeUpdateFacts,
     ForwardFacts,
     HopChain,
     LayerSpec,
@@ -102,6 +104,16 @@ def _adds_edges(conv: Any) -> str:
     return "" if conv.lin_edge is None else "its messages add edge features"
 
 
+def _edge_logits(conv: Any, arguments: dict[str, Any]) -> Tensor | None:
+    """Of a GATConv, from features of its edges."""
+    attr = arguments.get("edge_attr")
+    if attr is None or conv.lin_edge is None:
+        return None
+    attr = conv.lin_edge(attr.view(-1, 1) if attr.dim() == 1 else attr)
+    logits: Tensor = (attr.view(-1, conv.heads, conv.out_channels) * conv.att_edge).sum(dim=-1)
+    return logits
+
+
 _EXTERNAL = "computes in an external kernel; its Linear layers are quantized"
 
 #: Convolutions of PyG, by class name.
@@ -119,6 +131,7 @@ CONVS: Mapping[str, LayerSpec] = {
         logit_weights=("att_src", "att_dst", "att_edge"),
         rough=_softmax,
         forward=_prepares(ATTENTION_LOOPS, pairs=True),
+        edge_update=EdgeUpdateFacts(logits="alpha", edge_logits=_edge_logits),
     ),
     "CuGraphGATConv": _container(note=_EXTERNAL),
     "FusedGATConv": _container(note=_EXTERNAL),

@@ -133,7 +133,7 @@ class CSRGraph:
         Args:
             values (torch.Tensor): In the order of the *original* edges, ``[E, *]``.
         """
-        return values if self.perm is None else values[self.perm]
+        return values if self.perm is None else values.index_select(0, self.perm)
 
     def edge_index(self) -> Tensor:
         r"""Sources and targets ``[2, E]`` in the order of this graph, ``int64``."""
