@@ -120,7 +120,8 @@ def convert_(model: M, backend: str = "auto", *, fuse: bool = True) -> M:
 def _check(model: nn.Module, backend: str) -> None:
     if not isinstance(model, nn.Module):
         raise UnsupportedLayerError(
-            f"Expected a quantized torch.nn.Module (got {type(model).__name__})."
+            f"Expected a quantized torch.nn.Module (got {type(model).__name__}). Pass what "
+            f"qlr.quantize(model) returned; qlr.calibrate changes that in place."
         )
     with use_backend(backend):
         pass

@@ -19,10 +19,11 @@
 #include "extremum_portable.inl"
 #else
 #include "sum.inl"
-#include "coded_edges.inl"
 #if defined(QLR_VNNI)
 #include "weighted_vnni.inl"
+#include "coded_edges_vnni.inl"
 #else
+#include "coded_edges.inl"
 #include "weighted_digits.inl"
 #endif
 #include "extremum.inl"

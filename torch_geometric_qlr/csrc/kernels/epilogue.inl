@@ -10,7 +10,7 @@
 
 // The sums of one row, as the epilogue reads them: at(f) is sum of weight times (code - center), from
 // which the residuals of the columns times `rest` are still to be taken. What multiplies the
-// difference, besides the scales of the columns, is scale_of(column scale). Most sums are simple: then
+// difference, besides the scales of the columns, is scale_of(column scale). Where no mean divides,
 // simple_at(f) has the residuals taken off, by arithmetic with zeros where there are none.
 
 // Of integers, from which the integer part of the zero point is subtracted exactly.
@@ -23,7 +23,6 @@ struct IntegerSums {
   QLR_ALWAYS_INLINE F::vf at(int64_t f) const {
     return F::to_float(F::sub_int(F::load_int(values + f), F::set1_int(center_sum)));
   }
-  static bool is_simple() { return true; }
   QLR_ALWAYS_INLINE F::vf simple_at(int64_t f, const float* block) const {
     return F::fnma(Columns::load(block, Columns::kResidual), F::set1(rest), at(f));
   }
@@ -36,13 +35,12 @@ struct FloatSums {
 
   static F::vf scale_of(F::vf column_scale) { return column_scale; }
   QLR_ALWAYS_INLINE F::vf at(int64_t f) const { return F::load(values + f); }
-  static bool is_simple() { return true; }
   QLR_ALWAYS_INLINE F::vf simple_at(int64_t f, const float* block) const {
     return F::fnma(Columns::load(block, Columns::kResidual), F::set1(rest), at(f));
   }
 };
 
-// What a row of sums becomes, as floats. SIMPLE: nearly without branches, for simple sums that no mean
+// What a row of sums becomes, as floats. SIMPLE: nearly without branches, for sums that no mean
 // divides; zeros and ones stand for what is missing.
 template <typename Sums, bool SIMPLE>
 struct FinishedRow {
@@ -115,7 +113,7 @@ class Emitter {
   template <typename Sums>
   void row(int64_t i, const Sums& sums, int64_t degree = 1) const {
     if (far_) prefetch(std::min(i + kRowsAhead, rows_ - 1));
-    if (simple_ && sums.is_simple()) finished_row<true>(i, sums, degree);
+    if (simple_) finished_row<true>(i, sums, degree);
     else finished_row<false>(i, sums, degree);
   }
 

@@ -55,13 +55,15 @@ struct LinearWeight {
   bool has_center = false, has_residual = false;
 };
 
-// The integer products of a row as the epilogue reads them.
+// The integer products of a row as the epilogue reads them. PLAIN: the weights are in the panels as they
+// are, but for what `w_sum` has.
+template <bool PLAIN>
 struct ProductSums {
   const int32_t* products;
-  const int32_t* center;    // of the weights, see LinearWeight; null if there is none
-  int32_t code_sum;         // of c_x, if there is
-  const float* w_residual;  // of the weights, null if there is none
-  float x_rest;             // of the input, if there is: the sum of c_x - Z_x
+  const int32_t* center;    // of the weights, see LinearWeight
+  int32_t code_sum;         // of c_x
+  const float* w_residual;  // of the weights
+  float x_rest;             // of the input: the sum of c_x - Z_x
   const int32_t* w_sum;     // of the weights
   float x_residual;         // of the input
   float scale;              // of the input
@@ -71,18 +73,13 @@ struct ProductSums {
   QLR_ALWAYS_INLINE F::vf at(int64_t o) const {
     F::vi p = F::load_int(products + o);
     // The panel's bytes miss `center` of the weights, on every input.
-    if (center != nullptr)
+    if constexpr (!PLAIN)
       p = F::sub_int(p, F::mul_int(F::load_int(center + o), F::set1_int(code_sum)));
     F::vf y = F::to_float(p);
-    if (w_residual != nullptr) y = F::fnma(F::load(w_residual + o), F::set1(x_rest), y);
-    if (x_residual == 0.f) return y;
+    if constexpr (!PLAIN) y = F::fnma(F::load(w_residual + o), F::set1(x_rest), y);
     return F::fnma(F::to_float(F::load_int(w_sum + o)), F::set1(x_residual), y);
   }
-  bool is_simple() const { return center == nullptr && w_residual == nullptr; }
-  QLR_ALWAYS_INLINE F::vf simple_at(int64_t o, const float*) const {
-    return F::fnma(F::to_float(F::load_int(w_sum + o)), F::set1(x_residual),
-                   F::to_float(F::load_int(products + o)));
-  }
+  QLR_ALWAYS_INLINE F::vf simple_at(int64_t o, const float*) const { return at(o); }
 };
 
 // Rows come from an Input, see linear_inputs.inl.
@@ -128,12 +125,16 @@ inline int32_t linear_rows(const Input& input, const QlrPacked& weight, const Ql
         }
         const int32_t x_sum = code_sum - static_cast<int32_t>(w.inputs) * input.center;
         const float residual = reader.zero(r) - static_cast<float>(input.center);
-        emitter.row(
-            begin + r,
-            ProductSums{products.data() + r * padded, w.has_center ? w.center.data() : nullptr,
-                        code_sum, w.has_residual ? w.residual.data() : nullptr,
-                        static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual,
-                        w.sum.data(), residual, reader.scale(r)});
+        const auto emit = [&](auto plain) {
+          emitter.row(
+              begin + r,
+              ProductSums<decltype(plain)::value>{
+                  products.data() + r * padded, w.center.data(), code_sum, w.residual.data(),
+                  static_cast<float>(x_sum) - static_cast<float>(w.inputs) * residual, w.sum.data(),
+                  residual, reader.scale(r)});
+        };
+        if (wants_sum) emit(std::false_type());
+        else emit(std::true_type());
       }
     }
     if (!reader.finite()) finite.store(false, std::memory_order_relaxed);
