@@ -185,9 +185,13 @@ def compare(
                 model = qlr.quantize(model, **config)
             row.scores.append(run(f"{name} seed {seed}", model))
         rows.append(row)
-        mean, std = row.accuracy()
-        tqdm.write(f"{name:<10} {mean:5.1f} +- {std:.1f}")
+        tqdm.write(f"{name:<10} {plus_minus(*row.accuracy(), seeds):>5}")
     return rows
+
+
+def plus_minus(mean: float, std: float, count: int) -> str:
+    """A mean and its deviation, of which one run has none."""
+    return f"{mean:.1f} ± {std:.1f}" if count > 1 else f"{mean:.1f}"
 
 
 def print_table(graph: str, model: str, args: argparse.Namespace, rows: Iterable[Row]) -> None:
@@ -199,8 +203,7 @@ def print_table(graph: str, model: str, args: argparse.Namespace, rows: Iterable
     print("test accuracy at the best-validation epoch, sizes at the given bits")
     print(f"{'':<{width}}{'accuracy':<16}{'weights':<12}features")
     for row in rows:
-        mean, std = row.accuracy()
-        accuracy = f"{mean:.1f} +- {std:.1f}"
+        accuracy = plus_minus(*row.accuracy(), args.seeds)
         features = "-" if row.feature_bytes is None else human(row.feature_bytes)
         print(f"{row.name:<{width}}{accuracy:<16}{human(row.model_bytes):<12}{features}")
 

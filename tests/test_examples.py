@@ -63,7 +63,7 @@ def test_example_prints_every_width_and_shrinks_the_weights(run_example: Any, na
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 2 * sizes[1]
     for cells in table.values():
-        mean = float(cells[0].split("+-")[0])
+        mean = float(cells[0].split("±")[0])
         assert 0.0 <= mean <= 100.0
 
 
@@ -128,6 +128,19 @@ def test_types_of_nodes(run_example: Any) -> None:
     assert list(rows(table)) == ["FP32", "INT8", "INT4"]
     quantized, converted = re.findall(r"([\d.]+) (?:quantized|converted)", answers)
     assert quantized == converted
+
+
+def test_the_paper_in_three_experiments(run_example: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    printed = run_example(
+        *("paper_in_three.py", *SMALLEST),
+        *("--plot", str(tmp_path / "p.png"), "--json", str(tmp_path / "p.json")),
+    )
+    assert re.search(r"learned multipliers: [\d.]+ to [\d.]+", printed)
+    assert re.search(r"skewed +BT\* +[\d.]+ +[+-][\d.]+", printed)
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert [len(row["energy"][0]) for row in found["depth"].values()] == [10, 10]
+    assert {p.name for p in tmp_path.glob("*.png")} == {f"p_{name}.png" for name in found}
 
 
 def test_custom_conv(run_example: Any) -> None:

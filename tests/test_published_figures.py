@@ -79,7 +79,14 @@ def test_speed_of_the_readme(plot_speed: Any) -> None:
     assert before and rest.partition("\n<!-- speed:end -->")[0] == made
 
 
-@pytest.mark.parametrize("machine", ["zen3", "zen4", "xeon"])
+def test_speed_with_avx512_of_the_readme() -> None:
+    summary = cells((RESULTS / "icelake" / "cpu_summary.md").read_text())
+    float_x, packed_x, *_ = summary["GCN 128-128-40, arxiv shape"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"(Ice Lake) the first row is {float_x} and {packed_x} over the strongest" in text
+
+
+@pytest.mark.parametrize("machine", ["zen3", "icelake", "zen4", "xeon"])
 @pytest.mark.parametrize("page", ["cpu_models", "cpu_kernels"])
 def test_tables_of_speed_are_those_of_the_runs(machine: str, page: str, plot_speed: Any) -> None:
     text = (RESULTS / machine / f"{page}.md").read_text()

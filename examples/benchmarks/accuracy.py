@@ -163,7 +163,7 @@ def search(args: argparse.Namespace, start: dict[Column, Recipe]) -> dict[Column
     for (shared, candidate), jobs in tried.items():
         val, std = mean_std(next(records)["val"] for _ in jobs)
         setting = {name: getattr(candidate, name) for name in grid}
-        print(f"{' '.join(shared)}: validation {100 * val:.2f} +- {100 * std:.2f}  {setting}")
+        print(f"{' '.join(shared)}: validation {100 * val:.2f} ± {100 * std:.2f}  {setting}")
         if shared not in best or val > best[shared][0]:
             best[shared] = (val, candidate)
     for shared, (val, chosen) in best.items():
@@ -223,7 +223,7 @@ def cell(records: Sequence[Record], most: int) -> str:
     if not records:
         return ""
     mean, std = mean_std(100 * record["test"] for record in records)
-    return f"{mean:.1f} +- {std:.1f}" + f" ({len(records)})" * (len(records) < most)
+    return f"{mean:.1f} ± {std:.1f}" + f" ({len(records)})" * (len(records) < most)
 
 
 def difference(found: Found, dataset: str, width: str) -> str:
@@ -236,7 +236,7 @@ def difference(found: Found, dataset: str, width: str) -> str:
     if len(pairs) < 2:
         return ""
     mean, std = mean_std(pairs)
-    return f"{mean:+.2f} +- {std / math.sqrt(len(pairs)):.2f}"
+    return f"{mean:+.2f} ± {std / math.sqrt(len(pairs)):.2f}"
 
 
 def present(found: Found, place: int, order: Sequence[str]) -> list[str]:
@@ -300,8 +300,8 @@ def report(args: argparse.Namespace, found: Found) -> None:
         if any(gains):
             rows.append([name, "SMP - APPNP", *gains])
     print(
-        f"\ntest accuracy at the best-validation epoch, mean +- standard deviation over {most} "
-        f"seeds (fewer: in brackets); differences +- standard error"
+        f"\ntest accuracy at the best-validation epoch, mean ± standard deviation over {most} "
+        f"seeds (fewer: in brackets); differences ± standard error"
     )
     show(["data set", "model", *widths], rows, args.markdown)
     if args.json is not None:

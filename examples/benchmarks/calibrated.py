@@ -133,7 +133,7 @@ def main() -> None:
     found = list(rows(done))
     print("\ntest accuracy; the float model's epoch is the best on the validation nodes")
     cells = [
-        [r["dataset"], r["model"], *(f"{m:.1f} +- {s:.1f}" for m, s in r["test"].values())]
+        [r["dataset"], r["model"], *(f"{m:.1f} ± {s:.1f}" for m, s in r["test"].values())]
         for r in found
     ]
     show(["data set", "model", *COLUMNS], cells, args.markdown)

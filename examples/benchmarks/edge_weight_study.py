@@ -170,7 +170,7 @@ def compared(records: list[Record]) -> Iterator[dict[str, Any]]:
 
 
 def _pair(values: list[float]) -> str:
-    return f"{values[0]:.2f} +- {values[1]:.2f}"
+    return f"{values[0]:.2f} ± {values[1]:.2f}"
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:

@@ -111,7 +111,7 @@ def _cell(row: dict[str, Any] | None) -> str:
         return "-"
     (mean, std), escapes = row["test"], row["escape"]
     when = "/".join("never" if e is None else str(e) for e in escapes)
-    return f"{mean:.1f} +- {std:.1f} ({when})"
+    return f"{mean:.1f} ± {std:.1f} ({when})"
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
