@@ -13,6 +13,7 @@ from torch_geometric.nn import GATConv, MessagePassing
 from torch_geometric.utils import softmax
 
 import torch_geometric_qlr as qlr
+from torch_geometric_qlr.nn import registry
 
 NODES, EDGES = 30, 140
 OP = "qlr::edge_softmax"
@@ -152,7 +153,8 @@ class Attends(MessagePassing):
         return alpha.unsqueeze(-1) * x_j
 
 
-def test_of_a_layer_that_was_registered():
+def test_of_a_layer_that_was_registered(monkeypatch):
+    monkeypatch.setattr(registry, "_USER", dict(registry._USER))  # nobody else knows it
     facts = qlr.nn.EdgeUpdateFacts(logits="logits", slope="slope")
     with pytest.raises(qlr.errors.ConfigError, match=r"qlr\.nn\.EdgeUpdateFacts\(logits='alpha'\)"):
         qlr.register_conv(Attends, family="attention", edge_update="logits")
