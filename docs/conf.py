@@ -26,6 +26,7 @@ extensions = [
     "sphinx_copybutton",
     "conv_status",
     "mathml",
+    "tutorial",
 ]
 exclude_patterns = ["_build", "_ext", "_templates", "results"]
 templates_path = ["_templates"]

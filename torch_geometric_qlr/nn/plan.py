@@ -14,9 +14,11 @@ from torch_geometric_qlr.layers.layer_spec import REWRITTEN
 from torch_geometric_qlr.layers.pyg import is_uninitialized_parameter
 from torch_geometric_qlr.nn.recipe import PointRecipe, Recipe, shown_point
 from torch_geometric_qlr.nn.registry import find_spec
-from torch_geometric_qlr.text import aligned
+from torch_geometric_qlr.text import aligned, as_html, folded
 
 __all__ = ["Plan", "PlanEntry"]
+
+_HEAD = ("module", "layer", "family", "quantized at", "bits (w/a/m)", "note")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class PlanEntry:
 
 @dataclass(frozen=True)
 class Plan:
-    r"""The result of :func:`torch_geometric_qlr.plan`: prints as a table.
+    r"""The result of :func:`torch_geometric_qlr.plan`: prints as a table, in which equal layers
+    of a deep model are one row.
 
     Args:
         model (str): Class of the model.
@@ -111,12 +114,14 @@ class Plan:
             ],
         }
 
-    def __str__(self) -> str:
-        head = ("module", "layer", "family", "quantized at", "bits (w/a/m)", "note")
+    def _rows(self) -> list[tuple[str, ...]]:
         rows = [
             (e.name or "(model)", e.layer, e.family, _listed(e.points), e.bits, e.note)
             for e in self.entries
         ]
+        return [_HEAD, *folded(rows)]
+
+    def _total(self) -> str:
         share = 100 * self.quantized_parameters / max(1, self.parameters)
         sends = [e for e in self.entries if e.family in ("copy", "attention", "edge")]
         kinds = ("source", "message")
@@ -126,7 +131,13 @@ class Plan:
             total += f"; messages of {quantized} of {len(sends)} layers"
         for rule, count in self.rules.items():
             total += f"; rule {rule!r} matched {count} module{'s' if count != 1 else ''}"
-        return "\n".join([*aligned([head, *rows]), total])
+        return total
+
+    def __str__(self) -> str:
+        return "\n".join([*aligned(self._rows()), self._total()])
+
+    def _repr_html_(self) -> str:
+        return as_html(self._rows(), [self._total()])
 
 
 def _entries(model: nn.Module, recipe: Recipe) -> Iterator[PlanEntry]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch_geometric_qlr.config import QLRConfig
 from torch_geometric_qlr.nn.recipe import shown_point
 from torch_geometric_qlr.search.output_error import decibels
-from torch_geometric_qlr.text import aligned
+from torch_geometric_qlr.text import aligned, as_html
 
 __all__ = ["BitChoice", "BitRow"]
 
@@ -80,8 +80,8 @@ class BitChoice:
             "pareto": [list(pair) for pair in self.pareto],
         }
 
-    def __repr__(self) -> str:
-        rows = [("module", "point", "bits", "bytes", "cost")]
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("module", "point", "bits", "bytes", "cost")]
         rows += [
             (
                 row.module or "(model)",
@@ -92,8 +92,16 @@ class BitChoice:
             )
             for row in self.table
         ]
-        total = (
+        return rows
+
+    def _total(self) -> str:
+        return (
             f"{self.measure}: {self.spent:,.6g} of {self.budget:,.6g}; predicted SQNR of the "
             f"output: {decibels(self.error):.1f} dB"
         )
-        return "\n".join([*aligned(rows), total])
+
+    def __repr__(self) -> str:
+        return "\n".join([*aligned(self._rows()), self._total()])
+
+    def _repr_html_(self) -> str:
+        return as_html(self._rows(), [self._total()])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch_geometric_qlr.nn.recipe import shown_point
-from torch_geometric_qlr.text import aligned
+from torch_geometric_qlr.text import aligned, as_html
 
 __all__ = ["PointReport", "QuantizationReport"]
 
@@ -146,14 +144,7 @@ class QuantizationReport:
         return "\n".join([*aligned([_HEAD, *(p.cells() for p in self.points)]), *self._totals()])
 
     def _repr_html_(self) -> str:
-        rows = [_html_row("td", point.cells()) for point in self.points]
-        totals = "<br>".join(map(html.escape, self._totals()))
-        head = _html_row("th", _HEAD)
-        return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table><p>{totals}</p>"
-
-
-def _html_row(tag: str, cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        return as_html([_HEAD, *(point.cells() for point in self.points)], self._totals())
 
 
 def _share(part: int, whole: int) -> str:

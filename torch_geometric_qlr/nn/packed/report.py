@@ -16,9 +16,11 @@ from torch_geometric_qlr.nn.linear import QuantLinearLayer
 from torch_geometric_qlr.nn.message_passing import QuantMessagePassing
 from torch_geometric_qlr.nn.packed.layer import PackedLayer
 from torch_geometric_qlr.quantizers import EdgeWeightQuant, Quantizer
-from torch_geometric_qlr.text import aligned
+from torch_geometric_qlr.text import aligned, as_html, folded
 
 __all__ = ["Conversion", "ConversionEntry", "how_it_runs"]
+
+_HEAD = ("module", "layer", "runs as", "weight bits", "weight bytes", "edge bits", "note")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class ConversionEntry:
 
 @dataclass(frozen=True)
 class Conversion:
-    r"""The result of :func:`torch_geometric_qlr.report`: prints as a table.
+    r"""The result of :func:`torch_geometric_qlr.report`: prints as a table, in which equal layers
+    of a deep model are one row.
 
     Args:
         model (str): Class of the model.
@@ -83,8 +86,7 @@ class Conversion:
             "layers": [{**vars(e), "bits": list(e.bits)} for e in self.entries],
         }
 
-    def __str__(self) -> str:
-        head = ("module", "layer", "runs as", "weight bits", "weight bytes", "edge bits", "note")
+    def _rows(self) -> list[tuple[str, ...]]:
         rows = [
             (
                 e.name or "(model)",
@@ -97,10 +99,17 @@ class Conversion:
             )
             for e in self.entries
         ]
+        return [_HEAD, *folded(rows)]
+
+    def _total(self) -> str:
         packed = len(self.entries) - len(self.fallbacks)
-        return "\n".join(
-            [*aligned([head, *rows]), f"packed: {packed} of {len(self.entries)} layers"]
-        )
+        return f"packed: {packed} of {len(self.entries)} layers"
+
+    def __str__(self) -> str:
+        return "\n".join([*aligned(self._rows()), self._total()])
+
+    def _repr_html_(self) -> str:
+        return as_html(self._rows(), [self._total()])
 
 
 def _entry(name: str, layer: Any) -> ConversionEntry:
