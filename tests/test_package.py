@@ -6,11 +6,14 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.resources
+import inspect
 import json
+import operator
 import re
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +160,32 @@ def test_public_names_exist_and_are_documented() -> None:
         if not is_module and not name.startswith("__"):
             assert name in listed, f"qlr.{name} is missing from docs/api.rst"
             assert public.__doc__, f"qlr.{name} has no docstring"
+
+
+def in_the_reference() -> dict[str, Any]:
+    """What docs/api.rst lists, by its name there."""
+    found: dict[str, Any] = {}
+    module: Any = qlr
+    for line in (ROOT / "docs" / "api.rst").read_text().splitlines():
+        if current := re.fullmatch(r"\.\. currentmodule:: ([\w.]+)", line):
+            module = importlib.import_module(current[1])
+        elif name := re.fullmatch(r"   ([\w.]+)", line):
+            found[f"{module.__name__}.{name[1]}"] = operator.attrgetter(name[1])(module)
+    return found
+
+
+def test_all_in_the_reference_is_documented_with_its_methods() -> None:
+    public = in_the_reference()
+    assert len(public) > 80
+    for name, thing in list(public.items()):
+        own = dict(vars(thing)) if isinstance(thing, type) else {}
+        for field in getattr(thing, "__dataclass_fields__", ()):
+            own.pop(field, None)  # a default that is a function is no method
+        kinds = (types.FunctionType, property, classmethod, staticmethod)
+        methods = [key for key, value in own.items() if isinstance(value, kinds)]
+        public |= {f"{name}.{key}": getattr(thing, key) for key in methods if key[0] != "_"}
+    # A method that replaces a documented one may do without, as in inspect.getdoc.
+    assert [name for name, thing in public.items() if not inspect.getdoc(thing)] == []
 
 
 def test_main_says_what_computes_on_gpus(

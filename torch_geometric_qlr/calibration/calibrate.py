@@ -54,10 +54,12 @@ class Calibration:
 
     @property
     def observed(self) -> list[str]:
+        """Places that data has reached."""
         return [name for name, watch in self.joined.items() if watch.has_seen]
 
     @property
     def unobserved(self) -> list[str]:
+        """Places that no data has reached, which have no range."""
         never = [name for name, watch in self.joined.items() if not watch.has_seen]
         return [*never, *(name for name, other in self.others.items() if not other.has_range)]
 

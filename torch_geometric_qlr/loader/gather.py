@@ -51,6 +51,7 @@ class GatherFeatures(BaseTransform):
         self.store = store
 
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:
+        """The batch with the rows of its nodes."""
         found = _own(data) if self.store is None else self._stored(data)
         if not found:
             raise InputError(

@@ -67,6 +67,7 @@ class QuantLayer:
         return state_of(self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the float layer returns, of rounded numbers."""
         state = self._qlr
         if state.is_inside("forward"):  # a replaced forward asks for the one of the class
             return super().forward(*args, **kwargs)  # type: ignore[misc]

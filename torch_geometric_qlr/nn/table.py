@@ -33,15 +33,18 @@ __all__ = ["CONVS", "OTHERS", "attention_spec", "copy_spec", "edge_spec"]
 
 
 def copy_spec(*, first: bool = False, **fields: Any) -> LayerSpec:
+    """A layer whose messages are copies of its source; ``first`` if it propagates its input."""
     return LayerSpec(family="copy", propagates_input=first, **{"sources": ("x",), **fields})
 
 
 def attention_spec(**fields: Any) -> LayerSpec:
+    """A layer whose messages are multiples of its source that attention computes."""
     within: Any = lambda conv: "its attention is not known to be linear in the features"  # noqa: E731
     return LayerSpec(family="attention", **{"sources": ("x",), "rough": within, **fields})
 
 
 def edge_spec(**fields: Any) -> LayerSpec:
+    """A layer whose messages are computed edge by edge."""
     return LayerSpec(
         family="edge", rough=lambda conv: "its messages are not linear in the features", **fields
     )

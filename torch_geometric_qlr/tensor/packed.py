@@ -169,9 +169,11 @@ class PackedTensor:
 
     @property
     def shape(self) -> torch.Size:
+        """Rows and columns of the values, not of the bytes."""
         return torch.Size((self.data.size(0), self.num_cols))
 
     def size(self, dim: int) -> int:
+        """One of both, as of a tensor."""
         return self.shape[dim]
 
     def __len__(self) -> int:
@@ -184,6 +186,7 @@ class PackedTensor:
 
     @property
     def device(self) -> torch.device:
+        """Where the codes are."""
         return self.data.device
 
     @property

@@ -80,6 +80,7 @@ class PackFeatures(BaseTransform):
         self.attrs = tuple(names)
 
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:
+        """The data with packed attributes; what is packed already stays."""
         packed = {}
         for group, store in node_stores(data):
             for attr in self.attrs:
@@ -117,6 +118,7 @@ class UnpackFeatures(BaseTransform):
     """
 
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:
+        """The data with the values of what was packed."""
         for _, store in node_stores(data):
             for attr, value in list(store.items()):
                 if isinstance(value, PackedTensor):
