@@ -35,9 +35,6 @@ class Calibration:
 
     Attributes:
         batches (int): How many times the model ran, as far as :func:`calibrate` called it.
-        observed (list): Names of the quantizers that have a range from it.
-        unobserved (list): Names of those that no data has reached. They have no range, and nobody
-            has guessed one.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -54,12 +51,12 @@ class Calibration:
 
     @property
     def observed(self) -> list[str]:
-        """Places that data has reached."""
+        """Names of the quantizers that have a range from it."""
         return [name for name, watch in self.joined.items() if watch.has_seen]
 
     @property
     def unobserved(self) -> list[str]:
-        """Places that no data has reached, which have no range."""
+        """Names of those that no data has reached, and nobody has guessed a range for."""
         never = [name for name, watch in self.joined.items() if not watch.has_seen]
         return [*never, *(name for name, other in self.others.items() if not other.has_range)]
 
