@@ -112,6 +112,17 @@ def test_hooks(kind: str) -> None:
     assert pyg.has_hooks(conv)
 
 
+def test_own_edge_update() -> None:
+    conv = GATConv(8, 4)
+    assert not pyg.has_own_edge_update(conv)
+    handle = conv.register_edge_update_forward_hook(lambda *args: None)
+    assert pyg.has_own_edge_update(conv)
+    handle.remove()
+    assert not pyg.has_own_edge_update(conv)
+    conv.edge_update = lambda *args, **kwargs: None
+    assert pyg.has_own_edge_update(conv)
+
+
 def test_fusing() -> None:
     matrix = to_torch_csr_tensor(EDGES, size=(5, 5))
     conv = SAGEConv(8, 4)

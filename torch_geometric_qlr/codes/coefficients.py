@@ -11,13 +11,11 @@ from torch_geometric_qlr.codes.chains import plain
 from torch_geometric_qlr.codes.edges import graph_of
 from torch_geometric_qlr.codes.mode import backend_scope
 from torch_geometric_qlr.layers.layer_spec import facts_of
+from torch_geometric_qlr.layers.pyg import has_own_edge_update
 from torch_geometric_qlr.layers.state import state_of
 from torch_geometric_qlr.sparse import CSRGraph
 
 __all__ = ["edge_coefficients"]
-
-#: What somebody may replace on the object.
-_METHODS = ("edge_update", "edge_updater")
 
 
 def edge_coefficients(layer: Any, adj: Any, kwargs: dict[str, Any]) -> Tensor | None:
@@ -52,10 +50,8 @@ def edge_coefficients(layer: Any, adj: Any, kwargs: dict[str, Any]) -> Tensor | 
 
 def _is_more(layer: Any) -> bool:
     """Whether a hook or a replaced method has a part in it, or edges are read the other way."""
-    if layer.flow != "source_to_target" or layer.node_dim not in (0, -2):
-        return True
-    hooks = layer._edge_update_forward_pre_hooks, layer._edge_update_forward_hooks
-    return any(hooks) or any(name in layer.__dict__ for name in _METHODS)
+    turned = layer.flow != "source_to_target" or layer.node_dim not in (0, -2)
+    return turned or has_own_edge_update(layer)
 
 
 def _pair(logits: Any) -> tuple[Tensor | None, Tensor | None]:

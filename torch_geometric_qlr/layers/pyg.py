@@ -18,6 +18,7 @@ __all__ = [
     "fuses",
     "has_bound_propagate",
     "has_hooks",
+    "has_own_edge_update",
     "has_own_product",
     "has_own_propagate",
     "is_left_alone",
@@ -111,6 +112,17 @@ def has_hooks(layer: Any) -> bool:
         if getattr(layer, hooks):
             return True
     return False
+
+
+def has_own_edge_update(layer: Any) -> bool:
+    """Whether somebody watches what a layer computes on its edges, or has replaced it there."""
+    own = layer.__dict__
+    return bool(
+        own["_edge_update_forward_pre_hooks"]
+        or own["_edge_update_forward_hooks"]
+        or "edge_update" in own
+        or "edge_updater" in own
+    )
 
 
 def is_left_alone(layer: Any) -> bool:
