@@ -22,7 +22,12 @@ from torch_geometric_qlr.errors import (
 )
 from torch_geometric_qlr.files.atomic import replace_file
 from torch_geometric_qlr.io.answers import Difference, answer, compare, first_line, shapes_of
-from torch_geometric_qlr.io.compiled_program import compiled_program, saved_program, traced
+from torch_geometric_qlr.io.compiled_program import (
+    compiled_parts,
+    compiled_program,
+    saved_program,
+    traced,
+)
 from torch_geometric_qlr.io.example_inputs import GraphInputs, check_plain
 from torch_geometric_qlr.io.format import check_module
 from torch_geometric_qlr.io.onnx_program import check_onnx, onnx_program
@@ -68,6 +73,7 @@ def export(
     example_inputs: Sequence[Any],
     *,
     compiled: bool = True,
+    fixed_inputs: Sequence[int] = (),
     dynamic_shapes: Any = None,
     other_inputs: Sequence[Sequence[Any]] = (),
 ) -> Exported:
@@ -92,6 +98,11 @@ def export(
         example_inputs (tuple): Arguments of its ``forward``, such as :obj:`(x, edge_index)`: dense
             tensors, numbers and :obj:`None`. What is no tensor is fixed in the file.
         compiled (bool): Whether a ``.pt2`` file holds machine code. (default: :obj:`True`)
+        fixed_inputs (list): Positions of inputs that are the same in many calls, as :obj:`[1]` for
+            the edges of one graph. What is computed of them alone becomes a program of its own in
+            the file, named :obj:`"terms"`, whose results the program :obj:`"model"` takes behind
+            the inputs. Whoever calls them keeps the results as long as these inputs, and the sizes
+            of the others, stay the same. (default: :obj:`()`)
         dynamic_shapes (tuple, optional): Dimensions that may change, as
             :func:`torch.export.export` takes them, in place of those that are found.
             (default: :obj:`None`)
@@ -127,6 +138,7 @@ def export(
     model = _checked_model(model, target, compiled)
     example = check_plain(example_inputs, "example_inputs")
     others = [check_plain(each, f"other_inputs[{i}]") for i, each in enumerate(other_inputs)]
+    fixed = _fixed(fixed_inputs, example, compiled and target.suffix == ".pt2", dynamic_shapes)
     if dynamic_shapes is None:
         graph = GraphInputs(example)
         trace_with, shapes, dynamic = graph.larger(), graph.dynamic_shapes, graph.words
@@ -141,7 +153,7 @@ def export(
     wanted = [(example, answer(model, example)), *((each, _asked(model, each)) for each in others)]
     with tempfile.TemporaryDirectory() as folder:
         made = os.path.join(folder, "model" + target.suffix)
-        run, kind = _write(model, made, (trace_with, shapes), compiled)
+        run, kind = _write(model, made, (trace_with, shapes), compiled, fixed)
         difference = max(compare(run, *one) for one in wanted)
         with open(made, "rb") as file:
             replace_file(str(target), lambda out: shutil.copyfileobj(file, out))
@@ -162,12 +174,15 @@ def _asked(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _write(
-    model: nn.Module, path: str, tracing: tuple[Any, Any], compiled: bool
+    model: nn.Module, path: str, tracing: tuple[Any, Any], compiled: bool, fixed: set[int]
 ) -> tuple[Callable[..., Any], str]:
     """Writes the file; what it computes, and what it is."""
     program = traced(model, *tracing)
     if path.endswith(".onnx"):
         return onnx_program(program, path, *tracing), "ONNX with QuantizeLinear pairs"
+    if fixed:
+        run = compiled_parts(program, path, tracing, fixed)
+        return run, "machine code of AOTInductor in two programs"
     if compiled:
         return compiled_program(program, path), "machine code of AOTInductor"
     return saved_program(program, path), "a program of torch.export"
@@ -190,6 +205,26 @@ def _target(path: Any) -> Path:
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no folder {target.parent}. Make it first.")
     return target
+
+
+def _fixed(
+    positions: Sequence[int], inputs: tuple[Any, ...], compiles: bool, shapes: Any
+) -> set[int]:
+    fixed = set(positions)
+    if not fixed:
+        return fixed
+    tensors = {at for at, value in enumerate(inputs) if isinstance(value, Tensor)}
+    if not fixed < tensors:
+        raise InputError(
+            f"fixed_inputs={list(positions)}: expected positions of some of the inputs that are "
+            f"tensors, {sorted(tensors)}, but not all of them."
+        )
+    if not compiles or isinstance(shapes, dict):
+        raise InputError(
+            "fixed_inputs puts two programs into one compiled .pt2 file. Leave compiled=True, and "
+            "pass dynamic_shapes as a tuple, if at all."
+        )
+    return fixed
 
 
 def _checked_model(model: nn.Module, target: Path, compiled: bool) -> nn.Module:

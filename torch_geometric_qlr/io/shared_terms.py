@@ -24,7 +24,21 @@ def functional_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     Args:
         program (torch.export.ExportedProgram): The program.
     """
-    return program.run_decompositions({}).module(check_guards=False)
+    module = program.run_decompositions({}).module(check_guards=False)
+    _register_constants(module)
+    return module
+
+
+def _register_constants(module: fx.GraphModule) -> None:
+    """Constants are plain attributes, which torch does not find again when it traces the module
+    once more, if it has lifted one more of the same name."""
+    for node in module.graph.find_nodes(op="get_attr"):
+        path, _, name = node.target.rpartition(".")
+        owner = module.get_submodule(path)
+        value = owner.__dict__.get(name)
+        if isinstance(value, torch.Tensor):
+            delattr(owner, name)
+            owner.register_buffer(name, value, persistent=False)
 
 
 def share_terms(module: fx.GraphModule) -> None:
