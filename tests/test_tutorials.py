@@ -55,6 +55,8 @@ def words(printed: str) -> list[list[str]]:
 
 #: Takes most of a minute; test_export in test_examples.py is its small twin.
 HEAVY = ("10_export",)
+#: A cell that names the kind of its file, which is another one when nothing is compiled.
+UNCOMPILED = ("10_export", 1)
 SAMPLED = ("06_larger_than_memory", "08_node_types")
 RUNS = [
     pytest.param(
@@ -79,7 +81,11 @@ def test_blocks_run_one_by_one(
         printed = runner.run(script, {**runner.QUICK, "ROOT": str(tmp_path)})
     assert "".join(printed) == capsys.readouterr().out
     # A cell that says something says it on the page, in the same words.
-    assert [words(text) for text in printed] == [words(text) for text in kept(script)]
+    for number, texts in enumerate(zip(printed, kept(script), strict=True)):
+        quick, shown = map(words, texts)
+        if (script.stem, number) == UNCOMPILED:
+            quick, shown = [line[:1] for line in quick], [line[:1] for line in shown]
+        assert quick == shown, f"cell {number}"
 
 
 def test_words_are_compared_and_numbers_are_not() -> None:

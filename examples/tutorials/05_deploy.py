@@ -68,10 +68,10 @@ print("the same answers:", torch.equal(answers(loaded), answers(packed)))
 
 features = qlr.pack_features(packed, data.x)
 for name in ("gcn_float.pt", "gcn_int4.safetensors"):
-    print(f"{name:24} {Path(name).stat().st_size / 1e3:.0f} kB")
+    print(f"{name:26} {Path(name).stat().st_size / 1e3:.0f} kB")
 
-print(f"{'features, float':24} {data.x.nbytes / 1e3:.0f} kB")
-print(f"{'features, packed':24} {features.nbytes / 1e3:.0f} kB")
+print(f"{'features, float':26} {data.x.nbytes / 1e3:.0f} kB")
+print(f"{'features, packed':26} {features.nbytes / 1e3:.0f} kB")
 
 # %%
 # Time
@@ -106,19 +106,20 @@ def milliseconds(calls):
 
 
 for name, median in milliseconds(candidates).items():
-    print(f"{name:24} {median:.1f} ms")
+    print(f"{name:26} {median:.1f} ms")
 
 # %%
-# This is one machine and one graph. :doc:`/speed` has others, beside stronger peers, and where
-# conversion does not pay.
+# This is one thread of a Xeon with AVX-512, which other programs used as well, and one graph.
+# :doc:`/speed` has other machines, stronger peers, and where conversion does not pay.
 #
 # Threads
 # -------
 #
 # The kernels take the threads of torch, as the float model does. More of them help while there are
-# idle cores. Where other programs have those, threads wait for each other, and two may take longer
-# than one: measure on the machine that it is for. Where each call has a small graph, one thread per
-# call and several calls at a time do more: a converted model may run in several threads at once.
+# idle cores. Where other programs have those, as they had here, threads wait for each other, and
+# two may take longer than one: measure on the machine that it is for. Where each call has a small
+# graph, one thread per call and several calls at a time do more: a converted model may run in
+# several threads at once.
 before = torch.get_num_threads()
 for threads in (1, 2):
     torch.set_num_threads(threads)
