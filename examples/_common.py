@@ -189,9 +189,9 @@ def compare(
     return rows
 
 
-def plus_minus(mean: float, std: float, count: int) -> str:
+def plus_minus(mean: float, std: float, count: int, digits: int = 1) -> str:
     """A mean and its deviation, of which one run has none."""
-    return f"{mean:.1f} ± {std:.1f}" if count > 1 else f"{mean:.1f}"
+    return f"{mean:.{digits}f}" + f" ± {std:.{digits}f}" * (count > 1)
 
 
 def print_table(graph: str, model: str, args: argparse.Namespace, rows: Iterable[Row]) -> None:

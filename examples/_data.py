@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,27 +142,32 @@ def citation_like_graph(
 
 
 def bibliography_graph(num_papers: int = 600, num_classes: int = 4, seed: int = 0) -> HeteroData:
-    """Papers of a few fields, with an author and a conference that mostly are of the same field."""
+    """Papers of a few fields, each with an author, a term and a conference that mostly are of it.
+
+    Types of nodes and edges come in the order of PyG's DBLP.
+    """
     rng = torch.Generator().manual_seed(seed)
-    fields = {
-        kind: torch.arange(count) % num_classes
-        for kind, count in (("author", 200), ("paper", num_papers), ("conference", 12))
-    }
+    counts = {"author": 200, "paper": num_papers, "term": 48, "conference": 12}
+    fields = {kind: torch.arange(count) % num_classes for kind, count in counts.items()}
     data = HeteroData()
-    for kind, width in (("author", 32), ("paper", 64)):
+    for kind, width in (("author", 32), ("paper", 64), ("term", 16)):
         of_field = torch.randn(num_classes, width, generator=rng)
         noise = torch.randn(len(fields[kind]), width, generator=rng)
         data[kind].x = 0.3 * of_field[fields[kind]] + noise
     data["conference"].x = torch.ones(len(fields["conference"]), 1)
     papers = torch.arange(num_papers)
-    for kind in ("author", "conference"):
+    ends = {}
+    for kind in ("author", "term", "conference"):
         per_field = len(fields[kind]) // num_classes
         other = torch.randint(num_classes, (num_papers,), generator=rng)
         strays = torch.rand(num_papers, generator=rng) < 0.2
         field = torch.where(strays, other, fields["paper"])
-        ends = field + num_classes * torch.randint(per_field, (num_papers,), generator=rng)
-        data[kind, "to", "paper"].edge_index = torch.stack([ends, papers])
-        data["paper", "to", kind].edge_index = torch.stack([papers, ends])
+        ends[kind] = field + num_classes * torch.randint(per_field, (num_papers,), generator=rng)
+    for source, target in itertools.product(fields, fields):
+        if source == "paper" and target != "paper":
+            data[source, "to", target].edge_index = torch.stack([papers, ends[target]])
+        elif source != "paper" and target == "paper":
+            data[source, "to", target].edge_index = torch.stack([ends[source], papers])
     data["author"].y = fields["author"]
     order = torch.randperm(len(fields["author"]), generator=rng)
     for name, nodes in zip(("train", "val", "test"), order.split([60, 60, 80]), strict=True):

@@ -26,7 +26,7 @@ from _baselines import baseline
 from torch_geometric_qlr.sparse import csr_graph
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from _common import Score, fit, make_optimizer, parse_args, score_of
+from _common import Score, fit, make_optimizer, parse_args, plus_minus, score_of
 from _data import DOWNLOAD_ERRORS, announce, load_citation
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "make_model",
     "parse_args",
     "place_of",
+    "plus_minus",
     "quantize",
     "reachable",
     "recipe_of",

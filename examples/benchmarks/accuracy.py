@@ -40,6 +40,7 @@ from _recipe import (
     graph_of,
     parse_args,
     place_of,
+    plus_minus,
     reachable,
     recipe_of,
     run,
@@ -163,7 +164,8 @@ def search(args: argparse.Namespace, start: dict[Column, Recipe]) -> dict[Column
     for (shared, candidate), jobs in tried.items():
         val, std = mean_std(next(records)["val"] for _ in jobs)
         setting = {name: getattr(candidate, name) for name in grid}
-        print(f"{' '.join(shared)}: validation {100 * val:.2f} ± {100 * std:.2f}  {setting}")
+        found = plus_minus(100 * val, 100 * std, len(jobs), digits=2)
+        print(f"{' '.join(shared)}: validation {found}  {setting}")
         if shared not in best or val > best[shared][0]:
             best[shared] = (val, candidate)
     for shared, (val, chosen) in best.items():
@@ -223,7 +225,7 @@ def cell(records: Sequence[Record], most: int) -> str:
     if not records:
         return ""
     mean, std = mean_std(100 * record["test"] for record in records)
-    return f"{mean:.1f} ± {std:.1f}" + f" ({len(records)})" * (len(records) < most)
+    return plus_minus(mean, std, len(records)) + f" ({len(records)})" * (len(records) < most)
 
 
 def difference(found: Found, dataset: str, width: str) -> str:

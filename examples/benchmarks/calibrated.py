@@ -31,6 +31,7 @@ from _recipe import (
     make_model,
     parse_args,
     place_of,
+    plus_minus,
     reachable,
     recipe_of,
     sparse_edges,
@@ -133,7 +134,7 @@ def main() -> None:
     found = list(rows(done))
     print("\ntest accuracy; the float model's epoch is the best on the validation nodes")
     cells = [
-        [r["dataset"], r["model"], *(f"{m:.1f} ± {s:.1f}" for m, s in r["test"].values())]
+        [r["dataset"], r["model"], *(plus_minus(*pair, r["seeds"]) for pair in r["test"].values())]
         for r in found
     ]
     show(["data set", "model", *COLUMNS], cells, args.markdown)

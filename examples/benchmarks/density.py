@@ -28,6 +28,7 @@ from _recipe import (
     graph_of,
     parse_args,
     place_of,
+    plus_minus,
     reachable,
     recipe_of,
     run,
@@ -167,7 +168,7 @@ def main() -> None:
     for (density, depth), values in found.items():
         cells = [mean_std(values[model]) for model in MODELS] + [gain(values)]
         row = [f"{density:g}", str(edges[density]), str(depth)]
-        rows.append([*row, *(f"{mean:.1f} ± {std:.1f}" for mean, std in cells)])
+        rows.append([*row, *(plus_minus(*cell, args.seeds) for cell in cells)])
     show(["density", "edges", "steps", *MODELS, "SMP - APPNP"], rows, args.markdown)
     if args.plot is not None:
         draw(args, found)

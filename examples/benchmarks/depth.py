@@ -24,6 +24,7 @@ from _recipe import (
     graph_of,
     parse_args,
     place_of,
+    plus_minus,
     reachable,
     recipe_of,
     run,
@@ -128,7 +129,7 @@ def main() -> None:
         accuracy, spread = mean_std(100 * r["test"] for r in records)
         energy, _ = mean_std(r["energy"] for r in records)
         distance, _ = mean_std(r["mad"] for r in records)
-        row = [model, str(depth), f"{accuracy:.1f} ± {spread:.1f}"]
+        row = [model, str(depth), plus_minus(accuracy, spread, len(records))]
         rows.append([*row, f"{energy:.2e}", f"{distance:.2e}"])
     show(["model", "depth", *MEASURES.values()], rows, args.markdown)
     if args.plot is not None:

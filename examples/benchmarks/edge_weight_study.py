@@ -29,7 +29,17 @@ from torch_geometric.utils import to_undirected
 
 import torch_geometric_qlr as qlr
 from _graphs import generate
-from _recipe import WIDTHS, Recipe, changes, graph_of, parse_args, place_of, recipe_of, run
+from _recipe import (
+    WIDTHS,
+    Recipe,
+    changes,
+    graph_of,
+    parse_args,
+    place_of,
+    plus_minus,
+    recipe_of,
+    run,
+)
 from _runs import Job, Record, mean_std, recorded, run_all, show
 from torch_geometric_qlr.metrics import edge_weight_error
 from torch_geometric_qlr.sparse import gcn_edges
@@ -169,10 +179,6 @@ def compared(records: list[Record]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _pair(values: list[float]) -> str:
-    return f"{values[0]:.2f} ± {values[1]:.2f}"
-
-
 def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=DATASETS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
@@ -198,8 +204,11 @@ def main() -> None:
     show(
         ["data set", "model", "width", f"{args.bits}-bit edges", "float edges", "difference"],
         [
-            [s["dataset"], s["model"], s["width"], *(_pair(s[k]) for k in ("few", "float"))]
-            + [_pair(s["difference"])]
+            [s["dataset"], s["model"], s["width"]]
+            + [
+                plus_minus(*s[column], s["seeds"], digits=2)
+                for column in ("few", "float", "difference")
+            ]
             for s in scores
         ],
         args.markdown,

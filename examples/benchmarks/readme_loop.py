@@ -29,6 +29,7 @@ from _recipe import (
     graph_of,
     parse_args,
     place_of,
+    plus_minus,
     reachable,
     recipe_of,
     run,
@@ -109,9 +110,8 @@ def table(found: list[dict[str, Any]], widths: list[str]) -> Iterator[list[str]]
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
-    (mean, std), escapes = row["test"], row["escape"]
-    when = "/".join("never" if e is None else str(e) for e in escapes)
-    return f"{mean:.1f} ± {std:.1f} ({when})"
+    when = "/".join("never" if e is None else str(e) for e in row["escape"])
+    return f"{plus_minus(*row['test'], row['seeds'])} ({when})"
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent.parent / "docs" / "results" / "tutorials"
 
 # What stands for the constants of a tutorial in CI.
-QUICK = {"EPOCHS": 3, "SEEDS": 1, "BUDGETS": (2.1,), "COMPILED": False}
+QUICK = {"EPOCHS": 3, "SEEDS": 1, "BUDGETS": (2.1,), "COMPILED": False, "ROUNDS": 2}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def generated_data() -> Iterator[None]:
     class Generated(list):
         num_classes = 7
 
-    def planetoid(root: str, name: str, transform: Any) -> Generated:
+    def planetoid(root: str, name: str, split: str = "public", *, transform: Any) -> Generated:
         return Generated([transform(citation_like_graph(num_nodes=700, num_words=300))])
 
     def dblp(root: str, transform: Any = None) -> Generated:
