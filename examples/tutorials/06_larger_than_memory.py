@@ -5,7 +5,7 @@
 # none of them would be another one.
 #
 # ``NeighborLoader`` needs pyg-lib or torch-sparse:
-# ``python -m pip install --no-build-isolation "torch-geometric-qlr[sparse]"``.
+# ``python -m pip install --no-build-isolation -e ".[sparse]"``.
 from pathlib import Path
 
 import torch

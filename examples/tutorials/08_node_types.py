@@ -4,7 +4,7 @@
 # each type has ranges of its own. The data is DBLP; of each author a field is to be guessed.
 #
 # ``NeighborLoader`` needs pyg-lib or torch-sparse:
-# ``python -m pip install --no-build-isolation "torch-geometric-qlr[sparse]"``.
+# ``python -m pip install --no-build-isolation -e ".[sparse]"``.
 import torch
 import torch.nn.functional as F
 from torch_geometric import seed_everything
